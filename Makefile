@@ -1,0 +1,31 @@
+.PHONY: install quickstart test lint
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One thread a process: two torch threads on busy cores spin instead of working.
+export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= PASSIVE
+export MKL_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+install: $(VENV)/.installed
+
+# torch first, from the constraints file: unpinned it would bring gigabytes of CUDA libraries.
+$(VENV)/.installed: setup.cfg constraints.txt scripts/install_system_libraries.sh
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install -c constraints.txt torch
+	$(BIN)/pip install -c constraints.txt -e '.[train,sim,dev]'
+	bash scripts/install_system_libraries.sh $(BIN)/python
+	touch $@
+
+quickstart: install
+	$(BIN)/python scripts/quickstart.py --output outputs/quickstart
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .

@@ -1,0 +1,223 @@
+"""The flow-matching action head that PI, PI_v3, GR00T and Dual share: actions in, velocities out, loss and sampler."""
+
+import math
+
+import torch
+from torch import nn
+
+from . import flow_matching
+from .configuration_vla import FlowMatchingConfig
+from .diffusion_transformer import Conditioning, DiffusionTransformer
+
+
+class MLP(nn.Module):
+    """Linear, ReLU, Linear."""
+
+    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int):
+        super().__init__()
+        self.layer1 = nn.Linear(input_dim, hidden_dim)
+        self.layer2 = nn.Linear(hidden_dim, output_dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer2(nn.functional.relu(self.layer1(x)))
+
+
+class ActionEncoder(nn.Module):
+    """A noisy action and its timestep -> one token: layer3(swish(layer2([layer1(action), sinusoids(timestep)])))."""
+
+    def __init__(self, action_dim: int, hidden_size: int):
+        super().__init__()
+        self.layer1 = nn.Linear(action_dim, hidden_size)
+        self.layer2 = nn.Linear(2 * hidden_size, hidden_size)
+        self.layer3 = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, actions: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """actions (B, R, H, action_dim), timestep (B, R) integers or (1, 1) -> (B, R, H, hidden_size)"""
+        embedded = self.layer1(actions)
+        half = embedded.shape[-1] // 2
+        k = torch.arange(half, dtype=torch.float32, device=actions.device)
+        angles = timestep[..., None, None].float() * torch.exp(-math.log(10000) * k / half)
+        tau = torch.cat([angles.sin(), angles.cos()], dim=-1).to(embedded.dtype).expand_as(embedded)
+        return self.layer3(nn.functional.silu(self.layer2(torch.cat([embedded, tau], dim=-1))))
+
+
+class FlowMatchingActionHead(nn.Module):
+    """Predicts the velocity of a noisy action chunk from the backbone's states.
+
+    Args:
+        config: sizes, noise schedule, dropout.
+        hidden_size: width of the tokens.
+        num_layers: transformer blocks.
+        key_size: width of the states that cross-attention reads.
+        mlp_hidden_size: inner width of `state_encoder` and `action_decoder`.
+        use_output_head: pass the tokens through the transformer's AdaLN output head (GR00T, Dual). Layer-wise heads (PI,
+            PI_v3) decode the last block's tokens, and hold that output head unused, as their checkpoints do.
+        clamp_time: cut training times at 0 (GR00T, Dual).
+    """
+
+    def __init__(
+        self,
+        config: FlowMatchingConfig,
+        *,
+        hidden_size: int,
+        num_layers: int,
+        key_size: int,
+        mlp_hidden_size: int = 1024,
+        use_output_head: bool = False,
+        clamp_time: bool = False,
+    ):
+        super().__init__()
+        self.config = config
+        self.use_output_head = use_output_head
+        self.clamp_time = clamp_time
+        self.transformer = DiffusionTransformer(
+            config,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            head_dim=config.attention_head_dim,
+            key_size=key_size,
+            output_dim=config.output_dim,
+            dropout=config.dropout,
+            final_dropout=config.final_dropout,
+            interleave_self_attention=config.interleave_self_attention,
+        )
+        decoder_input = config.output_dim if use_output_head else hidden_size
+        self.state_encoder = MLP(config.state_dim, mlp_hidden_size, hidden_size) if config.state_dim else None
+        self.action_encoder = ActionEncoder(config.action_dim, hidden_size)
+        self.action_decoder = MLP(decoder_input, mlp_hidden_size, config.action_dim)
+        self.future_tokens = nn.Embedding(config.num_future_tokens, hidden_size)
+        self.position_embedding = (
+            nn.Embedding(config.max_action_positions, hidden_size) if config.use_position_embedding else None
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.action_encoder.layer1.weight.dtype
+
+    def _tokens(self, noisy_actions, timestep, state) -> torch.Tensor:
+        """noisy_actions (B, R, H, A), timestep (B, R), state (B, 1, S) or None -> tokens (B, R, [1 + F +] H, D)"""
+        tokens = self.action_encoder(noisy_actions.to(self.dtype), timestep)
+        if self.position_embedding is not None:
+            tokens = tokens + self.position_embedding.weight[: tokens.shape[-2]]
+        if not self.transformer.interleave_self_attention:
+            return tokens  # no block mixes tokens: state and future tokens could not change the actions
+        batch, copies = tokens.shape[:2]
+        prefix = [self.future_tokens.weight.expand(batch, copies, -1, -1)]
+        if state is not None:
+            prefix.insert(0, self.state_encoder(state.to(self.dtype))[:, None].expand(-1, copies, -1, -1))
+        return torch.cat([*prefix, tokens], dim=-2)
+
+    def velocity(self, noisy_actions, timestep, conditioning, state=None, temb=None, modulations=None) -> torch.Tensor:
+        """The velocity at `noisy_actions` (B, R, H, A) and integer `timestep` (B, R), of the same shape."""
+        tokens = self._tokens(noisy_actions, timestep, state)
+        if temb is None:
+            temb = self.transformer.timestep_encoder(timestep)
+        tokens = self.transformer(tokens, conditioning, temb, modulations)[..., -noisy_actions.shape[-2] :, :]
+        if self.use_output_head:
+            tokens = self.transformer.output(tokens, temb)
+        return self.action_decoder(tokens)
+
+    def loss(
+        self,
+        conditioning: Conditioning,
+        actions: torch.Tensor,
+        state: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        timestep: torch.Tensor | None = None,
+        action_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Mean squared error of the velocity over R noise draws of each sample.
+
+        Args:
+            conditioning: states of B observations.
+            actions: (B, H, action_dim), normalised.
+            state: (B, 1, state_dim), normalised, or None.
+            noise: (R * B, H, action_dim) and timestep: (R * B,), t in [0, 1], in tiled order b0 b1 … b0 b1 …; drawn where
+                None: noise first, then time, so that a seed gives StarVLA's draw.
+            action_mask: boolean (B, H), false where a step is padding and does not count; None counts every step.
+        """
+        config, batch = self.config, actions.shape[0]
+        copies = self._copies(batch, noise, timestep)
+        shape = (copies * batch, *actions.shape[1:])
+        if noise is None:
+            noise = torch.randn(shape, device=actions.device, dtype=torch.float32)
+        elif noise.shape != shape:
+            raise ValueError(f"noise has shape {tuple(noise.shape)}; {copies} draws of {batch} samples need {shape}")
+        if timestep is None:
+            timestep = flow_matching.sample_time(
+                copies * batch,
+                config.noise_beta_alpha,
+                config.noise_beta_beta,
+                config.noise_s,
+                clamp=self.clamp_time,
+                device=actions.device,
+            )
+
+        def untile(x):  # tiled rows (R * B, …) -> (B, R, …)
+            return x.unflatten(0, (copies, batch)).transpose(0, 1)
+
+        noise, time = untile(noise).float(), untile(timestep).float()
+        target = actions[:, None].float() - noise
+        noisy = flow_matching.interpolate(noise, actions[:, None].float(), time[..., None, None])
+        bucket = flow_matching.time_to_bucket(time, config.num_timestep_buckets)
+        error = (self.velocity(noisy, bucket, conditioning, state).float() - target) ** 2
+        if action_mask is None:
+            return error.mean()
+        weight = action_mask.to(error.dtype)[:, None, :, None].expand_as(error)
+        return (error * weight).sum() / weight.sum().clamp(min=1)
+
+    def _copies(self, batch: int, noise: torch.Tensor | None, timestep: torch.Tensor | None) -> int:
+        """R: the number of rows of the given draw over the batch size, else the config's."""
+        rows = {len(x) for x in (noise, timestep) if x is not None}
+        if not rows:
+            return self.config.repeated_diffusion_steps
+        if len(rows) > 1 or rows.copy().pop() % batch:
+            given = {"noise": noise, "timestep": timestep}
+            shapes = {name: tuple(x.shape) for name, x in given.items() if x is not None}
+            raise ValueError(f"{shapes} do not fit {batch} samples: both need R * {batch} rows, in tiled order")
+        return rows.pop() // batch
+
+    def sample(
+        self,
+        conditioning: Conditioning,
+        state: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        num_steps: int | None = None,
+    ) -> torch.Tensor:
+        """Draw an action chunk: Euler integration from noise.
+
+        Args:
+            conditioning: states of B observations; their keys and values are computed once.
+            state: (B, 1, state_dim), normalised, or None.
+            noise: (B, H, action_dim), drawn from `generator` where None.
+            num_steps: denoising steps, by default the config's `num_inference_steps`.
+
+        Returns:
+            float32 tensor (B, H, action_dim), normalised.
+        """
+        config = self.config
+        num_steps = config.num_inference_steps if num_steps is None else num_steps
+        if num_steps < 1:
+            raise ValueError(f"num_inference_steps is {num_steps}; it must be at least 1")
+        reference = conditioning.states[0]
+        shape = (reference.shape[0], config.action_horizon, config.action_dim)
+        if noise is None:
+            device = reference.device if generator is None else generator.device
+            noise = torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
+        elif noise.shape != shape:
+            raise ValueError(f"noise has shape {tuple(noise.shape)}; this policy draws from {shape}")
+        conditioning = self.transformer.prepare(conditioning)
+        buckets = torch.tensor(
+            flow_matching.inference_buckets(num_steps, config.num_timestep_buckets), device=reference.device
+        )
+        tembs = self.transformer.timestep_encoder(buckets)  # (steps, D): all steps at once
+        modulations = self.transformer.modulations(tembs)
+
+        def velocity(x: torch.Tensor, step: int) -> torch.Tensor:
+            at_step = [(scale[step], shift[step]) for scale, shift in modulations]
+            return self.velocity(
+                x[:, None], buckets[step].view(1, 1), conditioning, state, tembs[step].view(1, 1, -1), at_step
+            )[:, 0]
+
+        return flow_matching.integrate(velocity, noise.to(reference.device, torch.float32), num_steps)

@@ -1,0 +1,72 @@
+"""Attention of the action head through transformers' attention interface, so that `attn_implementation` is honoured."""
+
+import torch
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+def eager_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out. `attention_mask` is boolean, true = attend. Returns output (B, Q, heads, dim) and weights."""
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+def attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Every query attends every key that `key_mask` allows.
+
+    Args:
+        module: the attention layer; `module.config._attn_implementation` names the implementation.
+        query: (B, heads, Q, dim); key, value: (B, heads, K, dim).
+        key_mask: boolean (B, K), true = attend; None where every key may be attended.
+
+    Returns:
+        (B, Q, heads * dim)
+    """
+    implementation = module.config._attn_implementation or "sdpa"
+    interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
+    batch, _, num_queries, head_dim = query.shape
+    mask, extra = None, {}
+    if key_mask is not None and "flash" in implementation:
+        query, key, value, extra = _unpad_keys(query, key, value, key_mask)
+    elif key_mask is not None:
+        mask = key_mask[:, None, None, :]
+    output, _ = interface(
+        module, query, key, value, mask, scaling=head_dim**-0.5, dropout=0.0, is_causal=False, **extra
+    )
+    return output.reshape(batch, num_queries, -1)
+
+
+def _unpad_keys(query, key, value, key_mask):
+    """Flash attention takes no cross-attention mask: hand it the sequences without padding, end to end in one row."""
+    batch, heads, num_queries, dim = query.shape
+    lengths = key_mask.sum(dim=1, dtype=torch.int32)
+    starts = nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+    query_starts = torch.arange(batch + 1, dtype=torch.int32, device=query.device) * num_queries  # none is padding
+    query = query.transpose(1, 2).reshape(1, batch * num_queries, heads, dim).transpose(1, 2)
+    key, value = (x.transpose(1, 2)[key_mask][None].transpose(1, 2) for x in (key, value))
+    extra = {
+        "cu_seq_lens_q": query_starts,
+        "cu_seq_lens_k": starts,
+        "max_length_q": num_queries,
+        "max_length_k": int(lengths.max()),
+    }
+    return query, key, value, extra

@@ -1,0 +1,118 @@
+"""What the configurations of all frameworks share."""
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+HIDDEN_STATES_CONVENTIONS = ("transformers-4.57", "transformers-5")
+
+
+class VLAConfig(PreTrainedConfig):
+    r"""
+    Base of every vision-language-action configuration.
+
+    Args:
+        vlm_config (`dict` or `PreTrainedConfig`, *optional*):
+            The backbone's configuration; its `model_type` names the backbone. Defaults to a Qwen3-VL configuration.
+        vlm_name_or_path (`str`, *optional*):
+            Where the backbone came from, for the record (and for the conversion to StarVLA's format).
+        action_dim (`int`, *optional*, defaults to 7):
+            Numbers in one action.
+        state_dim (`int`, *optional*, defaults to 7):
+            Numbers in one robot state. 0 where the policy has no state encoder.
+        action_horizon (`int`, *optional*, defaults to 16):
+            Actions in one predicted chunk.
+        hidden_states_convention (`str`, *optional*, defaults to `"transformers-4.57"`):
+            What "hidden state i" of the backbone means; transformers changed it for Qwen3-VL between versions 4.57 and 5,
+            and with it the predictions of a trained policy. `"transformers-4.57"` is what StarVLA's checkpoints were
+            trained with, `"transformers-5"` what a fork of StarVLA under transformers 5 trains with.
+            See [`~hf_vla.modeling.backbone.layer_states`].
+    """
+
+    sub_configs_defaults = {"vlm_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen3_vl")}
+    keys_to_ignore_at_inference = ["loss"]
+
+    vlm_config: dict | PreTrainedConfig | None = None
+    vlm_name_or_path: str | None = None
+    action_dim: int = 7
+    state_dim: int = 7
+    action_horizon: int = 16
+    hidden_states_convention: str = "transformers-4.57"
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        for name in ("action_dim", "action_horizon"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.state_dim < 0:
+            raise ValueError(f"state_dim is {self.state_dim}; it must be 0 (no state encoder) or more")
+        if self.hidden_states_convention not in HIDDEN_STATES_CONVENTIONS:
+            raise ValueError(
+                f"hidden_states_convention is {self.hidden_states_convention!r}; "
+                f"known are {', '.join(map(repr, HIDDEN_STATES_CONVENTIONS))}"
+            )
+
+    @property
+    def vlm_hidden_size(self) -> int:
+        """Width of the backbone's text states."""
+        return self.vlm_config.get_text_config().hidden_size
+
+    @property
+    def vlm_num_layers(self) -> int:
+        """Decoder layers of the backbone."""
+        return self.vlm_config.get_text_config().num_hidden_layers
+
+
+class FlowMatchingConfig(VLAConfig):
+    r"""
+    Base of the flow-matching frameworks' configurations.
+
+    Args:
+        num_inference_steps (`int`, *optional*, defaults to 4):
+            Denoising (Euler) steps of a prediction.
+        repeated_diffusion_steps (`int`, *optional*, defaults to 8):
+            Noise draws of each sample in one training step.
+        attention_head_dim (`int`, *optional*, defaults to 64):
+            Width of one attention head of the action head.
+        interleave_self_attention (`bool`, *optional*, defaults to `True`):
+            Odd blocks of the action head attend the action-side tokens; otherwise all blocks attend the backbone.
+        dropout (`float`, *optional*, defaults to 0.2), final_dropout (`bool`, *optional*, defaults to `True`):
+            Dropout in the action head's blocks, and whether also after attention and feed-forward.
+        num_future_tokens (`int`, *optional*, defaults to 32):
+            Learned tokens before the action tokens; they matter only where blocks attend action-side tokens.
+        use_position_embedding (`bool`, *optional*, defaults to `True`), max_action_positions (`int`, defaults to 1024):
+            Learned positions of the action tokens, and how many.
+        noise_beta_alpha, noise_beta_beta, noise_s (`float`, *optional*, defaults to 1.5, 1.0, 0.999):
+            Training times are `(s - u) / s`, `u ~ Beta(alpha, beta)`.
+        num_timestep_buckets (`int`, *optional*, defaults to 1000):
+            The network is told `int(t * num_timestep_buckets)`.
+        output_dim (`int`, *optional*, defaults to 26):
+            Width of the transformer's output projection. GR00T and Dual decode it; layer-wise heads hold it unused.
+    """
+
+    num_inference_steps: int = 4
+    repeated_diffusion_steps: int = 8
+    attention_head_dim: int = 64
+    interleave_self_attention: bool = True
+    dropout: float = 0.2
+    final_dropout: bool = True
+    num_future_tokens: int = 32
+    use_position_embedding: bool = True
+    max_action_positions: int = 1024
+    noise_beta_alpha: float = 1.5
+    noise_beta_beta: float = 1.0
+    noise_s: float = 0.999
+    num_timestep_buckets: int = 1000
+    output_dim: int = 26
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        for name in ("num_inference_steps", "repeated_diffusion_steps", "attention_head_dim", "num_timestep_buckets"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.use_position_embedding and self.action_horizon > self.max_action_positions:
+            raise ValueError(
+                f"action_horizon ({self.action_horizon}) exceeds max_action_positions ({self.max_action_positions})"
+            )
+
+
+__all__ = ["FlowMatchingConfig", "VLAConfig"]

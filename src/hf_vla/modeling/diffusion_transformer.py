@@ -1,0 +1,238 @@
+"""The diffusion transformer of every flow-matching head: AdaLN blocks that read the backbone through cross-attention.
+
+Tokens are (B, R, S, D) throughout: R copies (noise draws) of each of B observations, S action-side tokens. What depends on
+the observation alone is computed once for all copies and all denoising steps:
+
+* in cross-attention the copies of an observation share one batch row, (B, R * S) queries against the same keys and values;
+* `prepare` computes keys and values once per observation, for use in every denoising step;
+* `modulations` computes the AdaLN scales and shifts of all (few, fixed) inference timesteps at once.
+
+Layout and key names follow diffusers' and StarVLA's `cross_attention_dit.DiT`, so that its checkpoints load unchanged.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .attention import attend
+
+
+class TimestepEncoder(nn.Module):
+    """Integer timesteps -> embeddings: 256 sinusoids, cosines first, then Linear, SiLU, Linear."""
+
+    num_channels = 256
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.timestep_embedder = nn.ModuleDict(
+            {"linear_1": nn.Linear(self.num_channels, hidden_size), "linear_2": nn.Linear(hidden_size, hidden_size)}
+        )
+
+    def forward(self, timestep: torch.Tensor) -> torch.Tensor:
+        """timestep (...,) integers -> (..., hidden_size)"""
+        linear_1, linear_2 = self.timestep_embedder["linear_1"], self.timestep_embedder["linear_2"]
+        half = self.num_channels // 2
+        k = torch.arange(half, dtype=torch.float32, device=timestep.device)
+        angles = timestep[..., None].float() * torch.exp(-math.log(10000) * k / (half - 1))
+        sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        return linear_2(nn.functional.silu(linear_1(sinusoids.to(linear_1.weight.dtype))))
+
+
+class AdaLayerNorm(nn.Module):
+    """LayerNorm without affine whose scale and shift come from the timestep embedding; scale first."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.linear = nn.Linear(hidden_size, 2 * hidden_size)
+        self.norm = nn.LayerNorm(hidden_size, eps=1e-5, elementwise_affine=False)
+
+    def modulation(self, temb: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """temb (..., D) -> scale, shift (..., 1, D)"""
+        scale, shift = self.linear(nn.functional.silu(temb)).unsqueeze(-2).chunk(2, dim=-1)
+        return scale, shift
+
+    def forward(self, x: torch.Tensor, modulation: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        scale, shift = modulation
+        return self.norm(x) * (1 + scale) + shift
+
+
+class Attention(nn.Module):
+    """Multi-head attention with biases; keys and values can be projected apart from the queries."""
+
+    num_key_value_groups = 1
+    is_causal = False
+
+    def __init__(self, config: PreTrainedConfig, hidden_size: int, head_dim: int, key_size: int, dropout: float):
+        super().__init__()
+        self.config = config
+        self.head_dim = head_dim
+        self.to_q = nn.Linear(hidden_size, hidden_size)
+        self.to_k = nn.Linear(key_size, hidden_size)
+        self.to_v = nn.Linear(key_size, hidden_size)
+        self.to_out = nn.ModuleList([nn.Linear(hidden_size, hidden_size), nn.Dropout(dropout)])
+
+    def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def keys_and_values(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """states (B, K, key_size) -> keys, values (B, heads, K, head_dim)"""
+        return self._heads(self.to_k(states)), self._heads(self.to_v(states))
+
+    def forward(self, x, keys_and_values, key_mask=None):
+        """x (B, Q, D), keys and values (B, heads, K, head_dim), key_mask (B, K) true = attend -> (B, Q, D)"""
+        output = attend(self, self._heads(self.to_q(x)), *keys_and_values, key_mask)
+        return self.to_out[1](self.to_out[0](output))
+
+
+class FeedForward(nn.Module):
+    """Linear, tanh-approximated GELU, Linear, fourfold; dropout inside and, with `final_dropout`, after."""
+
+    def __init__(self, hidden_size: int, dropout: float, final_dropout: bool):
+        super().__init__()
+        up = nn.ModuleDict({"proj": nn.Linear(hidden_size, 4 * hidden_size)})
+        layers = [up, nn.Dropout(dropout), nn.Linear(4 * hidden_size, hidden_size)]
+        self.net = nn.ModuleList(layers + [nn.Dropout(dropout)] * final_dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.gelu(self.net[0]["proj"](x), approximate="tanh")
+        for layer in self.net[1:]:
+            x = layer(x)
+        return x
+
+
+class DiffusionTransformerBlock(GradientCheckpointingLayer):
+    """AdaLN -> attention -> residual, LayerNorm -> feed-forward -> residual; no gates.
+
+    With `is_cross` the block attends the backbone's states, else the tokens of its own copy.
+    """
+
+    def __init__(self, config, hidden_size, head_dim, key_size, dropout, final_dropout, is_cross: bool):
+        super().__init__()
+        self.is_cross = is_cross
+        self.norm1 = AdaLayerNorm(hidden_size)
+        self.attn1 = Attention(config, hidden_size, head_dim, key_size if is_cross else hidden_size, dropout)
+        self.norm3 = nn.LayerNorm(hidden_size, eps=1e-5, elementwise_affine=False)
+        self.ff = FeedForward(hidden_size, dropout, final_dropout)
+        self.final_dropout = nn.Dropout(dropout if final_dropout else 0.0)
+
+    def forward(self, x, temb, states, key_mask, keys_and_values=None, modulation=None):
+        """x (B, R, S, D), temb (B, R, D) -> (B, R, S, D).
+
+        Given `keys_and_values` or `modulation`, they are used in place of `states` and `temb`.
+        """
+        normed = self.norm1(x, modulation if modulation is not None else self.norm1.modulation(temb))
+        if self.is_cross:
+            normed = normed.flatten(1, 2)  # copies side by side: the same keys serve them all
+            if keys_and_values is None:
+                keys_and_values = self.attn1.keys_and_values(states)
+        else:
+            normed = normed.flatten(0, 1)  # each copy by itself
+            keys_and_values, key_mask = self.attn1.keys_and_values(normed), None
+        attended = self.attn1(normed, keys_and_values, key_mask).view(x.shape)
+        x = x + self.final_dropout(attended)
+        return x + self.ff(self.norm3(x))
+
+
+@dataclass
+class Conditioning:
+    """What the blocks read of the observation.
+
+    Args:
+        states: one tensor (B, K, key_size) a block; the same tensor in every place where all blocks read the same.
+        key_mask: boolean (B, K), true = attend; None = attend all.
+        keys_and_values: per block keys and values prepared from `states`, None in self-attention blocks; optional.
+    """
+
+    states: list[torch.Tensor]
+    key_mask: torch.Tensor | None = None
+    keys_and_values: list[tuple[torch.Tensor, torch.Tensor] | None] | None = None
+
+
+class DiffusionTransformer(nn.Module):
+    """A stack of blocks over action-side tokens.
+
+    Args:
+        config: the policy's config; its `_attn_implementation` is used.
+        hidden_size, num_layers, head_dim, key_size, output_dim: widths; hidden_size must be a multiple of head_dim.
+        interleave_self_attention: odd blocks attend the action-side tokens, even ones the backbone; else all the backbone.
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        *,
+        hidden_size: int,
+        num_layers: int,
+        head_dim: int,
+        key_size: int,
+        output_dim: int,
+        dropout: float,
+        final_dropout: bool,
+        interleave_self_attention: bool,
+    ):
+        super().__init__()
+        if hidden_size % head_dim:
+            raise ValueError(
+                f"the action head's width ({hidden_size}) is no multiple of attention_head_dim ({head_dim}); "
+                "choose another action_hidden_size or attention_head_dim"
+            )
+        self.interleave_self_attention = interleave_self_attention
+        self.timestep_encoder = TimestepEncoder(hidden_size)
+        self.transformer_blocks = nn.ModuleList(
+            DiffusionTransformerBlock(
+                config,
+                hidden_size,
+                head_dim,
+                key_size,
+                dropout,
+                final_dropout,
+                is_cross=not (interleave_self_attention and index % 2 == 1),
+            )
+            for index in range(num_layers)
+        )
+        self.norm_out = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
+        self.proj_out_1 = nn.Linear(hidden_size, 2 * hidden_size)
+        self.proj_out_2 = nn.Linear(hidden_size, output_dim)
+
+    def prepare(self, conditioning: Conditioning) -> Conditioning:
+        """Compute every block's keys and values once, for many calls on the same observation."""
+        keys_and_values = [
+            block.attn1.keys_and_values(states) if block.is_cross else None
+            for block, states in zip(self.transformer_blocks, conditioning.states, strict=True)
+        ]
+        return Conditioning(conditioning.states, conditioning.key_mask, keys_and_values)
+
+    def modulations(self, temb: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """temb (..., D) -> every block's scale and shift (..., 1, D)"""
+        return [block.norm1.modulation(temb) for block in self.transformer_blocks]
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        conditioning: Conditioning,
+        temb: torch.Tensor,
+        modulations: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
+    ) -> torch.Tensor:
+        """tokens (B, R, S, D), temb (B, R, D) or (1, 1, D) -> hidden states (B, R, S, D)"""
+        num_blocks = len(self.transformer_blocks)
+        keys_and_values = conditioning.keys_and_values or [None] * num_blocks
+        modulations = modulations or [None] * num_blocks
+        for index, block in enumerate(self.transformer_blocks):
+            tokens = block(
+                tokens,
+                temb,
+                conditioning.states[index],
+                conditioning.key_mask,
+                keys_and_values[index],
+                modulations[index],
+            )
+        return tokens
+
+    def output(self, tokens: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        """GR00T's output head: AdaLN (shift first) and a projection, (B, R, S, D) -> (B, R, S, output_dim)."""
+        shift, scale = self.proj_out_1(nn.functional.silu(temb)).unsqueeze(-2).chunk(2, dim=-1)
+        return self.proj_out_2(self.norm_out(tokens) * (1 + scale) + shift)

@@ -1,0 +1,59 @@
+"""Flow matching over action chunks (Lipman et al. 2023, as in pi-0, Black et al. 2024): noise, time, path, Euler steps.
+
+Time runs from noise (t = 0) to actions (t = 1). Nothing here knows a network: a velocity is a function that is handed in.
+Source of every constant: StarVLA's `LayerwiseFM_ActionHeader` and `GR00T_ActionHeader`.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+
+def sample_time(
+    num: int, alpha: float, beta: float, scale: float, clamp: bool, device: torch.device | str | None = None
+) -> torch.Tensor:
+    """Draw training times `t = (s - u) / s` with `u ~ Beta(alpha, beta)` and `s = scale`.
+
+    Args:
+        num: how many.
+        clamp: cut `u` at `s`, as StarVLA's GR00T and Dual heads do. Its layer-wise heads do not, so that t reaches
+            (s - 1) / s, slightly below 0.
+
+    Returns:
+        float32 tensor (num,).
+    """
+    u = torch.distributions.Beta(alpha, beta).sample([num]).to(device)
+    if clamp:
+        u = u.clamp(max=scale)
+    return (scale - u) / scale
+
+
+def interpolate(noise: torch.Tensor, actions: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+    """The point at `time` (broadcastable) on the straight path from `noise` to `actions`."""
+    return (1 - time) * noise + time * actions
+
+
+def time_to_bucket(time: torch.Tensor, num_buckets: int) -> torch.Tensor:
+    """The integer timestep that the network is told: truncation towards zero, as in StarVLA."""
+    return (time * num_buckets).long()
+
+
+def inference_buckets(num_steps: int, num_buckets: int) -> list[int]:
+    """The integer timesteps of `num_steps` Euler steps, for example 0, 250, 500, 750 for 4 steps of 1000 buckets."""
+    return [int(step / float(num_steps) * num_buckets) for step in range(num_steps)]
+
+
+def integrate(
+    velocity: Callable[[torch.Tensor, int], torch.Tensor], noise: torch.Tensor, num_steps: int
+) -> torch.Tensor:
+    """Euler integration from noise to actions.
+
+    Args:
+        velocity: (x, step index) -> dx/dt, of x's shape.
+        noise: x at t = 0, any shape; its dtype is the integrator's.
+        num_steps: equal steps of size 1 / num_steps.
+    """
+    x = noise
+    for step in range(num_steps):
+        x = x + velocity(x, step).to(x.dtype) / num_steps
+    return x

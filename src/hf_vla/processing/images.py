@@ -1,0 +1,58 @@
+"""Camera images: what a caller may pass, checked, as lists of RGB PIL images; and resizing them."""
+
+import numpy as np
+from PIL import Image
+
+_HINT = "give PIL images or (height, width, 3) arrays, uint8 or float in [0, 1]"
+
+
+def to_pil(image, where: str) -> Image.Image:
+    """One PIL image or (height, width, 3) array, uint8 or float in [0, 1], as an RGB PIL image.
+
+    Float arrays are clipped to [0, 1] and rounded to 8 bits; uint8 is left alone (StarVLA's semantics, section 3).
+    """
+    if isinstance(image, Image.Image):
+        if not image.width or not image.height:
+            raise ValueError(f"{where} is an empty image of size {image.size}")
+        return image if image.mode == "RGB" else image.convert("RGB")
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"{where} is a {type(image).__name__}; {_HINT}")
+    if image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
+        raise ValueError(f"{where} has shape {image.shape}; {_HINT}")
+    if np.issubdtype(image.dtype, np.floating):
+        if not np.isfinite(image).all():
+            raise ValueError(f"{where} holds NaN or infinite pixels")
+        image = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+    elif image.dtype != np.uint8:
+        raise ValueError(f"{where} has dtype {image.dtype}; {_HINT}")
+    return Image.fromarray(image)
+
+
+def to_samples(images) -> list[list[Image.Image]]:
+    """What `processor(images=…)` accepts as samples of camera images.
+
+    One image is one sample of one view, a list of images one sample of several views, a list of lists one sample each.
+    """
+    if isinstance(images, Image.Image | np.ndarray):
+        images = [images]
+    if not isinstance(images, list | tuple) or not len(images):
+        raise ValueError(
+            f"images is {type(images).__name__ if not isinstance(images, list | tuple) else 'empty'}; {_HINT}"
+        )
+    nested = [isinstance(x, list | tuple) for x in images]
+    if not any(nested):
+        images = [images]
+    elif not all(nested):
+        raise ValueError("images mixes single images and lists; give each sample its own list of camera images")
+    for index, views in enumerate(images):
+        if not len(views):
+            raise ValueError(f"sample {index} has no camera image; each sample needs at least one")
+    return [
+        [to_pil(view, f"image {v} of sample {index}") for v, view in enumerate(views)]
+        for index, views in enumerate(images)
+    ]
+
+
+def resize(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    """`image` at `size` = (width, height), bicubic, aspect not kept; as it is where size is None."""
+    return image if size is None or image.size == tuple(size) else image.resize(tuple(size))

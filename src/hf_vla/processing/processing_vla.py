@@ -1,0 +1,270 @@
+"""What the processors of all frameworks share: observations in, tensors out; normalised actions in, robot units out."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+import numpy as np
+import torch
+from transformers import BatchFeature, ProcessorMixin
+
+from .images import resize, to_samples
+from .normalization import Normalizer
+from .prompt import add_state, apply_template
+from .robots import modes_for
+from .vlm_inputs import encode
+
+
+class VLAProcessor(ProcessorMixin):
+    r"""
+    Base of every policy's processor.
+
+    Args:
+        image_processor, tokenizer: the backbone's.
+        chat_template (`str`, *optional*): the backbone's; by default its tokenizer's.
+        statistics (`dict`, *optional*):
+            {key: {"action": {"q01": […], …}, "state": {…}}}, as StarVLA's `dataset_statistics.json`.
+        normalization_modes (`dict`, *optional*):
+            {key: {"action": mode or one mode a dimension, "state": …}}. A key that is left out takes the modes of the robot
+            type of that name, if there is one. Modes: [`~hf_vla.processing.normalization`].
+        action_names (`dict`, *optional*): {key: one name a dimension}.
+        prompt_template (`str`, *optional*): text around the instruction; "{instruction}" stands for it, state text included.
+        image_size (`[width, height]`, *optional*): images are resized to it (bicubic, aspect not kept); `None` leaves them.
+        resize_to_patches (`bool`, *optional*, defaults to `False`):
+            Then resize by PIL to a multiple of the patch size, as StarVLA does for Qwen2.5-VL.
+        action_dim, state_dim, action_horizon (`int`, *optional*): the policy's, to check what is given.
+    """
+
+    #: whether the state becomes text in the prompt (PI_v3, OFT) …
+    state_in_prompt = False
+    #: … or a tensor for the action head (PI, GR00T, Dual)
+    state_in_head = False
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        chat_template=None,
+        statistics=None,
+        normalization_modes=None,
+        action_names=None,
+        prompt_template=None,
+        image_size=None,
+        resize_to_patches=False,
+        action_dim=None,
+        state_dim=None,
+        action_horizon=None,
+    ):
+        super().__init__(
+            image_processor, tokenizer, chat_template=chat_template or getattr(tokenizer, "chat_template", None)
+        )
+        if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
+            raise ValueError(f"image_size is {image_size}; give [width, height] or None")
+        self.statistics = statistics or {}
+        self.normalization_modes = normalization_modes or {}
+        self.action_names = action_names or {}
+        self.prompt_template = prompt_template
+        self.image_size = None if image_size is None else list(image_size)
+        self.resize_to_patches = resize_to_patches
+        self.action_dim = action_dim
+        self.state_dim = state_dim
+        self.action_horizon = action_horizon
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """Load a processor from a folder or Hub repository, in this format or in StarVLA's native one.
+
+        Args:
+            pretrained_model_name_or_path: folder or repository.
+            base_vlm: for native checkpoints, the folder or repository of the backbone's processor.
+            kwargs: Hub options, and arguments of `__init__` to override what was saved.
+        """
+        from ..checkpoints import starvla
+
+        native_kwargs = starvla.pop_native_kwargs(kwargs)
+        own = cls.__init__.__code__.co_varnames[3 : cls.__init__.__code__.co_argcount]
+        overrides = {name: kwargs.pop(name) for name in own if name in kwargs}
+        repository = starvla.find_repository(pretrained_model_name_or_path, **kwargs)
+        if repository is not None:
+            return repository.processor(cls, **native_kwargs, **overrides)
+        starvla.refuse_native_kwargs(native_kwargs, pretrained_model_name_or_path)
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        for name, value in overrides.items():
+            setattr(processor, name, value)
+        return processor
+
+    # ------------------------------------------------------------------ in
+
+    def __call__(
+        self,
+        images=None,
+        text: str | Sequence[str] | None = None,
+        state=None,
+        actions=None,
+        unnorm_key: str | Sequence[str] | None = None,
+        normalized: bool = False,
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """Observations (and, for training, actions) of B samples as the model's inputs.
+
+        Args:
+            images: B lists of 1..V PIL images or (height, width, 3) arrays; one image or one list of images = one sample.
+            text: B instructions; one string = one sample.
+            state: (B, state_dim) or (B, 1, state_dim), robot units.
+            actions: (B, T, action_dim), robot units.
+            unnorm_key: whose statistics; one for all samples or one each. Optional where there is only one.
+            normalized: `state` and `actions` are in normalised units already; no statistics are used.
+            return_tensors: "pt".
+
+        Raises:
+            ValueError: anything of another count, shape, type or value, saying what was given and what is possible.
+        """
+        if return_tensors != "pt":
+            raise ValueError(f"return_tensors is {return_tensors!r}; only 'pt' is supported")
+        texts = [text] if isinstance(text, str) else list(text or [])
+        if not texts or not all(isinstance(t, str) for t in texts):
+            raise ValueError(f"text is {text!r:.80}; give one instruction, or one for each sample")
+        samples = to_samples(images)
+        if len(samples) != len(texts):
+            raise ValueError(
+                f"received {len(samples)} image samples for {len(texts)} instructions; each instruction needs its own "
+                "list of camera images, for example images=[[front], [front, wrist]] for two"
+            )
+        keys = None
+        if not normalized and (state is not None or actions is not None):
+            keys = self._keys(unnorm_key, len(texts))
+        state = self._state(state, keys, len(texts))
+        prompts = [self._prompt(t, None if state is None else state[i, 0]) for i, t in enumerate(texts)]
+        resized = [[resize(view, self.image_size) for view in views] for views in samples]
+        inputs = encode(self, resized, prompts)
+        if state is not None and self.state_in_head:
+            inputs["state"] = torch.from_numpy(state)
+        if actions is not None:
+            inputs["actions"] = torch.from_numpy(self._actions(actions, keys, len(texts)))
+        return BatchFeature(inputs)
+
+    def _prompt(self, instruction: str, state: np.ndarray | None) -> str:
+        """The user turn's text: the instruction, the state's bins where the framework puts them there, the template."""
+        if state is not None and self.state_in_prompt:
+            instruction = add_state(instruction, state)
+        return apply_template(self.prompt_template, instruction)
+
+    def _state(self, state, keys: list[str] | None, batch: int) -> np.ndarray | None:
+        """(B, S) or (B, 1, S) -> normalised float32 (B, 1, S)"""
+        if state is None:
+            return None
+        state = _array(state, "state")
+        if state.ndim == 2:
+            state = state[:, None]
+        if state.ndim != 3 or len(state) != batch or state.shape[1] < 1:
+            raise ValueError(
+                f"state has shape {_array(state, 'state').shape} for {batch} samples; give (B, state_dim) or (B, 1, state_dim)"
+            )
+        state = state[:, :1]  # StarVLA reads the first row only
+        if keys is not None:
+            state = self._normalize(state, keys, "state")
+        elif self.state_in_head and self.state_dim and state.shape[-1] != self.state_dim:
+            raise ValueError(f"state has {state.shape[-1]} dimensions; this policy's has {self.state_dim}")
+        return np.ascontiguousarray(state, dtype=np.float32)
+
+    def _actions(self, actions, keys: list[str] | None, batch: int) -> np.ndarray:
+        """(B, T, A) -> normalised float32 (B, T, A)"""
+        actions = _array(actions, "actions")
+        dim = self.action_dim or "action_dim"
+        if actions.ndim != 3 or len(actions) != batch or (self.action_dim and actions.shape[-1] != self.action_dim):
+            raise ValueError(f"actions have shape {actions.shape} for {batch} samples; give (B, T, {dim})")
+        if self.action_horizon and actions.shape[1] < self.action_horizon:
+            raise ValueError(
+                f"actions have {actions.shape[1]} steps; this policy's horizon is {self.action_horizon}: give at least that"
+            )
+        if not np.isfinite(actions).all():
+            sample, step, d = np.argwhere(~np.isfinite(actions))[0].tolist()
+            raise ValueError(
+                f"actions hold NaN or infinite numbers, first at sample {sample}, step {step}, dimension {d}; "
+                "drop or repair these frames"
+            )
+        if keys is not None:
+            actions = self._normalize(actions, keys, "action")
+        return np.ascontiguousarray(actions, dtype=np.float32)
+
+    def _normalize(self, values: np.ndarray, keys: list[str], modality: str) -> np.ndarray:
+        normalizers = {key: self.normalizer(key, modality) for key in set(keys)}
+        return np.stack([normalizers[key].normalize(x) for key, x in zip(keys, values, strict=True)])
+
+    # ----------------------------------------------------------------- out
+
+    def unnormalize_actions(self, actions, unnorm_key: str | Sequence[str] | None = None) -> np.ndarray:
+        """Normalised actions (B, T, action_dim) or (T, action_dim) -> float32 array of the same shape, robot units.
+
+        `unnorm_key` names the statistics, one for all samples or one each; it is optional where there is only one.
+        """
+        if isinstance(actions, torch.Tensor):
+            actions = actions.detach().float().cpu().numpy()
+        actions = _array(actions, "actions")
+        if actions.ndim not in (2, 3):
+            raise ValueError(f"actions have shape {actions.shape}; give (B, T, action_dim) or (T, action_dim)")
+        if not np.isfinite(actions).all():
+            raise ValueError("actions hold NaN or infinite numbers; the policy that predicted them is broken")
+        if isinstance(unnorm_key, str) or unnorm_key is None:
+            return self.normalizer(self._key(unnorm_key), "action").unnormalize(actions)
+        if actions.ndim != 3:
+            raise ValueError(f"one unnorm_key a sample needs actions (B, T, action_dim), not {actions.shape}")
+        keys = self._keys(unnorm_key, len(actions))
+        return np.stack([self.normalizer(k, "action").unnormalize(a) for k, a in zip(keys, actions, strict=True)])
+
+    # ---------------------------------------------------------- statistics
+
+    def _key(self, key: str | None) -> str:
+        known = sorted(self.statistics)
+        if not known:
+            raise ValueError(
+                "this processor holds no statistics, so that robot units cannot be normalised: set "
+                "processor.statistics = {key: {'action': …, 'state': …}}, or pass normalized=True with normalised values"
+            )
+        if key is None:
+            if len(known) > 1:
+                raise ValueError(
+                    f"this processor knows several robots; choose one with unnorm_key=: {', '.join(known)}"
+                )
+            return known[0]
+        if key not in self.statistics:
+            near = get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"unknown unnorm_key {key!r}; known are {', '.join(known)}{hint}")
+        return key
+
+    def _keys(self, unnorm_key, batch: int) -> list[str]:
+        if unnorm_key is None or isinstance(unnorm_key, str):
+            return [self._key(unnorm_key)] * batch
+        keys = [self._key(key) for key in unnorm_key]
+        if len(keys) != batch:
+            raise ValueError(f"{len(keys)} unnorm_keys for {batch} samples; give one for all or one each")
+        return keys
+
+    def normalizer(self, key: str, modality: str) -> Normalizer:
+        """The normaliser of one statistics key's "action" or "state"."""
+        statistics = self.statistics[key].get(modality)
+        if statistics is None:
+            raise ValueError(
+                f"the statistics of {key!r} have no {modality!r}; they have {sorted(self.statistics[key])}"
+            )
+        modes = self.normalization_modes.get(key) or modes_for(key, self.statistics[key])
+        if modes is None or modality not in modes:
+            raise ValueError(
+                f"how {modality}s of {key!r} are normalised is not known: it is no robot type of StarVLA's. Pass "
+                f"normalization_modes={{{key!r}: {{'action': 'min_max' or 'q99' or one mode a dimension, 'state': …}}}} "
+                "to from_pretrained, as the policy was trained"
+            )
+        return Normalizer(statistics, modes[modality], f"{modality}s of {key!r}")
+
+
+def _array(x, name: str) -> np.ndarray:
+    if isinstance(x, torch.Tensor):
+        x = x.detach().cpu().numpy()
+    try:
+        array = np.asarray(x, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is no array of numbers of equal lengths: {error}") from None
+    return array
+
+
+__all__ = ["VLAProcessor"]
