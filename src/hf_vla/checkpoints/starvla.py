@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 import yaml
-from safetensors import SafetensorError
 from huggingface_hub import is_offline_mode
+from safetensors import SafetensorError
 from transformers.utils import cached_file, logging
 
 from ..registration import class_of
