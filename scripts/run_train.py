@@ -1,0 +1,47 @@
+"""Train a policy.
+
+    python scripts/run_train.py recipes/quickstart.yaml
+    python scripts/run_train.py recipes/quickstart.yaml --max_steps 200 --output_dir outputs/short
+    python scripts/run_train.py --base_vlm Qwen/Qwen3-VL-4B-Instruct --framework qwen_pi_v3 --dataset my_user/my_data \\
+        --output_dir outputs/mine --module_learning_rates '{"^action_head|^projectors": 1e-4}' --learning_rate 1e-5
+
+CONFIG.yaml maps flag names to values; flags on the command line win. All of transformers' TrainingArguments are flags too.
+The run's whole configuration is kept as config.yaml in its output folder, so that `run_train.py OUTPUT/config.yaml` repeats it.
+"""
+
+import dataclasses
+import logging
+import sys
+from pathlib import Path
+
+import yaml
+
+from hf_vla.cli import one_line_errors
+
+
+def main(argv: list[str] | None = None) -> None:
+    with one_line_errors():
+        from hf_vla.training_args.arguments import VLATrainingArguments
+        from hf_vla.training_args.parse import parse_dataclasses
+        from hf_vla.training_args.recipe import DataArguments, PolicyArguments, build
+        from hf_vla.training_args.trainer import VLATrainer
+
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        types = (PolicyArguments, DataArguments, VLATrainingArguments)
+        (policy, data, args), given = parse_dataclasses(types, argv, description=__doc__)
+        if args.output_dir is None:
+            raise ValueError("set output_dir: where checkpoints and the trained policy go")
+        model, processor, dataset = build(policy, data, args.seed)
+        output = Path(args.output_dir)
+        trainer = VLATrainer(model, args, train_dataset=dataset, processing_class=processor)
+        if trainer.is_world_process_zero():
+            output.mkdir(parents=True, exist_ok=True)
+            settings = dataclasses.asdict(policy) | dataclasses.asdict(data) | given
+            (output / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        trainer.save_model()
+    print(f"policy written to {output}")
+
+
+if __name__ == "__main__":
+    main()

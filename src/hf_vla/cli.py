@@ -1,0 +1,155 @@
+"""What all command-line scripts share: flags, a YAML file, or a YAML file overridden by flags; errors in one line.
+
+    parser = ArgumentParser(description="Evaluate a policy.")
+    parser.add_argument("--episodes", type=int, default=20, help="episodes a task")
+    with one_line_errors():
+        arguments = parser.parse_args()
+        ...
+
+`script.py recipe.yaml --episodes 5` then takes `episodes` from the flag and all else from the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import difflib
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+__all__ = ["ArgumentParser", "log_to_console", "one_line_errors"]
+
+logger = logging.getLogger(__name__)
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Descriptions keep their line breaks (they hold commands to paste); flags show their defaults, if they have one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An `argparse.ArgumentParser` whose first positional argument may be a YAML file with values for its flags.
+
+    The file is a mapping from flag names (without dashes, "-" or "_") to values; lists are for flags that take several
+    values, booleans for switches, null keeps the default. Flags on the command line win over the file. A required flag
+    may be in either. An unknown key or flag, like every other mistake, ends the program with status 2 and one line
+    `error: ...` that names the nearest known ones.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        # Abbreviations would let a mistyped flag pass for another one.
+        super().__init__(*args, **{"formatter_class": _HelpFormatter, "allow_abbrev": False, **kwargs})
+        self.add_argument(
+            "config", nargs="?", metavar="CONFIG.yaml", help="YAML file with values for the flags below; flags win"
+        )
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+        """Parse flags and, where one is named, the YAML file. The namespace's `config` is the file's name or None."""
+        flags = list(sys.argv[1:] if args is None else args)
+        if "-h" in flags or "--help" in flags:
+            return self._parse(flags, namespace)
+        given = vars(self._lenient()._parse(flags, None))
+        if given.get("config") is None:
+            return self._parse(flags, namespace)
+        # Behind the flags: in front of CONFIG.yaml, a flag that takes several values would swallow it.
+        return self._parse(flags + self._flags_from_yaml(given["config"], already=given), namespace)
+
+    def error(self, message: str) -> None:
+        """End the program with status 2 and one line."""
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+    def _parse(self, flags: Sequence[str], namespace: argparse.Namespace | None) -> argparse.Namespace:
+        namespace, unknown = self.parse_known_args(flags, namespace)
+        if unknown:
+            known = [option for action in self._actions for option in action.option_strings]
+            self.error(f"unknown argument {unknown[0]!r}{_did_you_mean(unknown[0].split('=')[0], known)}")
+        return namespace
+
+    def _lenient(self) -> ArgumentParser:
+        """A copy that yields only what was given, and requires nothing."""
+        parser = copy.deepcopy(self)
+        for action in parser._actions:
+            action.required = False
+            action.default = argparse.SUPPRESS
+        return parser
+
+    def _flags_from_yaml(self, path: str, already: dict[str, Any]) -> list[str]:
+        try:
+            with open(path, encoding="utf-8") as file:
+                content = yaml.safe_load(file)
+        except (OSError, UnicodeDecodeError) as error:
+            self.error(f"cannot read {path}: {error}")
+        except yaml.YAMLError as error:
+            self.error(f"{path} is not valid YAML: {' '.join(str(error).split())}")
+        if not isinstance(content, dict):
+            self.error(f"{path} holds a {type(content).__name__}; it must map flag names to values")
+        actions = {a.dest: a for a in self._actions if a.option_strings and a.dest != "help"}
+        flags: list[str] = []
+        for key, value in content.items():
+            name = str(key).replace("-", "_")
+            if name not in actions:
+                self.error(f"{path}: unknown key {key!r}{_did_you_mean(name, list(actions))}")
+            if value is not None and name not in already:
+                flags += self._as_flags(actions[name], value, f"{path}: {key!r}")
+        return flags
+
+    def _as_flags(self, action: argparse.Action, value: Any, where: str) -> list[str]:
+        option = max(action.option_strings, key=lambda name: (name.startswith("--"), not name.startswith("--no-")))
+        if action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction):
+            if not isinstance(value, bool):
+                self.error(f"{where} is {value!r}; possible: true, false")
+            if isinstance(action, argparse.BooleanOptionalAction):
+                return [option if value else "--no-" + option.removeprefix("--")]
+            return [option] if value else []
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(item, (dict, list)) or item is None for item in values):
+            self.error(f"{where} is {value!r}; possible: a value" + (" or a list of values" if action.nargs else ""))
+        texts = [str(item) for item in values]
+        if isinstance(action, argparse._AppendAction) and action.nargs is None:
+            return [f"{option}={text}" for text in texts]
+        if action.nargs in ("+", "*") or isinstance(action.nargs, int):
+            return [option, *texts]
+        if len(texts) != 1:
+            self.error(f"{where} is a list of {len(texts)}; possible: one value")
+        return [f"{option}={texts[0]}"]
+
+
+def log_to_console(level: int = logging.INFO) -> None:
+    """Show this package's log lines from `level` on, and other packages' warnings, without breaking progress bars."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            tqdm.write(self.format(record), file=sys.stderr)
+
+    logging.basicConfig(level=logging.WARNING, handlers=[Handler()], format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("hf_vla").setLevel(level)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn what the user can mend (`ValueError`, `OSError`, `ImportError`) into one line `error: ...` and status 2.
+
+    The traceback goes to the log at level DEBUG. Ctrl-C ends with status 130. Other exceptions are bugs and pass.
+    """
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        logger.debug("traceback", exc_info=True)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(close)}?" if close else f"; possible: {', '.join(known)}"

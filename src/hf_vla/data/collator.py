@@ -1,0 +1,65 @@
+"""`VLADataCollator`: dataset items in, the processor's batch out; runs in the loader's workers."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+_REQUIRED = ("image", "lang", "action", "dataset")
+
+
+class VLADataCollator:
+    """Makes a training batch of dataset items by one call of the processor.
+
+    The items' raw states and actions are stacked to (B, 1, S) and (B, T, D), and normalised by the processor with the
+    statistics that each item's `dataset` names. `action_mask` (B, T), bool, is passed on where the items have one.
+
+    Args:
+        processor: called as `processor(images=, text=, state=, actions=, unnorm_key=, return_tensors="pt")`, with
+            `unnorm_key` a list of one statistics key per sample.
+
+    Raises:
+        ValueError: an item lacks a key, or the items differ in having a state or a mask, or in their shapes.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def __call__(self, items: list[dict[str, Any]]) -> Any:
+        if not items:
+            raise ValueError("a batch needs at least one item")
+        for position, item in enumerate(items):
+            absent = [name for name in _REQUIRED if name not in item]
+            if absent:
+                raise ValueError(f"item {position} of the batch lacks {', '.join(absent)}; it has {', '.join(item)}")
+        batch = self.processor(
+            images=[item["image"] for item in items],
+            text=[item["lang"] for item in items],
+            state=_stack(items, "state"),
+            actions=_stack(items, "action"),
+            unnorm_key=[item["dataset"] for item in items],
+            return_tensors="pt",
+        )
+        mask = _stack(items, "action_mask")
+        if mask is not None:
+            batch["action_mask"] = torch.as_tensor(mask, dtype=torch.bool)
+        return batch
+
+
+def _stack(items: list[dict[str, Any]], name: str) -> np.ndarray | None:
+    """The items' arrays with a batch dimension in front, or None where no item has one."""
+    present = [item.get(name) is not None for item in items]
+    if not any(present):
+        return None
+    if not all(present):
+        lacking = items[present.index(False)]["dataset"]
+        raise ValueError(
+            f"{sum(present)} of {len(items)} items in the batch have {name!r}, an item of {lacking!r} has none; "
+            f"a batch needs it in all items or in none"
+        )
+    arrays = [np.asarray(item[name]) for item in items]
+    shapes = {array.shape: item["dataset"] for array, item in zip(arrays, items, strict=True)}
+    if len(shapes) > 1:
+        given = ", ".join(f"{shape} of {key!r}" for shape, key in shapes.items())
+        raise ValueError(f"the items of a batch must agree in the shape of {name!r}, got {given}")
+    return np.stack(arrays)

@@ -1,0 +1,42 @@
+"""Where a dataset lies: a local folder as it is, a Hub repository as a snapshot of one commit."""
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+
+class DatasetSource:
+    """A dataset's folder, local or in the Hub's cache, from which further files can be asked for.
+
+    Args:
+        path_or_repo_id: a folder, or a dataset repository's id on the Hub.
+        revision: branch, tag or commit of the Hub repository; every file comes from the one commit it names now.
+
+    Raises:
+        FileNotFoundError: neither a folder nor a repository that can be reached or is cached.
+    """
+
+    def __init__(self, path_or_repo_id: str | Path, revision: str | None = None) -> None:
+        self.name = str(path_or_repo_id)
+        self.root = Path(path_or_repo_id).expanduser()
+        self.revision = None
+        if self.root.is_dir():
+            if revision is not None:
+                raise ValueError(f"{self.name} is a local folder: revision={revision!r} has no meaning there")
+            return
+        self.root = self._download(["meta/*"], revision)
+        # A snapshot's folder is named after its commit: what is downloaded later comes from the same one.
+        self.revision = self.root.name
+
+    def fetch(self, files: list[str]) -> None:
+        """Download `files` (paths relative to the folder) unless the dataset is local."""
+        if self.revision is not None:
+            self._download(files, self.revision)
+
+    def _download(self, patterns: list[str], revision: str | None) -> Path:
+        try:
+            return Path(snapshot_download(self.name, repo_type="dataset", revision=revision, allow_patterns=patterns))
+        except (OSError, ValueError) as error:
+            raise FileNotFoundError(
+                f"{self.name!r} is no local folder, and the Hub gave no dataset repository of that name: {error}"
+            ) from error

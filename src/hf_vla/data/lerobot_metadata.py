@@ -1,0 +1,254 @@
+"""What a LeRobot dataset says about itself: versions, features, tasks, and where each episode's rows and frames lie.
+
+v2.0 and v2.1 keep one parquet file and one mp4 per camera for each episode and describe them in JSON lines. v3.0 lets
+many episodes share a file and keeps the description in parquet. Both become one `LeRobotMetadata` here, so that the
+reader never asks which version it has before it.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+logger = logging.getLogger(__name__)
+
+VERSIONS = ("v2.0", "v2.1", "v3.0")
+
+
+@dataclass
+class EpisodeFiles:
+    """In which file each episode lies: `paths[file_of[e]]`, relative to the dataset's folder, for episode row `e`."""
+
+    paths: list[str]
+    file_of: np.ndarray
+
+    def path(self, row: int) -> str:
+        return self.paths[self.file_of[row]]
+
+    def select(self, rows: np.ndarray) -> "EpisodeFiles":
+        used, file_of = np.unique(self.file_of[rows], return_inverse=True)
+        return EpisodeFiles([self.paths[i] for i in used], file_of)
+
+
+@dataclass
+class LeRobotMetadata:
+    """Everything read from `meta/`, with one entry per episode in the arrays, in ascending episode order."""
+
+    info: dict[str, Any]
+    modality: dict[str, Any] | None
+    tasks: dict[int, str]
+    episode_index: np.ndarray  # (E,) int64
+    length: np.ndarray  # (E,) int64, frames
+    data: EpisodeFiles
+    videos: dict[str, EpisodeFiles]  # by camera
+    video_start: dict[str, np.ndarray]  # by camera, (E,) float64, seconds into the episode's file
+
+    @property
+    def features(self) -> dict[str, dict[str, Any]]:
+        return self.info["features"]
+
+    def select(self, rows: np.ndarray, cameras: Iterable[str]) -> "LeRobotMetadata":
+        """The same metadata for some episode rows and cameras only."""
+        videos = [camera for camera in cameras if camera in self.videos]
+        return LeRobotMetadata(
+            info=self.info,
+            modality=self.modality,
+            tasks=self.tasks,
+            episode_index=self.episode_index[rows],
+            length=self.length[rows],
+            data=self.data.select(rows),
+            videos={camera: self.videos[camera].select(rows) for camera in videos},
+            video_start={camera: self.video_start[camera][rows] for camera in videos},
+        )
+
+    def files(self) -> list[str]:
+        """Every data and video file of these episodes, relative to the dataset's folder."""
+        return [*self.data.paths, *(path for files in self.videos.values() for path in files.paths)]
+
+
+def load_metadata(root: Path) -> LeRobotMetadata:
+    """Read `meta/` of the dataset folder `root`.
+
+    Raises:
+        FileNotFoundError: a file of `meta/` is missing.
+        ValueError: the codebase version is unknown, the dataset is empty, or the metadata contradicts itself.
+    """
+    info = _read_json(root / "meta" / "info.json")
+    version = info.get("codebase_version")
+    if version not in VERSIONS:
+        raise ValueError(
+            f"{root}: codebase_version {version!r} in meta/info.json is not one that can be read ({', '.join(VERSIONS)})"
+        )
+    absent = [name for name in ("features", "fps", "data_path") if not info.get(name)]
+    if absent:
+        raise ValueError(f"{root}: meta/info.json lacks {', '.join(absent)}")
+    if info.get("total_episodes") == 0:
+        raise ValueError(f"{root}: the dataset is empty (meta/info.json says total_episodes 0)")
+
+    modality_file = root / "meta" / "modality.json"
+    modality = _read_json(modality_file) if modality_file.exists() else None
+    metadata = (_load_v3 if version == "v3.0" else _load_v2)(root, info, modality)
+    _check(root, metadata)
+    return metadata
+
+
+def check_files(root: Path, files: Iterable[str]) -> None:
+    """Raise FileNotFoundError unless every one of `files` lies under `root`.
+
+    Folders are listed once instead of asking for each file: a dataset can have hundreds of thousands of them.
+    """
+    present: dict[str, set[str]] = {}
+    for file in files:
+        folder, name = os.path.split(file)
+        if folder not in present:
+            path = root / folder
+            present[folder] = set(os.listdir(path)) if path.is_dir() else set()
+        if name not in present[folder]:
+            raise FileNotFoundError(f"{root}: {root / file} is missing, but meta/ names it; download it again")
+
+
+def _load_v2(root: Path, info: dict[str, Any], modality: dict[str, Any] | None) -> LeRobotMetadata:
+    episodes = sorted(_read_json_lines(root / "meta" / "episodes.jsonl"), key=lambda episode: episode["episode_index"])
+    tasks = {task["task_index"]: task["task"] for task in _read_json_lines(root / "meta" / "tasks.jsonl")}
+    index = np.array([episode["episode_index"] for episode in episodes], dtype=np.int64)
+    chunk_size = info.get("chunks_size", 1000)
+
+    def one_file_each(template: str, **fields: str) -> EpisodeFiles:
+        paths = [template.format(episode_chunk=e // chunk_size, episode_index=e, **fields) for e in index.tolist()]
+        return EpisodeFiles(paths, np.arange(len(paths)))
+
+    cameras = _video_keys(root, info)
+    return LeRobotMetadata(
+        info=info,
+        modality=modality,
+        tasks=tasks,
+        episode_index=index,
+        length=np.array([episode["length"] for episode in episodes], dtype=np.int64),
+        data=one_file_each(info["data_path"]),
+        videos={camera: one_file_each(info["video_path"], video_key=camera) for camera in cameras},
+        video_start={camera: np.zeros(len(index)) for camera in cameras},
+    )
+
+
+def _load_v3(root: Path, info: dict[str, Any], modality: dict[str, Any] | None) -> LeRobotMetadata:
+    cameras = _video_keys(root, info)
+    columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
+    for camera in cameras:
+        columns += [
+            f"videos/{camera}/{name}" for name in ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+        ]
+    files = sorted((root / "meta" / "episodes").glob("*/*.parquet"))
+    if not files:
+        raise FileNotFoundError(
+            f"{root}: no meta/episodes/chunk-*/file-*.parquet; the dataset may never have been finished"
+        )
+    table = pa.concat_tables([read_columns(file, columns) for file in files])
+    rows = np.argsort(table["episode_index"].to_numpy(), kind="stable")
+    episode = {name: table[name].to_numpy()[rows] for name in columns}
+
+    def shared_files(prefix: str, template: str, **fields: str) -> EpisodeFiles:
+        pairs = np.stack([episode[f"{prefix}/chunk_index"], episode[f"{prefix}/file_index"]], axis=1)
+        used, file_of = np.unique(pairs, axis=0, return_inverse=True)
+        paths = [template.format(chunk_index=chunk, file_index=file, **fields) for chunk, file in used.tolist()]
+        return EpisodeFiles(paths, file_of.reshape(-1))
+
+    # A video that ends before its episode's table does would give the next episode's frames, or none: say so at once.
+    for camera in cameras:
+        seconds = episode[f"videos/{camera}/to_timestamp"] - episode[f"videos/{camera}/from_timestamp"]
+        short = np.flatnonzero(seconds * info["fps"] < episode["length"] - 0.5)
+        if len(short):
+            row = short[0]
+            raise ValueError(
+                f"{root}: episode {episode['episode_index'][row]} has {episode['length'][row]} frames in its table, but "
+                f"meta/episodes gives camera {camera!r} only {seconds[row]:.3f} s of video at {info['fps']} fps"
+            )
+
+    return LeRobotMetadata(
+        info=info,
+        modality=modality,
+        tasks=_read_tasks_parquet(root / "meta" / "tasks.parquet"),
+        episode_index=episode["episode_index"].astype(np.int64),
+        length=episode["length"].astype(np.int64),
+        data=shared_files("data", info["data_path"]),
+        videos={camera: shared_files(f"videos/{camera}", info["video_path"], video_key=camera) for camera in cameras},
+        video_start={camera: episode[f"videos/{camera}/from_timestamp"].astype(np.float64) for camera in cameras},
+    )
+
+
+def _check(root: Path, metadata: LeRobotMetadata) -> None:
+    index, length = metadata.episode_index, metadata.length
+    if not len(index):
+        raise ValueError(f"{root}: the dataset is empty (no episode in meta/)")
+    if len(np.unique(index)) != len(index):
+        raise ValueError(f"{root}: meta/ lists episode {index[np.flatnonzero(np.diff(index) == 0)[0]]} twice")
+    if (length <= 0).any():
+        raise ValueError(f"{root}: episode {index[np.argmin(length)]} has length {length.min()} in meta/")
+    for name, found in (("total_episodes", len(index)), ("total_frames", int(length.sum()))):
+        if metadata.info.get(name, found) != found:
+            logger.warning(
+                "%s: meta/info.json says %s %s, its episodes make %d", root, name, metadata.info[name], found
+            )
+
+
+def _video_keys(root: Path, info: dict[str, Any]) -> list[str]:
+    keys = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
+    if keys and not info.get("video_path"):
+        raise ValueError(f"{root}: meta/info.json has video features ({', '.join(keys)}) but no video_path")
+    return keys
+
+
+def read_columns(path: Path, columns: list[str]) -> pa.Table:
+    """Read some columns of one parquet file, memory-mapped and without threads (worker processes may have forked).
+
+    Raises:
+        OSError: the file is missing, truncated or no parquet file.
+        ValueError: a column does not exist.
+    """
+    try:
+        with pq.ParquetFile(path, memory_map=True) as file:
+            absent = [column for column in columns if column not in file.schema_arrow.names]
+            if not absent:
+                return file.read(columns=columns, use_threads=False)
+            existing = file.schema_arrow.names
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        raise OSError(f"{path} cannot be read as parquet ({error}); it may be truncated, download it again") from error
+    raise ValueError(f"{path} has no column {', '.join(map(repr, absent))}; its columns are {', '.join(existing)}")
+
+
+def _read_tasks_parquet(path: Path) -> dict[int, str]:
+    # Written by pandas with the instruction as the index, whose column is called "task" or, unnamed, __index_level_0__.
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: it holds the instructions")
+    names = pq.read_schema(path).names
+    text = next((name for name in ("task", "__index_level_0__") if name in names), None)
+    if text is None or "task_index" not in names:
+        raise ValueError(f"{path}: expected the columns task and task_index, found {', '.join(names)}")
+    table = read_columns(path, ["task_index", text])
+    return dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: is {path.parent.parent} the folder of a LeRobot dataset?")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no valid JSON: {error}") from error
+
+
+def _read_json_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: a v2 dataset describes its episodes and tasks in JSON lines")
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no valid JSON lines file: {error}") from error

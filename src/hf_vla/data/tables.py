@@ -1,0 +1,120 @@
+"""Rows of a dataset's parquet files: numbers once per process as arrays, images stored in them row group by row group."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from .columns import ColumnMapping, Slice, to_matrix
+from .lerobot_metadata import read_columns
+
+
+@dataclass
+class FrameTable:
+    """The numbers of one data file, N rows, and which rows belong to which episode."""
+
+    action: np.ndarray  # (N, D) float32
+    state: np.ndarray | None  # (N, S) float32
+    timestamp: np.ndarray  # (N,) float64, seconds in the episode
+    instruction: np.ndarray  # (N,) int64 task indices, or str
+    rows: dict[int, slice]  # by episode index
+
+
+def read_frame_table(path: Path, mapping: ColumnMapping) -> FrameTable:
+    """Read and check the numbers of one data file.
+
+    Raises:
+        OSError: the file is missing or cannot be read.
+        ValueError: a column is missing or malformed, a number is NaN or infinite, an episode's rows are not in order.
+    """
+    names = dict.fromkeys(["episode_index", "timestamp", mapping.instruction, *mapping.numeric_columns])
+    table = read_columns(path, list(names))
+    try:
+        columns = {name: to_matrix(table[name], name) for name in mapping.numeric_columns}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    action = _concatenate(columns, mapping.action)
+    state = _concatenate(columns, mapping.state) if mapping.state else None
+    timestamp = table["timestamp"].to_numpy().astype(np.float64).reshape(-1)
+    episode = table["episode_index"].to_numpy()
+
+    rows: dict[int, slice] = {}
+    starts = np.flatnonzero(np.diff(episode, prepend=episode[:1] - 1)).tolist()
+    for start, stop in zip(starts, [*starts[1:], len(episode)], strict=True):
+        index = int(episode[start])
+        if index in rows:
+            raise ValueError(f"{path}: the rows of episode {index} are not in one piece")
+        rows[index] = slice(start, stop)
+        for name, values in (("action", action), ("state", state), ("timestamp", timestamp[:, None])):
+            if values is not None and not np.isfinite(values[start:stop]).all():
+                frame, dimension = np.argwhere(~np.isfinite(values[start:stop]))[0]
+                raise ValueError(
+                    f"{path}: episode {index}, frame {frame}: {name}[{dimension}] is {values[start + frame, dimension]}"
+                )
+        backwards = np.flatnonzero(np.diff(timestamp[start:stop]) < 0)
+        if len(backwards):
+            raise ValueError(f"{path}: episode {index}: timestamps run backwards after frame {backwards[0]}")
+    return FrameTable(action, state, timestamp, table[mapping.instruction].to_numpy(), rows)
+
+
+def _concatenate(columns: dict[str, np.ndarray], slices: tuple[Slice, ...]) -> np.ndarray:
+    if len(slices) == 1 and slices[0].start == 0 and slices[0].end is None:
+        return columns[slices[0].column]
+    return np.concatenate([columns[part.column][:, part.start : part.end] for part in slices], axis=1)
+
+
+class ParquetImages:
+    """Images that are stored in the tables, as structs of `bytes` and `path`.
+
+    Whole row groups are read, since parquet can read no less, and the latest are kept, `capacity` bytes of them.
+    """
+
+    def __init__(self, root: Path, capacity: int = 256 * 2**20) -> None:
+        self.root = root
+        self.capacity = capacity
+        self._first_rows: dict[Path, np.ndarray] = {}
+        self._groups: OrderedDict[tuple[Path, int, str], pa.ChunkedArray] = OrderedDict()
+        self._sizes: dict[tuple[Path, int, str], int] = {}
+
+    def __getstate__(self) -> dict:
+        return {"root": self.root, "capacity": self.capacity}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(**state)
+
+    def read(self, path: Path, row: int, column: str) -> Image.Image:
+        """The image in one cell, RGB.
+
+        Raises:
+            OSError: the cell is empty, its file is missing, or it is no image.
+        """
+        if path not in self._first_rows:
+            metadata = pq.read_metadata(path)
+            sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+            self._first_rows[path] = np.cumsum([0, *sizes[:-1]])
+        group = int(np.searchsorted(self._first_rows[path], row, side="right")) - 1
+        cell = self._group(path, group, column)[row - int(self._first_rows[path][group])].as_py()
+        if cell is None or (cell.get("bytes") is None and cell.get("path") is None):
+            raise OSError(f"{path}: row {row} of column {column!r} holds no image")
+        content = cell.get("bytes")
+        with Image.open(BytesIO(content) if content is not None else self.root / cell["path"]) as image:
+            return image.convert("RGB")
+
+    def _group(self, path: Path, group: int, column: str) -> pa.ChunkedArray:
+        key = (path, group, column)
+        if key in self._groups:
+            self._groups.move_to_end(key)
+            return self._groups[key]
+        with pq.ParquetFile(path, memory_map=True) as file:
+            values = file.read_row_group(group, columns=[column], use_threads=False)[column]
+        self._groups[key] = values
+        self._sizes[key] = values.nbytes
+        while len(self._groups) > 1 and sum(self._sizes.values()) > self.capacity:
+            oldest, _ = self._groups.popitem(last=False)
+            del self._sizes[oldest]
+        return values

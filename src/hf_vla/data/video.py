@@ -1,0 +1,162 @@
+"""Frames of mp4 files by timestamp: decoders stay open, and a decoder already on its way to a frame never seeks."""
+
+import os
+from collections import OrderedDict
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+# Decoding this many frames onwards is cheaper than a seek, which flushes the decoder and starts at a key frame again.
+_FRAMES_WORTH_DECODING = 3
+
+
+class VideoReader:
+    """One open mp4 with its decoder.
+
+    Args:
+        path: the video file.
+        fps: frames per second of the dataset; a frame is found when it is at most half of 1/fps away.
+
+    Raises:
+        OSError: the file is missing, truncated or holds no video.
+    """
+
+    def __init__(self, path: Path, fps: float) -> None:
+        self.path = path
+        try:
+            self._container = av.open(str(path))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path} is missing") from None
+        except av.FFmpegError as error:
+            raise OSError(f"{path} cannot be opened ({error}); it may be truncated, download it again") from error
+        if not self._container.streams.video:
+            self._container.close()
+            raise OSError(f"{path} has no video stream")
+        stream = self._container.streams.video[0]
+        # One thread: loader workers are the parallelism, and frame threads would delay the first frame after a seek.
+        stream.codec_context.thread_count = 1
+        # Without this the decoder paints over damaged data with what was there before, and says nothing.
+        stream.codec_context.options = {"err_detect": "explode"}
+        self._stream = stream
+        self._index = stream.index_entries
+        self._ticks_per_second = 1 / float(stream.time_base)
+        self._frame_ticks = self._ticks_per_second / fps
+        # The index holds decode timestamps, which lie before the presentation ones when frames are reordered.
+        first_decode = self._index[0].timestamp if len(self._index) else 0
+        self._reordering = (stream.start_time or 0) - first_decode
+        self._reformatter = VideoReformatter()
+        self._rewind()
+
+    def close(self) -> None:
+        self._container.close()
+
+    def frame_at(self, timestamp: float) -> np.ndarray:
+        """The frame nearest to `timestamp`.
+
+        Args:
+            timestamp: seconds from the start of the file.
+
+        Returns:
+            (H, W, 3) uint8 RGB.
+
+        Raises:
+            OSError: no frame within half a frame's duration, or the data is damaged.
+        """
+        target = timestamp * self._ticks_per_second
+        try:
+            frame = self._decode_to(target)
+        except av.FFmpegError as error:
+            self._rewind()
+            raise OSError(
+                f"{self.path}: decoding at {timestamp:.3f} s failed ({error}); the file is damaged"
+            ) from error
+        if frame is None or abs(frame.pts - target) > self._frame_ticks / 2:
+            found = (
+                "none follows" if frame is None else f"the nearest is at {frame.pts / self._ticks_per_second:.3f} s"
+            )
+            raise OSError(f"{self.path}: no frame at {timestamp:.3f} s, {found}; the video may be truncated")
+        return self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+
+    def _rewind(self) -> None:
+        self._frames = None  # the decoder's output from the last seek on
+        self._frame = None  # the latest of it
+        self._previous = None  # the one before
+
+    def _decode_to(self, target: float) -> av.VideoFrame | None:
+        # Timestamps are stored as float32 and offsets as sums of durations: a tenth of a frame early still counts.
+        slack = self._frame_ticks / 10
+        if not self._is_ahead(target, slack):
+            self._seek(target, slack)
+        while self._frame is None or self._frame.pts < target - slack:
+            following = next(self._frames, None)
+            if following is None:
+                break
+            self._previous, self._frame = self._frame, following
+        candidates = [frame for frame in (self._previous, self._frame) if frame is not None]
+        return min(candidates, key=lambda frame: abs(frame.pts - target), default=None)
+
+    def _is_ahead(self, target: float, slack: float) -> bool:
+        """Whether decoding on from here reaches `target` sooner than a seek would, or has just reached it."""
+        if self._frame is None:
+            return False
+        oldest = self._frame if self._previous is None else self._previous
+        if target < oldest.pts - slack:
+            return False
+        if target - self._frame.pts <= _FRAMES_WORTH_DECODING * self._frame_ticks + slack:
+            return True
+        key = self._key_frame_before(target + slack)
+        return key is not None and key + self._reordering <= self._frame.pts
+
+    def _seek(self, target: float, slack: float) -> None:
+        """Decode one frame from the last key frame at or before `target`."""
+        key = self._key_frame_before(target + slack)
+        while True:
+            self._rewind()
+            position = int(target) if key is None else key
+            self._container.seek(position, stream=self._stream, backward=True)
+            self._frames = self._container.decode(self._stream)
+            self._frame = next(self._frames, None)
+            # Reordered streams can show a key frame later than its place in the index says: take the one before.
+            if key is None or self._frame is None or self._frame.pts <= target + slack:
+                return
+            earlier = self._key_frame_before(key + self._reordering - 1)
+            if earlier is None or earlier == key:
+                return
+            key = earlier
+
+    def _key_frame_before(self, ticks: float) -> int | None:
+        """Decode timestamp of the last key frame whose presentation is at or before `ticks`."""
+        entry = self._index.search_timestamp(int(ticks - self._reordering), backward=True, any_frame=False)
+        return self._index[entry].timestamp if entry >= 0 else None
+
+
+class VideoReaderCache:
+    """The most recently used `VideoReader`s of this process, at most `capacity` of them open at a time."""
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"the number of open videos must be at least 1, got {capacity}")
+        self.capacity = capacity
+        self._readers: OrderedDict[Path, VideoReader] = OrderedDict()
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict:
+        return {"capacity": self.capacity}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(state["capacity"])
+
+    def frame_at(self, path: Path, timestamp: float, fps: float) -> np.ndarray:
+        """As `VideoReader.frame_at`, for the video at `path`."""
+        if self._process != os.getpid():
+            # A forked worker shares its parent's file positions: it must open files of its own.
+            self.__init__(self.capacity)
+        reader = self._readers.pop(path, None)
+        if reader is None:
+            while len(self._readers) >= self.capacity:
+                self._readers.popitem(last=False)[1].close()
+            reader = VideoReader(path, fps)
+        self._readers[path] = reader
+        return reader.frame_at(timestamp)

@@ -1,0 +1,91 @@
+"""A policy as simulators, servers and demos use it: model and processor together, observations in, robot units out."""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+
+class Policy:
+    """A model and its processor.
+
+    Args:
+        model: a policy model, for example from `AutoModel.from_pretrained`.
+        processor: its processor.
+        unnorm_key: whose statistics; optional where the processor knows only one.
+
+    ```python
+    >>> policy = Policy.from_pretrained("outputs/quickstart/policy")  # doctest: +SKIP
+    >>> actions = policy.infer({"image": [front], "lang": "open the drawer", "state": state})  # doctest: +SKIP
+    >>> actions.shape  # (action_horizon, action_dim)  # doctest: +SKIP
+    (8, 4)
+    ```
+    """
+
+    def __init__(self, model, processor, unnorm_key: str | None = None):
+        self.model, self.processor, self.unnorm_key = model.eval(), processor, unnorm_key
+        self._generator: torch.Generator | None = None
+        if processor.statistics:
+            processor.resolve_key(unnorm_key)  # a wrong key is an error now, not on the robot
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str, unnorm_key: str | None = None, device=None, dtype="auto", **kwargs):
+        """Load model and processor from a folder or Hub repository.
+
+        Args:
+            device: where the model goes; by default the GPU where there is one.
+            dtype: "auto" keeps the checkpoint's.
+            kwargs: for both `from_pretrained` (`base_vlm=`, `revision=`, …).
+        """
+        from transformers import AutoModel, AutoProcessor
+
+        if device is None:
+            device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        model = AutoModel.from_pretrained(name_or_path, dtype=dtype, **kwargs).to(device)
+        return cls(model, AutoProcessor.from_pretrained(name_or_path, **kwargs), unnorm_key)
+
+    @property
+    def action_horizon(self) -> int:
+        return self.model.config.action_horizon
+
+    def reset(self, seed: int | None = None) -> None:
+        """Start an episode. With a seed, its draws are reproducible; without, they follow torch's global generator."""
+        self._generator = None
+        if seed is not None:
+            self._generator = torch.Generator(device=self.model.device).manual_seed(seed)
+
+    def infer(self, observation: Mapping | Sequence[Mapping]) -> np.ndarray:
+        """Action chunks for one observation or a batch of them.
+
+        Args:
+            observation: {"image": [PIL images or HWC arrays], "lang": instruction, "state": (1, S) or (S,), optional}, in
+                robot units, or a list of these.
+
+        Returns:
+            float32 array (action_horizon, action_dim) in robot units; (B, action_horizon, action_dim) for a list.
+        """
+        single = isinstance(observation, Mapping)
+        batch = [observation] if single else list(observation)
+        with_state = [o.get("state") is not None for o in batch]
+        if any(with_state) and not all(with_state):
+            raise ValueError("some observations of the batch have a state and some have none")
+        inputs = self.processor(
+            images=[list(o["image"]) for o in batch],
+            text=[o["lang"] for o in batch],
+            state=np.stack([np.reshape(o["state"], (1, -1)) for o in batch]) if all(with_state) else None,
+            unnorm_key=self.unnorm_key,
+        ).to(self.model.device)
+        normalized = self.model.predict_action(**inputs, generator=self._generator)
+        actions = self.processor.unnormalize_actions(normalized, self.unnorm_key)
+        return actions[0] if single else actions
+
+    def untrained(self, seed: int = 0) -> "Policy":
+        """The same policy with new random weights: a baseline."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = type(self.model)(copy.deepcopy(self.model.config))
+        return Policy(model.to(self.model.device, self.model.dtype), self.processor, self.unnorm_key)
+
+
+__all__ = ["Policy"]

@@ -1,0 +1,1 @@
+"""Training: arguments, parameter groups, trainer, recipes."""

@@ -1,0 +1,56 @@
+"""Regular expressions over a model's parameter names, checked: a pattern that matches nothing is an error."""
+
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from torch import nn
+
+
+def matching_parameters(model: nn.Module, pattern: str, option: str) -> set[str]:
+    """Names of the parameters in which `re.search(pattern, name)` finds something.
+
+    Args:
+        option: the setting that holds the pattern, for the error.
+
+    Raises:
+        ValueError: no valid regular expression, or it matches no parameter; the message names the nearest modules.
+    """
+    try:
+        regex = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{option}: {pattern!r} is no valid regular expression: {error}") from None
+    names = {name for name, _ in model.named_parameters() if regex.search(name)}
+    if not names:
+        raise ValueError(f"{option}: {pattern!r} matches no parameter; {_nearest(model, pattern)}")
+    return names
+
+
+def _nearest(model: nn.Module, pattern: str) -> str:
+    modules = [name for name, module in model.named_modules() if name and any(True for _ in module.parameters())]
+    plain = re.sub(r"[\\^$().*+?\[\]{}|]+", ".", pattern).strip(".")
+    near = get_close_matches(plain, modules, n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"modules are {', '.join(name for name in modules if '.' not in name)} and what is below them"
+
+
+def freeze(model: nn.Module, patterns: Iterable[str]) -> set[str]:
+    """Stop training all parameters that match; their names. Everything frozen is a ValueError."""
+    frozen = set().union(*(matching_parameters(model, pattern, "freeze_modules") for pattern in patterns))
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"freeze_modules {list(patterns)} freezes every parameter; leave something to train")
+    return frozen
+
+
+def learning_rates(model: nn.Module, base: float, rates: dict[str, float]) -> dict[str, float]:
+    """Each trainable parameter's learning rate: that of the first pattern that matches, else `base`."""
+    matches = [(matching_parameters(model, p, "module_learning_rates"), rate) for p, rate in rates.items()]
+    return {
+        name: next((rate for names, rate in matches if name in names), base)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }

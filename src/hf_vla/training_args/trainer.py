@@ -1,0 +1,160 @@
+"""`VLATrainer`: transformers' `Trainer` with a learning rate a module, frozen modules, and a plot of the losses."""
+
+import math
+import os
+from collections import defaultdict
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import AutoModel, Trainer, TrainerCallback
+from transformers.utils import logging
+
+from ..data.collator import VLADataCollator
+from .arguments import VLATrainingArguments
+from .patterns import freeze, learning_rates, matching_parameters
+
+logger = logging.get_logger(__name__)
+
+
+class VLATrainer(Trainer):
+    """Trains a policy.
+
+    Args:
+        model: a policy model.
+        args: [`VLATrainingArguments`].
+        train_dataset: items as `LeRobotDataset` and `DatasetMixture` give them.
+        processing_class: the policy's processor; saved with every checkpoint.
+        data_collator: by default `VLADataCollator(processing_class)`.
+        kwargs: as for `Trainer`.
+    """
+
+    def __init__(self, model=None, args: VLATrainingArguments | None = None, *, processing_class=None, **kwargs):
+        if kwargs.get("data_collator") is None:
+            if processing_class is None:
+                raise ValueError("pass the policy's processor as processing_class, or a data_collator")
+            kwargs["data_collator"] = VLADataCollator(processing_class)
+        if args.pretrained_checkpoint:
+            load_pretrained(model, args.pretrained_checkpoint, args.reload_modules)
+        if args.freeze_modules:
+            freeze(model, args.freeze_modules)
+        # Found out now rather than when the optimizer is made.
+        learning_rates(model, args.learning_rate, args.module_learning_rates or {})
+        self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(()))
+        self._count = 0
+        super().__init__(model, args, processing_class=processing_class, **kwargs)
+        self.add_callback(LossPlotCallback())
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """One parameter group for each learning rate, with and without weight decay."""
+        model = self.model if model is None else model
+        if self.optimizer is None:
+            decayed = set(self.get_decay_parameter_names(model))
+            parameters = dict(model.named_parameters())
+            groups = defaultdict(list)
+            rates = learning_rates(model, self.args.learning_rate, self.args.module_learning_rates or {})
+            for name, rate in rates.items():
+                groups[rate, self.args.weight_decay if name in decayed else 0.0].append(parameters[name])
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = optimizer_class(
+                [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()], **options
+            )
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        """As the Trainer's; `cosine_with_min_lr` with `min_lr` ends at that rate in every parameter group."""
+        options = self.args.lr_scheduler_kwargs or {}
+        if self.lr_scheduler is None and self.args.lr_scheduler_type == "cosine_with_min_lr" and "min_lr" in options:
+            optimizer = self.optimizer if optimizer is None else optimizer
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            scale = [
+                cosine_with_floor(group["lr"], options["min_lr"], warmup, num_training_steps)
+                for group in optimizer.param_groups
+            ]
+            self.lr_scheduler = LambdaLR(optimizer, scale)
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if model.training:
+            for name in ("action_loss", "vlm_loss"):
+                if (value := outputs.get(name)) is not None:
+                    self._sums[name] = self._sums[name].to(value.device) + value.detach()
+            self._count += 1
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds each loss's mean since the last log, and the learning rate of each group."""
+        if "loss" in logs:
+            logs |= {name: (total / self._count).item() for name, total in self._sums.items()}
+            self._sums.clear()
+            self._count = 0
+        super().log(logs, start_time)
+
+
+def cosine_with_floor(rate: float, floor: float, warmup: int, total: int):
+    """The factor on `rate` after a step: linear warm-up, then half a cosine down to exactly `floor`."""
+    ratio = min(1.0, floor / rate) if rate else 1.0
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = min(1.0, (step - warmup + 1) / max(1, total - warmup))
+        return ratio + (1 - ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return factor
+
+
+def load_pretrained(model: torch.nn.Module, source: str, patterns: list[str] | None = None) -> None:
+    """Copy the weights of another policy into `model`: all, or those whose names a pattern matches.
+
+    Raises:
+        ValueError: a pattern matches nothing, or a parameter that is to be loaded is missing or of another shape.
+    """
+    weights = AutoModel.from_pretrained(source, dtype=model.dtype).state_dict()
+    own = model.state_dict()
+    names = set(own)
+    if patterns:
+        matched = set().union(*(matching_parameters(model, pattern, "reload_modules") for pattern in patterns))
+        names = {name for name in own if name in matched}
+    bad = sorted(n for n in names if n not in weights or weights[n].shape != own[n].shape)
+    if bad:
+        raise ValueError(
+            f"{source} does not fit this model: {len(bad)} tensors are missing or of another shape, for example {bad[0]}; "
+            "name the modules that fit in reload_modules"
+        )
+    model.load_state_dict({name: weights[name] for name in names}, strict=False)
+    logger.warning(f"loaded {len(names)} of {len(own)} tensors from {source}")
+
+
+class LossPlotCallback(TrainerCallback):
+    """Writes `loss.png` beside the checkpoints: the loss over steps, and the learning rate."""
+
+    def on_save(self, args, state, control, **kwargs):
+        self._plot(args.output_dir, state)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._plot(args.output_dir, state)
+
+    def _plot(self, folder: str, state) -> None:
+        rows = [row for row in state.log_history if "loss" in row]
+        if not rows or not state.is_world_process_zero:
+            return
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(7, 4), layout="tight")
+        losses, rates = figure.subplots(), None
+        steps = [row["step"] for row in rows]
+        losses.plot(steps, [row["loss"] for row in rows], color="tab:blue")
+        losses.set(xlabel="step", ylabel="loss", yscale="log", title="training loss")
+        losses.grid(alpha=0.3)
+        rates = losses.twinx()
+        rates.plot(steps, [row.get("learning_rate", math.nan) for row in rows], color="tab:gray", alpha=0.6)
+        rates.set_ylabel("learning rate (first group)")
+        os.makedirs(folder, exist_ok=True)
+        temporary = os.path.join(folder, ".loss.png")
+        figure.savefig(temporary, dpi=120, format="png")
+        os.replace(temporary, os.path.join(folder, "loss.png"))
+
+
+__all__ = ["LossPlotCallback", "VLATrainer", "cosine_with_floor"]

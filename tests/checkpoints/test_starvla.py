@@ -1,0 +1,310 @@
+"""Native StarVLA repositories through the Auto classes: folders, Hub caches, conversion, and everything that is wrong."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoProcessor
+
+import hf_vla
+from hf_vla.checkpoints.starvla import StarVLARepository, save_repository
+
+VARIANT = "QwenPI_v3"
+FILE = "checkpoints/steps_10_pytorch_model.pt"
+
+
+@pytest.fixture(scope="session")
+def base_vlm(shared_dir) -> str:
+    return str(shared_dir / "golden" / "base_vlms" / "Qwen3-VL-4B-Instruct")
+
+
+@pytest.fixture(scope="session")
+def pristine_run(shared_dir, tmp_path_factory) -> Path:
+    """The recorded variant as StarVLA's trainer leaves it."""
+    out = tmp_path_factory.mktemp("native")
+    script = shared_dir / "golden" / "materialize.py"
+    subprocess.run([sys.executable, str(script), str(out), VARIANT], check=True, capture_output=True)
+    return out / VARIANT
+
+
+@pytest.fixture
+def run(pristine_run, tmp_path) -> Path:
+    """A copy to break."""
+    return Path(shutil.copytree(pristine_run, tmp_path / "run"))
+
+
+def edit_weights(run: Path, edit) -> None:
+    tensors = torch.load(run / FILE)
+    edit(tensors)
+    torch.save(tensors, run / FILE)
+
+
+def edit_config(run: Path, edit) -> None:
+    import yaml
+
+    tree = yaml.safe_load((run / "config.full.yaml").read_text())
+    edit(tree)
+    (run / "config.full.yaml").write_text(yaml.safe_dump(tree))
+
+
+# ------------------------------------------------------------------ loading
+
+
+def test_auto_classes_read_a_native_folder(pristine_run, base_vlm):
+    config = AutoConfig.from_pretrained(pristine_run, base_vlm=base_vlm)
+    assert isinstance(config, hf_vla.QwenPIV3Config)
+    assert (config.action_dim, config.action_horizon, config.action_hidden_size) == (7, 8, 48)
+    assert config.repeated_diffusion_steps == 16  # not framework.action_model.repeated_diffusion_steps, which is 8
+    assert config.hidden_states_convention == "transformers-4.57"
+    model = AutoModel.from_pretrained(pristine_run, base_vlm=base_vlm)
+    assert isinstance(model, hf_vla.QwenPIV3ForActionPrediction) and not model.training
+    processor = AutoProcessor.from_pretrained(pristine_run, base_vlm=base_vlm)
+    assert isinstance(processor, hf_vla.QwenPIV3Processor)
+    assert set(processor.statistics) == set(json.loads((pristine_run / "dataset_statistics.json").read_text()))
+    assert processor.image_size == [96, 64] and "{instruction}" in processor.prompt_template
+
+
+def test_config_yaml_is_enough(run, base_vlm):
+    (run / "config.full.yaml").unlink()
+    assert AutoConfig.from_pretrained(run, base_vlm=base_vlm).action_hidden_size == 48
+
+
+@pytest.mark.parametrize(
+    ("edit", "field", "expected"),
+    [
+        (lambda d, a: d.pop("action_dit_hidden_dim"), "action_hidden_size", 1024),
+        (lambda d, a: d.update(action_dit_hidden_dim=None), "action_hidden_size", None),
+        (lambda d, a: d.update(interleave_self_attention=True), "interleave_self_attention", True),
+        (lambda d, a: d.pop("interleave_self_attention"), "interleave_self_attention", False),
+        (
+            lambda d, a: d.update(interleave_self_attention=True, use_canonical_forward=False),
+            "interleave_self_attention",
+            False,
+        ),
+        (
+            lambda d, a: d.update(interleave_self_attention=False, use_canonical_forward=None),
+            "interleave_self_attention",
+            False,
+        ),
+        (lambda d, a: a.pop("action_horizon"), "action_horizon", 8),  # future_action_window_size 7
+        (lambda d, a: (d.pop("output_dim"), a.update(hidden_size=1024)), "output_dim", 1024),
+        (lambda d, a: d.pop("output_dim"), "output_dim", 26),
+    ],
+)
+def test_config_variants(run, base_vlm, edit, field, expected):
+    def edit_tree(tree):
+        action_model = tree["framework"]["action_model"]
+        edit(action_model["diffusion_model_cfg"], action_model)
+
+    edit_config(run, edit_tree)
+    assert getattr(AutoConfig.from_pretrained(run, base_vlm=base_vlm), field) == expected
+
+
+def test_null_width_means_the_backbones_and_no_projectors(run, base_vlm):
+    edit_config(run, lambda t: t["framework"]["action_model"]["diffusion_model_cfg"].update(action_dit_hidden_dim=None))
+    model = hf_vla.QwenPIV3ForActionPrediction(AutoConfig.from_pretrained(run, base_vlm=base_vlm))
+    assert not list(model.projectors.parameters())
+    assert model.action_head.action_encoder.layer1.out_features == model.config.vlm_hidden_size
+
+
+def test_highest_step_or_the_one_asked_for(run, base_vlm):
+    later = run / "checkpoints" / "steps_200_pytorch_model.pt"
+    shutil.copy(run / FILE, later)
+    repository = StarVLARepository("run", run)
+    assert repository.checkpoint() == later
+    assert repository.checkpoint("steps_10_pytorch_model.pt") == run / FILE
+    with pytest.raises(OSError, match="steps_10_pytorch_model.pt, checkpoints/steps_200"):
+        repository.checkpoint("steps_30_pytorch_model.pt")
+
+
+def test_safetensors_checkpoint(run, base_vlm):
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.clone() for name, tensor in torch.load(run / FILE).items()}
+    save_file(tensors, run / "checkpoints" / "steps_11_model.safetensors")
+    (run / FILE).unlink()
+    model = AutoModel.from_pretrained(run, base_vlm=base_vlm)
+    name = "action_head.action_decoder.layer2.weight"
+    assert torch.equal(model.state_dict()[name], tensors["action_model.action_decoder.layer2.weight"])
+
+
+def test_final_model(run, base_vlm):
+    (run / "final_model").mkdir()
+    (run / FILE).rename(run / "final_model" / "pytorch_model.pt")
+    assert AutoModel.from_pretrained(run, base_vlm=base_vlm).num_parameters() > 0
+
+
+def test_unknown_robot_needs_modes(run, base_vlm):
+    statistics = json.loads((run / "dataset_statistics.json").read_text())
+    (run / "dataset_statistics.json").write_text(json.dumps({"my_robot": statistics["oxe_bridge"]}))
+    processor = AutoProcessor.from_pretrained(run, base_vlm=base_vlm)
+    with pytest.raises(ValueError, match="normalization_modes"):
+        processor.unnormalize_actions(torch.zeros(1, 8, 7))
+    modes = {"my_robot": {"action": "min_max", "state": "min_max"}}
+    processor = AutoProcessor.from_pretrained(run, base_vlm=base_vlm, normalization_modes=modes)
+    low, high = (torch.tensor(statistics["oxe_bridge"]["action"][k]) for k in ("min", "max"))
+    actions = processor.unnormalize_actions(torch.zeros(1, 8, 7))
+    assert torch.allclose(torch.from_numpy(actions[0, 0]), (low + high) / 2, atol=1e-6)
+
+
+# ------------------------------------------------------------ from the Hub
+
+
+def lay_out_cache(cache: Path, repository: str, source: Path) -> None:
+    """A folder as huggingface_hub would have cached the repository."""
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(source, folder / "snapshots" / revision)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(revision)
+
+
+LOAD = """
+import sys, hf_vla, torch
+from transformers import AutoModel, AutoProcessor
+policy = AutoModel.from_pretrained(sys.argv[1], dtype="auto")
+processor = AutoProcessor.from_pretrained(sys.argv[1])
+print(type(policy).__name__, policy.config.vlm_name_or_path, sorted(processor.statistics))
+"""
+
+
+@pytest.mark.parametrize("cached", ["StarVLA/Qwen3VL-PI_v3-Bridge-RT-1", "StarVLA/Qwen3VL-PI_v3-Bridge-RT_1"])
+@pytest.mark.parametrize("asked", ["StarVLA/Qwen3VL-PI_v3-Bridge-RT-1", "StarVLA/Qwen3VL-PI_v3-Bridge-RT_1"])
+def test_released_name_loads_offline_from_a_hub_cache(pristine_run, base_vlm, tmp_path, cached, asked):
+    lay_out_cache(tmp_path, cached, pristine_run)
+    lay_out_cache(tmp_path, "Qwen/Qwen3-VL-4B-Instruct", Path(base_vlm))
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", LOAD, asked], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "QwenPIV3ForActionPrediction Qwen/Qwen3-VL-4B-Instruct ['oxe_bridge', 'oxe_rt1']" in result.stdout
+    assert (f"loading {cached}" in result.stderr) == (asked != cached)
+
+
+# --------------------------------------------------------------- conversion
+
+
+def test_native_to_ours_and_back_keeps_every_tensor(pristine_run, base_vlm, tmp_path):
+    model = AutoModel.from_pretrained(pristine_run, base_vlm=base_vlm)
+    processor = AutoProcessor.from_pretrained(pristine_run, base_vlm=base_vlm)
+    model.save_pretrained(tmp_path / "ours")
+    processor.save_pretrained(tmp_path / "ours")
+    save_repository(
+        AutoModel.from_pretrained(tmp_path / "ours"), AutoProcessor.from_pretrained(tmp_path / "ours"), tmp_path / "back", 10
+    )
+    before, after = torch.load(pristine_run / FILE), torch.load(tmp_path / "back" / FILE)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    first, second = (AutoConfig.from_pretrained(x, base_vlm=base_vlm) for x in (pristine_run, tmp_path / "back"))
+    assert first.to_diff_dict() == second.to_diff_dict()
+    assert AutoProcessor.from_pretrained(tmp_path / "back", base_vlm=base_vlm).to_dict() == processor.to_dict()
+
+
+def test_no_path_of_this_machine_is_saved(pristine_run, base_vlm, tmp_path):
+    AutoModel.from_pretrained(pristine_run, base_vlm=base_vlm).save_pretrained(tmp_path)
+    assert base_vlm not in (tmp_path / "config.json").read_text()
+
+
+# ----------------------------------------------------------------- bad input
+
+
+def truncate(run: Path) -> None:
+    content = (run / FILE).read_bytes()
+    (run / FILE).write_bytes(content[: len(content) // 2])
+
+
+def remove_configs(run: Path) -> None:
+    (run / "config.yaml").unlink()
+    (run / "config.full.yaml").unlink()
+
+
+@pytest.mark.parametrize(
+    ("breakage", "error", "message"),
+    [
+        (lambda run: shutil.rmtree(run / "checkpoints"), OSError, "holds no checkpoint"),
+        (remove_configs, OSError, "neither config.full.yaml nor config.yaml"),
+        (truncate, OSError, "corrupt or incomplete"),
+        (lambda run: (run / FILE).write_bytes(b"no checkpoint"), OSError, "corrupt or incomplete"),
+        (lambda run: (run / FILE).write_bytes(b""), OSError, "corrupt or incomplete"),
+        (lambda run: torch.save([1, 2], run / FILE), OSError, "no state dict"),
+        (
+            lambda run: edit_weights(run, lambda t: t.pop("project_layers.0.1.weight")),
+            ValueError,
+            "1 missing keys: projectors.0.1.weight",
+        ),
+        (
+            lambda run: edit_weights(run, lambda t: t.update({"project_layers.0.1.weight": torch.zeros(3, 3)})),
+            ValueError,
+            r"projectors.0.1.weight \(3, 3\) instead of \(48, 64\)",
+        ),
+        (
+            lambda run: edit_weights(run, lambda t: t.update({"stray.weight": torch.zeros(2)})),
+            ValueError,
+            "1 unexpected keys: stray.weight",
+        ),
+        (
+            lambda run: edit_config(run, lambda t: t["framework"].update(name="QwenUnheardOf")),
+            ValueError,
+            "known are .*QwenPI_v3",
+        ),
+        (lambda run: (run / "config.full.yaml").write_text("a: [1"), OSError, "no valid YAML"),
+    ],
+)
+def test_broken_repositories_raise(run, base_vlm, breakage, error, message):
+    breakage(run)
+    with pytest.raises(error, match=message):
+        AutoModel.from_pretrained(run, base_vlm=base_vlm)
+
+
+def test_missing_statistics_raise(run, base_vlm):
+    (run / "dataset_statistics.json").unlink()
+    with pytest.raises(OSError, match="dataset_statistics.json"):
+        AutoProcessor.from_pretrained(run, base_vlm=base_vlm)
+
+
+def test_unreachable_backbone_says_what_to_pass(pristine_run):
+    with pytest.raises(OSError, match="pass base_vlm="):
+        AutoModel.from_pretrained(pristine_run, base_vlm="no/such/place")
+
+
+@pytest.mark.parametrize("kind", ["missing", "shape", "truncated"])
+def test_own_format_loads_whole_or_not_at_all(pristine_run, base_vlm, tmp_path, kind):
+    from safetensors.torch import load_file, save_file
+
+    AutoModel.from_pretrained(pristine_run, base_vlm=base_vlm).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    if kind == "truncated":
+        file.write_bytes(file.read_bytes()[:5000])
+    else:
+        tensors = load_file(file)
+        weight = tensors.pop("projectors.0.1.weight")
+        if kind == "shape":
+            tensors["projectors.0.1.weight"] = weight[:3].clone()
+        save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises((ValueError, OSError), match="projectors.0.1.weight" if kind != "truncated" else "corrupt"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_native_arguments_are_refused_elsewhere(pristine_run, base_vlm, tmp_path):
+    AutoModel.from_pretrained(pristine_run, base_vlm=base_vlm).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no native StarVLA checkpoint"):
+        AutoModel.from_pretrained(tmp_path, base_vlm=base_vlm)
+
+
+def test_other_repositories_load_as_ever(base_vlm, tmp_path):
+    assert AutoConfig.from_pretrained(base_vlm).model_type == "qwen3_vl"
+    with pytest.raises((OSError, ValueError)) as with_us:
+        AutoConfig.from_pretrained(tmp_path)
+    result = subprocess.run(
+        [sys.executable, "-c", f"from transformers import AutoConfig; AutoConfig.from_pretrained({str(tmp_path)!r})"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert str(with_us.value).splitlines()[0] in result.stderr

@@ -1,0 +1,285 @@
+"""Bad datasets give one clear error, with dataset, episode, frame and file: never another sample."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from synthetic_v3 import CODECS, LENGTHS, draw_frames, edit_json, encode, rewrite
+
+from hf_vla.data import LeRobotDataset
+from hf_vla.data.video import VideoReader
+
+HORIZON = 6
+
+
+def read_all(root: Path) -> None:
+    for item in LeRobotDataset(root, HORIZON):
+        assert item
+
+
+@pytest.mark.parametrize(
+    ("source", "file"),
+    [
+        ("v21_video", "meta/info.json"),
+        ("v21_video", "meta/episodes.jsonl"),
+        ("v21_video", "meta/tasks.jsonl"),
+        ("v21_video", "data/chunk-000/episode_000002.parquet"),
+        ("v21_video", "videos/chunk-000/observation.images.wrist/episode_000003.mp4"),
+        ("v3", "meta/info.json"),
+        ("v3", "meta/tasks.parquet"),
+        ("v3", "data/chunk-000/file-001.parquet"),
+        ("v3", "videos/observation.images.wrist/chunk-000/file-002.mp4"),
+    ],
+)
+def test_missing_file_is_an_error_at_once(copied, v3, source, file):
+    root = v3 if source == "v3" else copied(source)
+    (root / file).unlink()
+    with pytest.raises(FileNotFoundError, match=file):
+        LeRobotDataset(root, HORIZON)
+
+
+def test_missing_episodes_of_v3(v3):
+    shutil.rmtree(v3 / "meta/episodes")
+    with pytest.raises(FileNotFoundError, match="meta/episodes"):
+        LeRobotDataset(v3, HORIZON)
+
+
+@pytest.mark.parametrize("version", ["v1.6", "v4.0", None])
+def test_unknown_version(v3, version):
+    edit_json(v3 / "meta/info.json", codebase_version=version)
+    with pytest.raises(ValueError, match=rf"{version}.*v2.0, v2.1, v3.0"):
+        LeRobotDataset(v3, HORIZON)
+
+
+def test_broken_json(v3, copied):
+    (v3 / "meta/info.json").write_text('{"codebase_version": "v3.0"')
+    with pytest.raises(ValueError, match="info.json is no valid JSON"):
+        LeRobotDataset(v3, HORIZON)
+    root = copied("v21_video")
+    (root / "meta/episodes.jsonl").write_text('{"episode_index": 0,')
+    with pytest.raises(ValueError, match="episodes.jsonl is no valid JSON"):
+        LeRobotDataset(root, HORIZON)
+
+
+def test_empty_dataset(copied, v3):
+    root = copied("v21_video")
+    (root / "meta/episodes.jsonl").write_text("")
+    with pytest.raises(ValueError, match="empty"):
+        LeRobotDataset(root, HORIZON)
+    shutil.rmtree(v3 / "meta/episodes")
+    edit_json(v3 / "meta/info.json", total_episodes=0, total_frames=0)
+    with pytest.raises(ValueError, match="empty"):
+        LeRobotDataset(v3, HORIZON)
+
+
+def test_no_action_column(v3):
+    info = json.loads((v3 / "meta/info.json").read_text())
+    del info["features"]["action"]
+    (v3 / "meta/info.json").write_text(json.dumps(info))
+    with pytest.raises(ValueError, match="'action'.*observation.state"):
+        LeRobotDataset(v3, HORIZON)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("column", ["action", "observation.state"])
+def test_numbers_that_are_none(v3, column, value):
+    def spoil(rows):
+        rows[LENGTHS[0] + 4, 3] = value
+        return rows
+
+    rewrite(v3 / "data/chunk-000/file-000.parquet", column, spoil)
+    name = column.split(".")[-1]
+    message = rf"file-000.parquet: episode 1, frame 4: {name}\[3\] is {value}"
+    with pytest.raises(ValueError, match=message):
+        LeRobotDataset(v3, HORIZON)[0]
+    with pytest.raises(ValueError, match=message):
+        _ = LeRobotDataset(v3, HORIZON).statistics
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "message"),
+    [
+        ("episode_index", lambda e: np.where(np.arange(len(e)) == 3, 9, e), "episode 0 are not in one piece"),
+        ("episode_index", lambda e: e + 10, "episode 0 has 0 rows.*7 frames"),
+        (
+            "timestamp",
+            lambda t: np.where(np.arange(len(t)) == 3, 0.0, t),
+            "episode 0: timestamps run backwards after frame 2",
+        ),
+        ("timestamp", lambda t: t + 0.7 / 30, "no frame|nearest"),
+        ("task_index", lambda t: t + 5, "episode 0, frame 0: task_index 5.*2 tasks"),
+    ],
+)
+def test_contradictory_table(v3, column, change, message):
+    rewrite(v3 / "data/chunk-000/file-000.parquet", column, change)
+    with pytest.raises((ValueError, OSError), match=message):
+        read_all(v3)
+
+
+def test_table_without_a_column_or_of_another_shape(v3):
+    file = v3 / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(file)
+    pq.write_table(table.drop_columns(["timestamp"]), file)
+    with pytest.raises(ValueError, match="file-000.parquet has no column 'timestamp'.*action"):
+        LeRobotDataset(v3, HORIZON)[0]
+    narrow = pa.array([row[:5] for row in table["action"].to_pylist()], pa.list_(pa.float32()))
+    pq.write_table(table.set_column(table.column_names.index("action"), "action", narrow), file)
+    with pytest.raises(ValueError, match="file-000.parquet.*action.*5 dimensions.*7"):
+        LeRobotDataset(v3, HORIZON)[0]
+    ragged = pa.array(
+        [row[: 5 + (i == 2)] for i, row in enumerate(table["action"].to_pylist())], pa.list_(pa.float32())
+    )
+    pq.write_table(table.set_column(table.column_names.index("action"), "action", ragged), file)
+    with pytest.raises(ValueError, match="'action' has 5 values in row 0 and 6 in row 2"):
+        LeRobotDataset(v3, HORIZON)[0]
+
+
+def test_length_in_metadata_contradicts_the_table(copied):
+    root = copied("v21_video")
+    lines = (root / "meta/episodes.jsonl").read_text().replace('"length": 28', '"length": 30')
+    (root / "meta/episodes.jsonl").write_text(lines)
+    with pytest.raises(ValueError, match="episode 1 has 28 rows.*episode_000001.parquet.*30 frames"):
+        LeRobotDataset(root, HORIZON)[20]
+
+
+def test_totals_that_disagree_are_logged(v3, caplog):
+    edit_json(v3 / "meta/info.json", total_frames=99)
+    with caplog.at_level(logging.WARNING, logger="hf_vla"):
+        assert len(LeRobotDataset(v3, HORIZON)) == sum(LENGTHS)
+    assert "total_frames 99" in caplog.text
+
+
+def test_truncated_parquet(v3):
+    file = v3 / "data/chunk-000/file-001.parquet"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(OSError, match="file-001.parquet cannot be read.*truncated"):
+        read_all(v3)
+
+
+def test_truncated_mp4_without_its_index(v3):
+    file = v3 / "videos/observation.images.front/chunk-000/file-001.mp4"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(
+        OSError, match="episode 3, frame 0, camera 'observation.images.front'.*file-001.mp4.*truncated"
+    ):
+        read_all(v3)
+
+
+def test_truncated_mp4_with_its_index_in_front(v3):
+    file = v3 / "videos/observation.images.front/chunk-000/file-001.mp4"
+    with av.open(str(file)) as source, av.open(str(file) + ".mp4", "w", options={"movflags": "faststart"}) as target:
+        stream = target.add_stream_from_template(source.streams.video[0], opaque=True)
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    content = Path(str(file) + ".mp4").read_bytes()
+    file.write_bytes(content)
+    expected = len(LeRobotDataset(v3, HORIZON)) - LENGTHS[4]
+    read_all(v3)
+    file.write_bytes(content[: len(content) * 3 // 4])
+    dataset = LeRobotDataset(v3, HORIZON)
+    with pytest.raises(OSError, match="episode [34], frame .* camera 'observation.images.front'.*file-001.mp4"):
+        for index in range(len(dataset)):
+            assert dataset[index]
+    assert index > expected - LENGTHS[3]  # what lies before the cut is still read
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_damaged_bytes_inside_an_mp4(written, tmp_path, codec):
+    root = shutil.copytree(written[codec][0], tmp_path / "damaged")
+    file = root / "videos/observation.images.front/chunk-000/file-000.mp4"
+    good = file.read_bytes()
+    indices = range(sum(LENGTHS[:3]))
+
+    def readable(dataset_for):
+        found = []
+        for index in indices:
+            try:
+                found.append((index, dataset_for(index)[index]["image"]))
+            except OSError as error:
+                assert "episode" in str(error) and "file-000.mp4" in str(error)
+        return found
+
+    with av.open(str(file)) as container:
+        frames = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    assert len(frames) == len(indices)
+    noticed = 0
+    for position, size in frames:
+        content = bytearray(good)
+        content[position + 6 : position + size] = np.random.default_rng(position).bytes(size - 6)
+        file.write_bytes(content)
+        # An error leaves the decoder fit for other frames: it finds those that decoders of their own find.
+        expected = readable(lambda index: LeRobotDataset(root, HORIZON))
+        dataset = LeRobotDataset(root, HORIZON)
+        assert readable(lambda index: dataset) == expected  # noqa: B023
+        # Lost is the damaged frame's group of two pictures, and those before it into which the decoder reads ahead.
+        assert len(expected) >= len(indices) - 6
+        noticed += len(expected) < len(indices)
+    assert noticed > len(frames) / 2
+
+
+def test_damage_is_rarely_painted_over(tmp_path):
+    # Bits that happen to decode can't be noticed, but a decoder left to conceal hides nearly every damage.
+    rng = np.random.default_rng(0)
+    frames = draw_frames(20, 1, 0, (96, 128)) // 2 + rng.integers(0, 60, (96, 128, 1), dtype=np.uint8)
+    video = tmp_path / "video.mp4"
+    encode(video, frames, "libx264", 10)
+    good = video.read_bytes()
+    start, stop = good.index(b"mdat") + 1000, good.index(b"moov") - 400
+    noticed = painted_over = 0
+    for _ in range(40):
+        content = bytearray(good)
+        position = int(rng.integers(start, stop))
+        content[position : position + 100] = rng.bytes(100)
+        video.write_bytes(content)
+        reader = VideoReader(video, 10)
+        for frame in range(20):
+            try:
+                pixels = reader.frame_at(frame / 10)
+            except OSError:
+                noticed += 1
+                break
+            if np.abs(pixels.astype(float) - frames[frame]).mean() > 8:
+                painted_over += 1
+                break
+    assert noticed >= 2 * painted_over
+    assert noticed + painted_over > 20
+
+
+def test_video_shorter_than_its_table(copied, v3, tmp_path):
+    root = copied("v21_video")
+    videos = root / "videos/chunk-000/observation.images.wrist"
+    shutil.copy(videos / "episode_000002.mp4", videos / "episode_000000.mp4")
+    dataset = LeRobotDataset(root, HORIZON)
+    assert dataset[4]
+    with pytest.raises(OSError, match="episode 0, frame 5, camera 'observation.images.wrist'.*no frame at 0.500 s"):
+        dataset[5]
+    with pytest.raises(OSError, match="episode 0, frame 10"):
+        dataset[10]
+
+    file = v3 / "meta/episodes/chunk-000/file-000.parquet"
+    rewrite(file, "videos/observation.images.wrist/to_timestamp", lambda ends: ends - 2 / 30)
+    with pytest.raises(ValueError, match="episode 0 has 7 frames.*'observation.images.wrist' only 0.167 s"):
+        LeRobotDataset(v3, HORIZON)
+
+
+def test_error_does_not_spoil_what_follows(copied):
+    root = copied("v21_video")
+    expected = LeRobotDataset(root, HORIZON)[3]["image"]
+    video = root / "videos/chunk-000/observation.images.front/episode_000000.mp4"
+    good = video.read_bytes()
+    encode(video, np.zeros((3, 96, 128, 3), dtype=np.uint8), "libx264", 10)
+    dataset = LeRobotDataset(root, HORIZON)
+    for _ in range(2):
+        with pytest.raises(OSError, match="frame 3"):
+            dataset[3]
+    assert np.asarray(dataset[1]["image"][0]).max() < 20
+    video.write_bytes(good)
+    assert LeRobotDataset(root, HORIZON)[3]["image"] == expected
