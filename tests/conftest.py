@@ -1,8 +1,15 @@
 """Fixtures for the whole suite."""
 
+import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
+
+from hf_vla.data import LeRobotWriter
+
+RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "quickstart.yaml"
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +19,56 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is missing: the tests need the shared reference material there")
     return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory) -> Path:
+    """Two episodes of 12 frames, 32x32, whose actions follow from the images."""
+    root = tmp_path_factory.mktemp("data") / "tiny"
+    features = {
+        "observation.images.front": {"dtype": "video", "shape": (32, 32, 3), "names": ["height", "width", "channels"]},
+        "observation.state": {"dtype": "float32", "shape": (3,), "names": ["x", "y", "z"]},
+        "action": {"dtype": "float32", "shape": (2,), "names": ["dx", "dy"]},
+    }
+    rng = np.random.default_rng(0)
+    with LeRobotWriter(root, fps=10, features=features, robot_type="tiny_arm") as writer:
+        for task in ("push the block", "pull the block"):
+            for step in range(12):
+                writer.add_frame(
+                    {
+                        "observation.images.front": rng.integers(0, 255, (32, 32, 3), dtype=np.uint8),
+                        "observation.state": rng.normal(size=3).astype(np.float32),
+                        "action": np.array([np.sin(step), np.cos(step)], dtype=np.float32),
+                    }
+                )
+            writer.save_episode(task=task)
+    return root
+
+
+@pytest.fixture
+def recipe(dataset, tmp_path) -> Path:
+    """The quickstart's recipe, shrunk, for that dataset: six steps on the CPU."""
+    settings = copy.deepcopy(yaml.safe_load(RECIPE.read_text()))
+    settings |= {
+        "dataset": [str(dataset)],
+        "output_dir": str(tmp_path / "policy"),
+        "max_steps": 6,
+        "per_device_train_batch_size": 4,
+        "warmup_steps": 2,
+        "logging_steps": 1,
+        "dataloader_num_workers": 0,
+        "dataloader_persistent_workers": False,
+        "dataloader_prefetch_factor": None,
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    config = settings["policy_config"]
+    config |= {"action_hidden_size": 16, "attention_head_dim": 8, "action_horizon": 4, "repeated_diffusion_steps": 2}
+    config["vlm_config"]["text_config"] |= {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 32}
+    config["vlm_config"]["text_config"] |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    config["vlm_config"]["text_config"]["rope_parameters"]["mrope_section"] = [4, 2, 2]
+    config["vlm_config"]["vision_config"] |= {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
+    config["vlm_config"]["vision_config"] |= {"out_hidden_size": 32, "num_position_embeddings": 16}
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    return file

@@ -1,0 +1,280 @@
+"""Demonstrations by a simulator's scripted expert, recorded as a LeRobot dataset."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import zlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from hf_vla.evaluation.environments import Environment, canonical_task, make_environment
+
+__all__ = ["Demonstration", "collect_demonstrations", "record_dataset", "record_demonstration"]
+
+logger = logging.getLogger(__name__)
+
+_STEPS_AFTER_SUCCESS = 5
+# The recorder gives up when the expert solved fewer than one in this many seeds.
+_MAX_SEEDS_AN_EPISODE = 5
+# Finer than a video needs for the eye, since small pictures lose most: 1.4 kB a frame of 96 x 96.
+_CRF = 12
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One successful episode of T frames.
+
+    Attributes:
+        seed: the seed that placed the objects.
+        instruction: the task in natural language.
+        images: one array a camera, uint8 (T, H, W, 3).
+        states: float32 (T, S), robot units, before the action of the same row.
+        actions: float32 (T, D), the expert's own actions within the limits, robot units.
+        success: bool (T,), the simulator's success flag after the action of the same row.
+    """
+
+    seed: int
+    instruction: str
+    images: tuple[np.ndarray, ...]
+    states: np.ndarray
+    actions: np.ndarray
+    success: np.ndarray
+
+
+def record_demonstration(environment: Environment, seed: int, noise: float = 0.0) -> Demonstration | None:
+    """Let the expert solve one episode, until five steps after its first success.
+
+    Args:
+        environment: one with an expert.
+        seed: places the objects, and draws the noise.
+        noise: standard deviation of Gaussian noise, in units of the action's half range, on all dimensions but the
+            last (the gripper) of what is executed. The recorded label stays the expert's own action for the state
+            that the noise led to, so the data shows how to recover (Laskey et al., "DART", CoRL 2017).
+
+    Returns:
+        The demonstration, or None when the expert failed.
+    """
+    generator = np.random.default_rng([seed, zlib.crc32(environment.task.encode())])
+    half_range = (environment.action_high - environment.action_low) / 2
+    images, states, actions, successes = [], [], [], []
+    environment.reset(seed)
+    steps_left = None
+    while steps_left != 0:
+        observation = environment.observation()
+        action = environment.expert_action()
+        executed = action
+        if noise:
+            disturbance = generator.normal(scale=noise, size=action.shape) * half_range
+            disturbance[-1] = 0
+            executed = np.clip(action + disturbance, environment.action_low, environment.action_high)
+        success, done = environment.step(executed)
+        images.append([np.asarray(image) for image in observation["image"]])
+        states.append(observation["state"][0])
+        actions.append(action)
+        successes.append(success)
+        if steps_left is not None:
+            steps_left -= 1
+        elif success:
+            steps_left = _STEPS_AFTER_SUCCESS
+        if done:
+            break
+    if steps_left is None:
+        return None
+    return Demonstration(
+        seed=seed,
+        instruction=environment.instruction,
+        images=tuple(np.stack(camera) for camera in zip(*images, strict=True)),
+        states=np.stack(states).astype(np.float32),
+        actions=np.stack(actions).astype(np.float32),
+        success=np.array(successes),
+    )
+
+
+def collect_demonstrations(
+    name: str,
+    tasks: Sequence[str],
+    episodes: int,
+    first_seed: int = 0,
+    noise: float = 0.0,
+    num_workers: int = 1,
+    **environment_arguments: Any,
+) -> Iterator[tuple[str, int, Demonstration | None]]:
+    """Yield `(task, seed, demonstration)` task by task and by rising seed until every task has `episodes` of them.
+
+    The demonstration is None for a seed that the expert failed on; the next seed then takes its place. The order and
+    content do not depend on `num_workers`.
+
+    Raises:
+        ValueError: the expert solves too few seeds of a task.
+    """
+    pool = _pool(num_workers)
+    try:
+        for task in tasks:
+            job = (name, task, tuple(sorted(environment_arguments.items())), noise)
+            pending: deque = deque()
+            next_seed, found = first_seed, 0
+            while found < episodes:
+                # Never more under way than is missing, so that no episode is recorded in vain.
+                while len(pending) < min(2 * num_workers, episodes - found):
+                    if next_seed - first_seed >= _MAX_SEEDS_AN_EPISODE * (episodes + 1):
+                        break
+                    pending.append((next_seed, pool.submit(_record_in_worker, job, next_seed)))
+                    next_seed += 1
+                if not pending:
+                    raise ValueError(
+                        f"the expert solved only {found} of {next_seed - first_seed} episodes of {task!r}; "
+                        "lower the noise, or choose another task"
+                    )
+                seed, future = pending.popleft()
+                demonstration = future.result()
+                found += demonstration is not None
+                yield task, seed, demonstration
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def record_dataset(
+    output: str | Path,
+    name: str,
+    tasks: Sequence[str],
+    episodes: int,
+    first_seed: int = 0,
+    noise: float = 0.0,
+    num_workers: int = 1,
+    progress: bool = True,
+    **environment_arguments: Any,
+) -> dict[str, dict[str, list[int]]]:
+    """Record `episodes` demonstrations of each task into one LeRobot v3.0 dataset.
+
+    `info.json` gets an entry "environment" with the simulator, its settings, the tasks and the seeds of each, so that
+    an evaluation can keep off them.
+
+    Args:
+        output: the dataset's folder; must not exist, or be empty.
+        name: simulator.
+        tasks: its tasks, each once.
+        episodes: successful episodes a task.
+        first_seed: seeds are tried from here upwards.
+        noise: see `record_demonstration`.
+        num_workers: processes that simulate and render; the dataset does not depend on it.
+        progress: whether to show a progress bar.
+        **environment_arguments: for `make_environment`.
+
+    Returns:
+        task → `{"seeds": recorded ones, "failed_seeds": those the expert failed on}`.
+
+    Raises:
+        ValueError: unknown simulator or task, a number out of range, or an expert that fails too often.
+        FileExistsError: `output` is there and not empty.
+    """
+    if episodes < 1 or first_seed < 0 or num_workers < 1:
+        raise ValueError(
+            f"episodes is {episodes}, the first seed {first_seed}, the number of workers {num_workers}; "
+            "episodes and workers start at 1, seeds at 0"
+        )
+    if not 0 <= noise <= 1:
+        raise ValueError(f"noise is {noise}; possible: 0 to 1, in units of the action's half range")
+    tasks = [canonical_task(name, task) for task in tasks]
+    if not tasks or len(set(tasks)) != len(tasks):
+        raise ValueError(f"tasks are {list(tasks)}; give at least one, and each once")
+    # pyarrow and PyAV are for the extras that record; simulating alone works without.
+    from hf_vla.data.lerobot_writer import LeRobotWriter
+
+    example = make_environment(name, tasks[0], **environment_arguments)
+    settings, robot_type, fps = example.settings(), example.robot_type, example.fps
+    cameras = [f"observation.images.{camera}" for camera in example.camera_names]
+    example.reset(first_seed)
+    height, width = np.asarray(example.observation()["image"][0]).shape[:2]
+    features = {camera: {"dtype": "video", "shape": (height, width, 3)} for camera in cameras}
+    features["observation.state"] = _vector_feature(example.state_names)
+    features["action"] = _vector_feature(example.action_names)
+    features["next.success"] = {"dtype": "bool", "shape": (1,)}
+    features["next.done"] = {"dtype": "bool", "shape": (1,)}
+    example.close()
+
+    seeds = {task: {"seeds": [], "failed_seeds": []} for task in tasks}
+    info = {"environment": {"name": name, "settings": settings, "noise": noise, "tasks": seeds}}
+    with (
+        LeRobotWriter(output, fps, features, robot_type=robot_type, info=info, crf=_CRF) as writer,
+        tqdm(total=episodes * len(tasks), unit="episode", disable=not progress) as bar,
+    ):
+        for task, seed, demonstration in collect_demonstrations(
+            name, tasks, episodes, first_seed, noise, num_workers, **environment_arguments
+        ):
+            bar.set_description(task, refresh=False)
+            if demonstration is None:
+                logger.info("%s: the expert failed on seed %d; the next seed takes its place", task, seed)
+                seeds[task]["failed_seeds"].append(seed)
+                continue
+            _write(writer, cameras, demonstration)
+            seeds[task]["seeds"].append(seed)
+            bar.update()
+    return seeds
+
+
+def _write(writer: Any, cameras: Sequence[str], demonstration: Demonstration) -> None:
+    length = len(demonstration.actions)
+    for t in range(length):
+        frame = {camera: images[t] for camera, images in zip(cameras, demonstration.images, strict=True)}
+        frame["observation.state"] = demonstration.states[t]
+        frame["action"] = demonstration.actions[t]
+        frame["next.success"] = bool(demonstration.success[t])
+        frame["next.done"] = t == length - 1
+        writer.add_frame(frame)
+    writer.save_episode(task=demonstration.instruction)
+
+
+def _vector_feature(names: Sequence[str]) -> dict[str, Any]:
+    return {"dtype": "float32", "shape": (len(names),), "names": list(names)}
+
+
+class _SameProcess:
+    """The part of an executor that is needed here, run when the result is asked for."""
+
+    class _Result:
+        def __init__(self, function, arguments):
+            self._call = lambda: function(*arguments)
+
+        def result(self):
+            return self._call()
+
+    def submit(self, function, *arguments):
+        return self._Result(function, arguments)
+
+    def shutdown(self, cancel_futures: bool = True) -> None:
+        _close_environment()
+
+
+def _pool(num_workers: int) -> ProcessPoolExecutor | _SameProcess:
+    if num_workers == 1:
+        return _SameProcess()
+    # A forked process inherits OpenGL and thread pools in an unusable state.
+    return ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"))
+
+
+_environment: tuple[tuple, Environment] | None = None
+
+
+def _record_in_worker(job: tuple, seed: int) -> Demonstration | None:
+    """Record in this process's environment, made anew when the job is another than before."""
+    global _environment
+    if _environment is None or _environment[0] != job:
+        _close_environment()
+        name, task, arguments, _ = job
+        _environment = (job, make_environment(name, task, **dict(arguments)))
+    return record_demonstration(_environment[1], seed, noise=job[3])
+
+
+def _close_environment() -> None:
+    global _environment
+    if _environment is not None:
+        _environment[1].close()
+        _environment = None

@@ -1,0 +1,288 @@
+"""MetaWorld's fifty single-arm manipulation tasks (MT1) as environments, with their scripted experts.
+
+MetaWorld: Yu et al., "Meta-World: A Benchmark and Evaluation for Multi-Task and Meta Reinforcement Learning",
+CoRL 2019; package `metaworld` 3.1.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hf_vla.evaluation.environments import Environment, StepResult, nearest_first
+from hf_vla.evaluation.rendering import select_mujoco_backend
+
+__all__ = ["MetaWorldEnvironment"]
+
+_SUFFIX = "-v3"
+_CAMERAS = ("corner2", "corner", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
+# These cameras are mounted upside down in MetaWorld's model files.
+_UPSIDE_DOWN = ("corner", "corner2", "corner3", "corner4")
+# The middle 128 of corner2's 224 pixels show table, arm and object and little of the room around.
+_DEFAULT_VIEW = {"corner2": 128 / 224}
+
+_INSTRUCTIONS = {
+    "assembly": "pick up the ring and put it on the peg",
+    "basketball": "dunk the basketball into the basket",
+    "bin-picking": "move the cube from one bin to the other",
+    "box-close": "put the lid on the box",
+    "button-press": "press the button",
+    "button-press-topdown": "press the button from the top",
+    "button-press-topdown-wall": "press the button behind the wall from the top",
+    "button-press-wall": "reach around the wall and press the button",
+    "coffee-button": "press the button of the coffee machine",
+    "coffee-pull": "pull the mug away from the coffee machine",
+    "coffee-push": "push the mug under the coffee machine",
+    "dial-turn": "turn the dial",
+    "disassemble": "take the ring off the peg",
+    "door-close": "close the door",
+    "door-lock": "lock the door",
+    "door-open": "open the door",
+    "door-unlock": "unlock the door",
+    "drawer-close": "close the drawer",
+    "drawer-open": "open the drawer",
+    "faucet-close": "turn the faucet off",
+    "faucet-open": "turn the faucet on",
+    "hammer": "hammer the nail into the wall",
+    "hand-insert": "put the hand into the hole",
+    "handle-press": "press the handle down",
+    "handle-press-side": "press the handle down from the side",
+    "handle-pull": "pull the handle up",
+    "handle-pull-side": "pull the handle up from the side",
+    "lever-pull": "pull the lever up",
+    "peg-insert-side": "insert the peg into the hole from the side",
+    "peg-unplug-side": "pull the peg out of the hole",
+    "pick-out-of-hole": "pick the puck out of the hole",
+    "pick-place": "pick up the puck and bring it to the goal",
+    "pick-place-wall": "pick up the puck and bring it over the wall to the goal",
+    "plate-slide": "slide the plate into the cabinet",
+    "plate-slide-back": "slide the plate out of the cabinet",
+    "plate-slide-back-side": "slide the plate sideways out of the cabinet",
+    "plate-slide-side": "slide the plate sideways into the cabinet",
+    "push": "push the puck to the goal",
+    "push-back": "pull the puck back to the goal",
+    "push-wall": "push the puck around the wall to the goal",
+    "reach": "reach the goal",
+    "reach-wall": "reach over the wall to the goal",
+    "shelf-place": "put the cube on the shelf",
+    "soccer": "kick the ball into the goal",
+    "stick-pull": "pull the box with the stick",
+    "stick-push": "push the box with the stick",
+    "sweep": "sweep the cube off the table",
+    "sweep-into": "sweep the cube into the hole",
+    "window-close": "push the window closed",
+    "window-open": "push the window open",
+}
+
+
+class MetaWorldEnvironment(Environment):
+    """One MetaWorld task with object and goal placed anew by every seed.
+
+    State: hand x, y, z in metres and gripper opening from 0 (closed) to 1 (open), float32 (1, 4). Action: hand
+    displacement dx, dy, dz (1 is one centimetre a step) and gripper effort (1 closes), float32 (4,) within [-1, 1].
+    Eighty control steps make a simulated second.
+
+    Args:
+        task: name with or without the suffix "-v3", such as "drawer-open".
+        camera: MetaWorld's camera, always shown right side up.
+        image_size: width and height of the observation's image in pixels.
+        max_steps: steps after which an episode is over; MetaWorld's own limit, 500, is the highest possible.
+        view: part of the camera's full picture that is shown, around its middle, in (0, 1]. The default is 128 / 224
+            for corner2 and 1 for the others.
+
+    Raises:
+        ValueError: unknown task or camera, or a number out of its range.
+        ImportError: MetaWorld is not installed.
+        OSError: MuJoCo finds no way to render on this machine.
+
+    Example:
+        >>> environment = MetaWorldEnvironment("drawer-open")
+        >>> observation = environment.reset(seed=0)
+        >>> success, done = environment.step(environment.expert_action())
+    """
+
+    name = "metaworld"
+    action_low = np.full(4, -1.0, dtype=np.float32)
+    action_high = np.full(4, 1.0, dtype=np.float32)
+    action_names = ("dx", "dy", "dz", "gripper")
+    state_names = ("x", "y", "z", "gripper")
+    robot_type = "sawyer"
+    fps = 80
+
+    def __init__(
+        self,
+        task: str,
+        camera: str = "corner2",
+        image_size: int = 96,
+        max_steps: int = 500,
+        view: float | None = None,
+    ):
+        environments, experts, self._mujoco = _import_metaworld()
+        self.task = self.canonical_task(task)
+        if camera not in _CAMERAS:
+            raise ValueError(
+                f"unknown MetaWorld camera {camera!r}; possible: {', '.join(nearest_first(camera, _CAMERAS))}"
+            )
+        if not 8 <= image_size <= 2048:
+            raise ValueError(f"image_size is {image_size}; possible: 8 to 2048 pixels")
+        if not 1 <= max_steps <= 500:
+            raise ValueError(f"max_steps is {max_steps}; possible: 1 to 500, MetaWorld's own limit")
+        view = _DEFAULT_VIEW.get(camera, 1.0) if view is None else view
+        if not 0 < view <= 1:
+            raise ValueError(f"view is {view}; possible: above 0, up to 1 (the camera's full picture)")
+        self.camera, self.image_size, self.max_steps, self.view = camera, image_size, max_steps, view
+        self.camera_names = (camera,)
+        self.instruction = _INSTRUCTIONS.get(self.task, self.task.replace("-", " "))
+
+        self._simulator = environments[self.task + _SUFFIX]()
+        self._expert_class = experts[self.task + _SUFFIX]
+        self._prepare_random_resets()
+        self._prepare_rendering()
+        self._renderers: dict[int, Any] = {}
+        self._image: Image.Image | None = None
+        self._steps = -1
+
+    @staticmethod
+    def task_names() -> list[str]:
+        """The names of all tasks, without the suffix "-v3"."""
+        return sorted(name.removesuffix(_SUFFIX) for name in _import_metaworld()[0])
+
+    @classmethod
+    def canonical_task(cls, task: str) -> str:
+        name, names = task.removesuffix(_SUFFIX), cls.task_names()
+        if name not in names:
+            raise ValueError(f"unknown MetaWorld task {task!r}; possible: {', '.join(nearest_first(name, names))}")
+        return name
+
+    def reset(self, seed: int) -> dict[str, Any]:
+        if not isinstance(seed, (int, np.integer)) or seed < 0:
+            raise ValueError(f"seed is {seed!r}; possible: integers from 0")
+        simulator, mujoco = self._simulator, self._mujoco
+        # MetaWorld resets twice in a row, each time drawing positions: the second one starts from what the seed's first
+        # draw left, not from the episode before.
+        simulator.seed(int(seed))
+        simulator.reset()
+        # Some tasks (drawer-open, window-open, ...) leave positions stale that follow from the moved bodies, so that
+        # the first frame would show the object where it is not, up to 20 cm off.
+        mujoco.mj_forward(simulator.model, simulator.data)
+        current = simulator._get_curr_obs_combined_no_goal()
+        simulator._prev_obs = current
+        self._full_observation = np.concatenate([current, current, simulator._get_pos_goal()])
+        self._expert = self._expert_class()
+        self._steps = 0
+        self._image = None
+        return self.observation()
+
+    def observation(self) -> dict[str, Any]:
+        self._check_started()
+        if self._image is None:
+            self._image = self.render()
+        state = self._full_observation[None, :4].astype(np.float32)
+        return {"image": [self._image.copy()], "lang": self.instruction, "state": state}
+
+    def step(self, action: np.ndarray) -> StepResult:
+        self._check_started()
+        action = np.asarray(action, dtype=np.float32)
+        if action.shape != (4,):
+            raise ValueError(f"action has shape {action.shape}; MetaWorld takes (4,): {', '.join(self.action_names)}")
+        if not np.isfinite(action).all():
+            raise ValueError(f"action has NaN or infinite values: {action.tolist()}")
+        if self._steps >= self.max_steps:
+            raise RuntimeError(f"the episode is over after {self.max_steps} steps; call reset(seed)")
+        action = np.clip(action, self.action_low, self.action_high)
+        self._full_observation, _, _, _, info = self._simulator.step(action)
+        self._steps += 1
+        self._image = None
+        return StepResult(success=bool(info["success"]), done=self._steps >= self.max_steps)
+
+    def render(self, size: int | None = None) -> Image.Image:
+        self._check_started()
+        size = self.image_size if size is None else size
+        # Drawn at twice the size and averaged over 2 x 2 pixels: thin parts (fingers) stay visible at 96 pixels.
+        renderer = self._renderer(2 * size)
+        for site, position in self._simulator._target_site_config:
+            self._simulator._set_pos_site(site, position)
+        renderer.update_scene(self._simulator.data, camera=self.camera)
+        frame = renderer.render()
+        if self.camera in _UPSIDE_DOWN:
+            frame = frame[::-1, ::-1]
+        return Image.fromarray(np.ascontiguousarray(frame)).reduce(2)
+
+    def expert_action(self) -> np.ndarray:
+        self._check_started()
+        action = np.asarray(self._expert.get_action(self._full_observation), dtype=np.float32)
+        return np.clip(action, self.action_low, self.action_high)
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "camera": self.camera,
+            "image_size": self.image_size,
+            "max_steps": self.max_steps,
+            "view": self.view,
+        }
+
+    def close(self) -> None:
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers.clear()
+        self._simulator.close()
+
+    def _check_started(self) -> None:
+        if self._steps < 0:
+            raise RuntimeError("the episode is not started; call reset(seed) first")
+
+    def _prepare_random_resets(self) -> None:
+        """Let `seed` decide where object and goal are, and let the expert see the goal, as MT1 does."""
+        simulator = self._simulator
+        simulator._set_task_called = True
+        simulator._freeze_rand_vec = False
+        simulator.seeded_rand_vec = True
+        simulator._partially_observable = False
+        # Cached with the goal's limits at zero while the task was partially observable.
+        simulator.__dict__.pop("sawyer_observation_space", None)
+
+    def _prepare_rendering(self) -> None:
+        model = self._simulator.model
+        # Multisampling and shadows take most of a CPU renderer's time.
+        model.vis.quality.offsamples = 0
+        model.vis.quality.shadowsize = 0
+        # A narrower field of view draws the middle of the picture alone, pixel for pixel as cropping would.
+        camera = self._mujoco.mj_name2id(model, self._mujoco.mjtObj.mjOBJ_CAMERA, self.camera)
+        half_angle = math.radians(float(model.cam_fovy[camera])) / 2
+        model.cam_fovy[camera] = math.degrees(2 * math.atan(math.tan(half_angle) * self.view))
+
+    def _renderer(self, size: int) -> Any:
+        if size not in self._renderers:
+            model = self._simulator.model
+            model.vis.global_.offwidth = model.vis.global_.offheight = size
+            try:
+                renderer = self._mujoco.Renderer(model, size, size)
+            except (self._mujoco.FatalError, ImportError, AttributeError, RuntimeError) as error:
+                raise OSError(
+                    f"MuJoCo cannot render here ({error}); install the Debian package libosmesa6 and set "
+                    "MUJOCO_GL=osmesa, or MUJOCO_GL=egl where a GPU is, before mujoco is imported"
+                ) from error
+            # Mirrored floors double the vertices and show next to nothing.
+            renderer.scene.flags[self._mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+            self._renderers[size] = renderer
+        return self._renderers[size]
+
+
+def _import_metaworld() -> tuple[dict[str, type], dict[str, type], Any]:
+    """MetaWorld's environment classes, its experts and mujoco, imported once the rendering backend is chosen."""
+    select_mujoco_backend()
+    try:
+        import mujoco
+        from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+        from metaworld.policies import ENV_POLICY_MAP
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"MetaWorld needs the package {error.name!r}; install the simulators with: pip install 'hf_vla[sim]'"
+        ) from error
+    # The experts warn about their own constants; what they return is clipped here.
+    warnings.filterwarnings("ignore", message=r"Constant\(s\) may be too high", module="metaworld")
+    return ALL_V3_ENVIRONMENTS, ENV_POLICY_MAP, mujoco

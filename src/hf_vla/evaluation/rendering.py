@@ -1,0 +1,97 @@
+"""Choosing how MuJoCo draws without a screen: on a GPU by EGL, else on the CPU by OSMesa."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import sys
+
+__all__ = ["select_mujoco_backend"]
+
+logger = logging.getLogger(__name__)
+
+_EGL_EXTENSIONS = 0x3055
+_EGL_PLATFORM_DEVICE = 0x313F
+_NO_BACKEND = (
+    "MuJoCo cannot render on this machine: there is neither an EGL device nor the OSMesa library. "
+    "Install the Debian package libosmesa6 (apt-get install libosmesa6), or set MUJOCO_GL to a backend that works."
+)
+
+
+def select_mujoco_backend() -> str:
+    """Set `MUJOCO_GL` (if the user has not) to a backend that works here; call before `mujoco` is first imported.
+
+    A GPU's EGL comes first, then OSMesa, then EGL's software device. Nothing is changed outside Linux, nor when
+    `mujoco` is imported already, since it reads the variable only then.
+
+    Returns:
+        The value of `MUJOCO_GL`, empty when MuJoCo's own default is used.
+
+    Raises:
+        OSError: no backend works; the message names the package to install.
+    """
+    if os.environ.get("MUJOCO_GL") or sys.platform != "linux" or "mujoco" in sys.modules:
+        return os.environ.get("MUJOCO_GL", "")
+    egl = _usable_egl_devices()
+    if "gpu" in egl:
+        backend = "egl"
+    elif _can_load("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so"):
+        backend = "osmesa"
+        # Mesa's worker threads cost more than they bring at a policy's image sizes, and every process has its own.
+        os.environ.setdefault("LP_NUM_THREADS", "0")
+    elif egl:
+        backend = "egl"
+    else:
+        raise OSError(_NO_BACKEND)
+    os.environ["MUJOCO_GL"] = backend
+    logger.info("MuJoCo renders with MUJOCO_GL=%s", backend)
+    return backend
+
+
+def _can_load(*names: str) -> bool:
+    for name in names:
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            continue
+        return True
+    return False
+
+
+def _usable_egl_devices() -> set[str]:
+    """Which kinds of EGL device ("gpu", "software") initialise in this process.
+
+    A library or a device file alone proves little: in containers the driver's EGL part is often missing.
+    """
+    try:
+        egl = ctypes.CDLL("libEGL.so.1")
+    except OSError:
+        return set()
+    egl.eglGetProcAddress.restype = ctypes.c_void_p
+    egl.eglGetProcAddress.argtypes = [ctypes.c_char_p]
+    pointer, integer = ctypes.c_void_p, ctypes.c_int
+    query_devices = _egl_function(egl, b"eglQueryDevicesEXT", integer, integer, pointer, pointer)
+    query_string = _egl_function(egl, b"eglQueryDeviceStringEXT", ctypes.c_char_p, pointer, integer)
+    get_display = _egl_function(egl, b"eglGetPlatformDisplayEXT", pointer, integer, pointer, pointer)
+    if query_devices is None or query_string is None or get_display is None:
+        return set()
+    devices = (pointer * 16)()
+    count = integer()
+    if not query_devices(16, ctypes.addressof(devices), ctypes.addressof(count)):
+        return set()
+    egl.eglInitialize.argtypes = [pointer, pointer, pointer]
+    egl.eglTerminate.argtypes = [pointer]
+    usable = set()
+    for device in devices[: count.value]:
+        extensions = query_string(device, _EGL_EXTENSIONS) or b""
+        display = get_display(_EGL_PLATFORM_DEVICE, device, None)
+        if display and egl.eglInitialize(display, None, None):
+            usable.add("software" if b"EGL_MESA_device_software" in extensions else "gpu")
+            egl.eglTerminate(display)
+    return usable
+
+
+def _egl_function(egl: ctypes.CDLL, name: bytes, *signature):
+    address = egl.eglGetProcAddress(name)
+    return ctypes.CFUNCTYPE(*signature)(address) if address else None

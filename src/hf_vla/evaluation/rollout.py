@@ -1,0 +1,319 @@
+"""Closed-loop evaluation: a policy sees an observation, acts a chunk open loop, sees the next.
+
+* `run_episode`: one episode.
+* `run_episodes`: many, over several processes, each loading the policies itself.
+* `evaluate`: one policy on one environment over several seeds.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from hf_vla.evaluation.environments import Environment
+
+__all__ = ["Episode", "EpisodeResult", "Policy", "evaluate", "run_episode", "run_episodes"]
+
+_DEFAULT_EXECUTE_STEPS = 5
+_BLIND_GRAY = (128, 128, 128)
+_VIDEO_SIZE = 256
+# Every second step of a control rate of 80 Hz is more than enough for the eye.
+_VIDEO_STRIDE = 2
+
+
+class Policy(Protocol):
+    """What a rollout needs of a policy; `hf_vla.inference.Policy` is one."""
+
+    def reset(self, seed: int | None = None) -> None:
+        """Forget the last episode; `seed` fixes what the policy draws at random."""
+
+    def infer(self, observation: dict[str, Any]) -> np.ndarray:
+        """An action chunk, (H, D) in robot units, for `{"image": [PIL.Image], "lang": str, "state": (1, S)}`."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode to run.
+
+    Attributes:
+        policy: key of the policy among those given to `run_episodes`.
+        environment: key of the environment among those given to `run_episodes`.
+        seed: places the objects and seeds the policy.
+        blind: replace all images by a constant gray of their size: a control that shows how much is solved unseen.
+        video: mp4 to write, or None.
+    """
+
+    policy: str
+    environment: str
+    seed: int
+    blind: bool = False
+    video: Path | None = None
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """How an episode went.
+
+    Attributes:
+        episode: which it was.
+        success: whether the simulator's success flag was raised at any step.
+        length: steps executed.
+    """
+
+    episode: Episode
+    success: bool
+    length: int
+
+
+def run_episode(
+    policy: Policy,
+    environment: Environment,
+    seed: int,
+    execute_steps: int | None = None,
+    blind: bool = False,
+    stop_on_success: bool = True,
+    video: str | Path | None = None,
+) -> tuple[bool, int]:
+    """Run one episode in closed loop.
+
+    Args:
+        policy: reset with `seed`, then asked for one action chunk after another.
+        environment: reset with `seed`.
+        seed: of objects and policy.
+        execute_steps: actions of a chunk that are executed before the policy is asked again; None is 5, or the whole
+            chunk where it is shorter. Actions are clipped to the environment's limits.
+        blind: see `Episode`.
+        stop_on_success: end at the first success instead of the step limit.
+        video: mp4 to write, with 256 x 256 pixels, in real time.
+
+    Returns:
+        Whether the success flag was raised at any step, and the number of steps executed.
+
+    Raises:
+        ValueError: the policy returns no finite (H, D) chunk, or one shorter than `execute_steps`.
+    """
+    policy.reset(seed=seed)
+    observation = environment.reset(seed)
+    frames = [_video_frame(environment)] if video is not None else None
+    succeeded, length, done = False, 0, False
+    while not done:
+        if blind:
+            images = [Image.new("RGB", image.size, _BLIND_GRAY) for image in observation["image"]]
+            observation = {**observation, "image": images}
+        chunk = _checked_chunk(policy.infer(observation), environment, execute_steps)
+        for action in chunk:
+            success, done = environment.step(np.clip(action, environment.action_low, environment.action_high))
+            length += 1
+            succeeded |= success
+            done |= success and stop_on_success
+            if frames is not None and (length % _VIDEO_STRIDE == 0 or done):
+                frames.append(_video_frame(environment))
+            if done:
+                break
+        if not done:
+            observation = environment.observation()
+    if frames is not None:
+        # PyAV comes with the extras that record and evaluate.
+        from hf_vla.data.video_writer import write_video
+
+        write_video(video, frames, fps=max(1, environment.fps // _VIDEO_STRIDE))
+    return succeeded, length
+
+
+def run_episodes(
+    episodes: Sequence[Episode],
+    policies: Mapping[str, Policy | Callable[[], Policy]],
+    environments: Mapping[str, Callable[[], Environment]],
+    execute_steps: int | None = None,
+    stop_on_success: bool = True,
+    num_workers: int = 1,
+    progress: bool = True,
+) -> list[EpisodeResult]:
+    """Run many episodes, each worker making the environments it needs once and the policy when it changes.
+
+    Args:
+        episodes: what to run, best ordered by policy; the results come in this order and do not depend on
+            `num_workers`.
+        policies: key → policy, or a function without arguments that makes it. With several workers it must be a
+            function that can be pickled, such as `functools.partial(Policy.from_pretrained, path)`.
+        environments: key → function without arguments that makes the environment, with the same condition.
+        execute_steps, stop_on_success: see `run_episode`.
+        num_workers: processes, each with one torch thread; 1 runs in this process.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ValueError: an episode names a policy or environment that is not given, or numbers are out of range.
+    """
+    if num_workers < 1 or (execute_steps is not None and execute_steps < 1):
+        raise ValueError(f"num_workers is {num_workers} and execute_steps {execute_steps}; both start at 1")
+    for episode in episodes:
+        if episode.policy not in policies or episode.environment not in environments:
+            raise ValueError(
+                f"{episode} names a policy or environment that is not given; "
+                f"policies: {sorted(policies)}, environments: {sorted(environments)}"
+            )
+    worker = _Worker(policies, environments, execute_steps, stop_on_success)
+    results: list[EpisodeResult | None] = [None] * len(episodes)
+    if num_workers > 1:
+        numbered = _in_processes(worker, episodes, min(num_workers, len(episodes)))
+    else:
+        numbered = ((index, worker.run(episode)) for index, episode in enumerate(episodes))
+    solved = 0
+    with tqdm(total=len(episodes), unit="episode", disable=not progress) as bar:
+        try:
+            for index, result in numbered:
+                results[index] = result
+                solved += result.success
+                bar.set_postfix_str(f"{result.episode.environment}, {solved} solved", refresh=False)
+                bar.update()
+        finally:
+            worker.close()
+    return results
+
+
+def evaluate(
+    policy: Policy | Callable[[], Policy],
+    environment: Callable[[], Environment],
+    seeds: Iterable[int],
+    execute_steps: int | None = None,
+    blind: bool = False,
+    stop_on_success: bool = True,
+    num_workers: int = 1,
+    num_videos: int = 0,
+    video_folder: str | Path | None = None,
+    progress: bool = True,
+) -> list[EpisodeResult]:
+    """Run one policy on one environment, an episode a seed; see `run_episodes` for the arguments.
+
+    The first `num_videos` episodes are written to `video_folder` as `seed-N.mp4`.
+
+    Example:
+        >>> environment = functools.partial(make_environment, "metaworld", "drawer-open")
+        >>> results = evaluate(policy, environment, seeds=range(10_000, 10_020))
+        >>> sum(result.success for result in results)
+        20
+    """
+    if num_videos and video_folder is None:
+        raise ValueError(f"num_videos is {num_videos} but no video_folder is given")
+    episodes = [
+        Episode(
+            "policy", "environment", seed, blind, Path(video_folder) / f"seed-{seed}.mp4" if i < num_videos else None
+        )
+        for i, seed in enumerate(seeds)
+    ]
+    return run_episodes(
+        episodes,
+        {"policy": policy},
+        {"environment": environment},
+        execute_steps,
+        stop_on_success,
+        num_workers,
+        progress,
+    )
+
+
+def _checked_chunk(chunk: np.ndarray, environment: Environment, execute_steps: int | None) -> np.ndarray:
+    chunk, action_dim = np.asarray(chunk, dtype=np.float32), len(environment.action_low)
+    if chunk.ndim != 2 or chunk.shape[1] != action_dim or not len(chunk):
+        raise ValueError(
+            f"the policy returned an action chunk of shape {chunk.shape}; {environment.name} takes (H, {action_dim})"
+        )
+    if not np.isfinite(chunk).all():
+        raise ValueError("the policy returned NaN or infinite actions")
+    if execute_steps is None:
+        return chunk[:_DEFAULT_EXECUTE_STEPS]
+    if execute_steps > len(chunk):
+        raise ValueError(
+            f"{execute_steps} actions a chunk are to be executed, but the policy returns {len(chunk)}; "
+            f"set execute_steps to {len(chunk)} at most"
+        )
+    return chunk[:execute_steps]
+
+
+def _video_frame(environment: Environment) -> np.ndarray:
+    return np.asarray(environment.render(_VIDEO_SIZE))
+
+
+class _Worker:
+    """Makes policies and environments when an episode needs them; keeps all environments and the last policy."""
+
+    def __init__(self, policies, environments, execute_steps, stop_on_success):
+        self._policies, self._environments = policies, environments
+        self._execute_steps, self._stop_on_success = execute_steps, stop_on_success
+        self._made: dict[str, Environment] = {}
+        self._last_policy: tuple[str, Policy] | None = None
+
+    def run(self, episode: Episode) -> EpisodeResult:
+        success, length = run_episode(
+            self._policy(episode.policy),
+            self._environment(episode.environment),
+            episode.seed,
+            self._execute_steps,
+            episode.blind,
+            self._stop_on_success,
+            episode.video,
+        )
+        return EpisodeResult(episode, success, length)
+
+    def close(self) -> None:
+        for environment in self._made.values():
+            environment.close()
+        self._made = {}
+        self._last_policy = None
+
+    def _policy(self, key: str) -> Policy:
+        given = self._policies[key]
+        if hasattr(given, "infer") and not isinstance(given, type):
+            return given
+        if self._last_policy is None or self._last_policy[0] != key:
+            # The old one is let go before the new one is loaded: one of the largest fills a GPU.
+            self._last_policy = None
+            self._last_policy = (key, given())
+        return self._last_policy[1]
+
+    def _environment(self, key: str) -> Environment:
+        if key not in self._made:
+            self._made[key] = self._environments[key]()
+        return self._made[key]
+
+
+_worker: _Worker | None = None
+
+
+def _start_process(worker: _Worker) -> None:
+    global _worker
+    # Several processes with several threads each would wait for each other's cores.
+    import torch
+
+    torch.set_num_threads(1)
+    _worker = worker
+
+
+def _run_in_process(episode: Episode) -> EpisodeResult:
+    return _worker.run(episode)
+
+
+def _in_processes(
+    worker: _Worker, episodes: Sequence[Episode], num_workers: int
+) -> Iterator[tuple[int, EpisodeResult]]:
+    for name, value in (("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "PASSIVE")):
+        os.environ.setdefault(name, value)
+    # A forked process inherits OpenGL, CUDA and thread pools in an unusable state.
+    pool = ProcessPoolExecutor(
+        num_workers, multiprocessing.get_context("spawn"), initializer=_start_process, initargs=(worker,)
+    )
+    try:
+        futures = {pool.submit(_run_in_process, episode): index for index, episode in enumerate(episodes)}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)

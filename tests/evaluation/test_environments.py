@@ -1,0 +1,74 @@
+"""The registry of simulators, and the choice of MuJoCo's rendering backend."""
+
+import os
+import sys
+
+import pytest
+
+from hf_vla.evaluation import rendering
+from hf_vla.evaluation.environments import canonical_task, environment_names, make_environment, task_names
+
+
+def test_registry_lists_what_is_possible():
+    assert "metaworld" in environment_names()
+    assert len(task_names("metaworld")) == 50
+    assert canonical_task("metaworld", "drawer-open-v3") == "drawer-open"
+
+
+def test_unknown_environment_names_the_possible_ones():
+    with pytest.raises(ValueError, match="unknown environment 'metawrld'; possible: metaworld"):
+        make_environment("metawrld", "drawer-open")
+
+
+def test_unknown_task_names_the_nearest_first():
+    with pytest.raises(ValueError, match="unknown MetaWorld task 'drawr-open'; possible: drawer-open, ") as error:
+        make_environment("metaworld", "drawr-open")
+    assert all(task in str(error.value) for task in task_names("metaworld"))
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A Linux machine on which mujoco is not imported yet, with the EGL devices and libraries that a test says."""
+
+    def make(egl=(), libraries=()):
+        monkeypatch.setattr(sys, "platform", "linux")
+        monkeypatch.delitem(sys.modules, "mujoco", raising=False)
+        # Set first, so that monkeypatch restores what the code under test changes.
+        for name in ("MUJOCO_GL", "LP_NUM_THREADS"):
+            monkeypatch.setenv(name, "")
+            monkeypatch.delenv(name)
+        monkeypatch.setattr(rendering, "_usable_egl_devices", lambda: set(egl))
+        monkeypatch.setattr(rendering, "_can_load", lambda *names: bool(set(names) & set(libraries)))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("egl", "libraries", "backend"),
+    [
+        (["gpu", "software"], ["libOSMesa.so.8"], "egl"),
+        (["software"], ["libOSMesa.so.8"], "osmesa"),
+        ([], ["libOSMesa.so.6"], "osmesa"),
+        (["software"], [], "egl"),
+    ],
+)
+def test_backend_follows_the_machine(machine, egl, libraries, backend):
+    machine(egl, libraries)
+    assert rendering.select_mujoco_backend() == backend
+    assert os.environ["MUJOCO_GL"] == backend
+
+
+def test_without_a_backend_the_package_to_install_is_named(machine):
+    machine()
+    with pytest.raises(OSError, match="libosmesa6"):
+        rendering.select_mujoco_backend()
+
+
+def test_the_users_backend_is_kept(machine, monkeypatch):
+    machine(["gpu"])
+    monkeypatch.setenv("MUJOCO_GL", "glfw")
+    assert rendering.select_mujoco_backend() == "glfw"
+
+
+def test_probing_egl_does_not_fail_on_this_machine():
+    assert rendering._usable_egl_devices() <= {"gpu", "software"}

@@ -1,0 +1,193 @@
+"""MetaWorld tasks as environments: seeds, pictures, stepping, experts."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_vla.evaluation.environments import make_environment, task_names
+from hf_vla.evaluation.metaworld import _INSTRUCTIONS, MetaWorldEnvironment
+
+
+@pytest.fixture(scope="module")
+def drawer():
+    environment = MetaWorldEnvironment("drawer-open-v3")
+    yield environment
+    environment.close()
+
+
+def pixels(observation) -> np.ndarray:
+    return np.asarray(observation["image"][0]).astype(int)
+
+
+def solve(environment, seed) -> int | None:
+    environment.reset(seed)
+    for step in range(1, environment.max_steps + 1):
+        if environment.step(environment.expert_action()).success:
+            return step
+    return None
+
+
+def test_observation(drawer):
+    observation = drawer.reset(0)
+    assert set(observation) == {"image", "lang", "state"}
+    assert observation["lang"] == "open the drawer"
+    assert [image.size for image in observation["image"]] == [(96, 96)]
+    assert observation["state"].shape == (1, 4) and observation["state"].dtype == np.float32
+    x, y, z, gripper = observation["state"][0]
+    # MetaWorld starts this task with the hand near (0, 0.6, 0.2) and the gripper open.
+    assert abs(x) < 0.05 and abs(y - 0.6) < 0.05 and abs(z - 0.2) < 0.05 and gripper == 1
+
+
+def test_an_episode_depends_on_its_seed_alone(drawer):
+    def trace(environment):
+        observation = environment.reset(7)
+        states = [observation["state"]]
+        for _ in range(60):
+            environment.step(environment.expert_action())
+        return pixels(observation), np.concatenate([*states, environment.observation()["state"]])
+
+    fresh = MetaWorldEnvironment("drawer-open")
+    first_image, first_states = trace(fresh)
+    fresh.close()
+    solve(drawer, 3)
+    image, states = trace(drawer)
+    assert np.array_equal(image, first_image) and np.array_equal(states, first_states)
+
+
+@pytest.mark.parametrize("task", ["button-press-topdown", "window-open", "push"])
+def test_objects_move_between_seeds(task):
+    environment = make_environment("metaworld", task)
+    images = [pixels(environment.reset(seed)) for seed in (0, 1, 2, 0)]
+    environment.close()
+    assert np.array_equal(images[0], images[3])
+    for one, other in ((0, 1), (1, 2), (0, 2)):
+        assert (np.abs(images[one] - images[other]).max(axis=2) > 30).sum() > 5
+
+
+@pytest.mark.parametrize("task", ["drawer-open", "window-open", "dial-turn"])
+def test_the_first_frame_shows_objects_where_they_are(task):
+    # MetaWorld's own reset leaves them in these tasks where the reset before put them, until the first step.
+    environment = make_environment("metaworld", task)
+    before = pixels(environment.reset(4))
+    environment.step(np.zeros(4))
+    after = pixels(environment.observation())
+    environment.close()
+    # Only the open gripper moves; a moved drawer would change hundreds of pixels.
+    assert (np.abs(before - after).max(axis=2) > 30).sum() < 40
+
+
+def test_picture_is_the_middle_of_the_camera_and_upright(drawer):
+    drawer.reset(1)
+    narrow = drawer.render(128)
+    wide = MetaWorldEnvironment("drawer-open", view=1.0)
+    wide.reset(1)
+    cropped = np.asarray(wide.render(224)).astype(int)[48:176, 48:176]
+    wide.close()
+    assert np.abs(np.asarray(narrow) - cropped).mean() < 0.1
+
+    image = np.asarray(narrow).astype(int)
+    wall, table = image[:10].reshape(-1, 3).mean(0), image[-10:].reshape(-1, 3).mean(0)
+    assert np.ptp(wall) < 12  # gray
+    assert table[0] - table[2] > 20  # brown
+    green = (image[..., 1] > image[..., 0] + 25) & (image[..., 1] > image[..., 2] + 25)
+    assert green.sum() > 300  # the drawer
+
+
+def test_stepping_does_not_render(drawer, monkeypatch):
+    drawer.reset(0)
+    drawn = []
+    render = MetaWorldEnvironment.render
+    monkeypatch.setattr(MetaWorldEnvironment, "render", lambda *args: drawn.append(1) or render(*args))
+    for _ in range(5):
+        drawer.step(np.ones(4))
+    assert not drawn
+    first, second = drawer.observation(), drawer.observation()
+    assert len(drawn) == 1 and np.array_equal(pixels(first), pixels(second))
+
+
+def test_image_size_and_render_size():
+    environment = MetaWorldEnvironment("button-press-topdown", image_size=64, camera="corner3")
+    assert environment.reset(0)["image"][0].size == (64, 64)
+    assert environment.render(200).size == (200, 200)
+    reference = environment.render(256).resize((64, 64), Image.Resampling.BOX)
+    assert np.abs(np.asarray(environment.render(), dtype=int) - np.asarray(reference)).mean() < 4
+    environment.close()
+
+
+@pytest.mark.parametrize("task", ["drawer-open", "button-press-topdown"])
+def test_expert_solves_two_episodes(task):
+    environment = make_environment("metaworld", task)
+    lengths = [solve(environment, seed) for seed in (0, 1)]
+    environment.close()
+    assert all(length is not None and 20 < length < 150 for length in lengths), lengths
+
+
+def test_doing_nothing_solves_nothing_and_the_limit_holds():
+    environment = make_environment("metaworld", "drawer-open", max_steps=12)
+    environment.reset(0)
+    results = [environment.step(np.zeros(4)) for _ in range(12)]
+    assert [result.success for result in results] == [False] * 12
+    assert [result.done for result in results] == [False] * 11 + [True]
+    with pytest.raises(RuntimeError, match="over after 12 steps"):
+        environment.step(np.zeros(4))
+    environment.reset(0)
+    assert not environment.step(np.zeros(4)).done
+    environment.close()
+
+
+def test_actions_beyond_the_limits_are_clipped(drawer):
+    ends = []
+    for size in (1.0, 50.0):
+        drawer.reset(0)
+        for _ in range(5):
+            drawer.step(np.full(4, size))
+        ends.append(drawer.observation()["state"])
+    assert np.array_equal(ends[0], ends[1])
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [(np.zeros(7), r"shape \(7,\)"), (np.zeros((1, 4)), r"shape \(1, 4\)"), (np.full(4, np.nan), "NaN or infinite")],
+)
+def test_bad_actions(drawer, action, message):
+    drawer.reset(0)
+    with pytest.raises(ValueError, match=message):
+        drawer.step(action)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"camera": "corner22"}, "possible: corner2"),
+        ({"image_size": 0}, "image_size is 0"),
+        ({"max_steps": 501}, "max_steps is 501"),
+        ({"view": 0.0}, "view is 0.0"),
+    ],
+)
+def test_bad_settings(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MetaWorldEnvironment("drawer-open", **arguments)
+
+
+def test_bad_seed_and_missing_reset(drawer):
+    for seed in (-1, 0.5, None):
+        with pytest.raises(ValueError, match="seed is"):
+            drawer.reset(seed)
+    environment = MetaWorldEnvironment("drawer-open")
+    with pytest.raises(RuntimeError, match="reset"):
+        environment.step(np.zeros(4))
+    environment.close()
+
+
+def test_every_task_has_an_instruction_of_its_own():
+    assert set(_INSTRUCTIONS) == set(task_names("metaworld"))
+    assert len(set(_INSTRUCTIONS.values())) == 50
+
+
+def test_settings_make_the_same_environment_again():
+    environment = MetaWorldEnvironment("push", camera="corner", image_size=32, max_steps=99, view=0.7)
+    again = make_environment("metaworld", "push", **environment.settings())
+    assert again.settings() == environment.settings()
+    assert np.array_equal(pixels(environment.reset(1)), pixels(again.reset(1)))
+    environment.close()
+    again.close()

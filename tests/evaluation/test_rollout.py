@@ -1,0 +1,118 @@
+"""Closed-loop episodes: chunks, controls, limits, videos, several processes."""
+
+import functools
+
+import av
+import numpy as np
+import pytest
+from toy import ConstantPolicy, IdlePolicy, MetaWorldExpert, SightedPolicy, ToyEnvironment
+
+from hf_vla.evaluation.environments import make_environment
+from hf_vla.evaluation.rollout import Episode, evaluate, run_episode, run_episodes
+
+
+def test_a_policy_that_sees_solves_and_stops_at_success():
+    policy, environment = SightedPolicy(), ToyEnvironment()
+    assert run_episode(policy, environment, seed=5) == (True, 8)
+    assert policy.seeds == [5]
+
+
+def test_a_policy_that_idles_runs_into_the_limit():
+    assert run_episode(IdlePolicy(), ToyEnvironment(max_steps=13), seed=5) == (False, 13)
+
+
+def test_going_on_after_success():
+    success, length = run_episode(SightedPolicy(), ToyEnvironment(), seed=5, stop_on_success=False)
+    assert (success, length) == (True, 30)
+
+
+@pytest.mark.parametrize(("horizon", "execute_steps", "chunks"), [(8, None, 3), (8, 1, 12), (8, 8, 2), (2, None, 6)])
+def test_a_chunk_is_executed_open_loop(horizon, execute_steps, chunks):
+    policy, environment = IdlePolicy(horizon), ToyEnvironment(max_steps=12)
+    run_episode(policy, environment, seed=0, execute_steps=execute_steps)
+    assert len(policy.seen) == chunks
+    # One observation a chunk is all that is drawn.
+    assert environment.observations_drawn == chunks
+    assert len(environment.executed) == 12
+
+
+def test_actions_are_clipped():
+    environment = ToyEnvironment(max_steps=2)
+    run_episode(ConstantPolicy(np.array([[9.0], [-9.0]])), environment, seed=0)
+    assert environment.executed == [1.0, -1.0]
+
+
+def test_blind_images_are_gray_and_of_the_same_size():
+    policy = SightedPolicy()
+    run_episode(policy, ToyEnvironment(max_steps=5), seed=5, blind=True)
+    image = policy.seen[0]["image"][0]
+    assert image.size == (16, 16) and image.getcolors() == [(256, (128, 128, 128))]
+    assert policy.seen[0]["lang"] == "reach the target"
+
+
+@pytest.mark.parametrize(
+    ("chunk", "execute_steps", "message"),
+    [
+        (np.zeros(4), None, r"shape \(4,\); toy takes \(H, 1\)"),
+        (np.zeros((4, 2)), None, r"shape \(4, 2\); toy takes \(H, 1\)"),
+        (np.zeros((0, 1)), None, r"shape \(0, 1\)"),
+        (np.full((4, 1), np.nan), None, "NaN or infinite"),
+        (np.zeros((4, 1)), 5, "set execute_steps to 4 at most"),
+    ],
+)
+def test_bad_chunks(chunk, execute_steps, message):
+    with pytest.raises(ValueError, match=message):
+        run_episode(ConstantPolicy(chunk), ToyEnvironment(), seed=0, execute_steps=execute_steps)
+
+
+def test_evaluate_runs_each_seed():
+    results = evaluate(SightedPolicy(), ToyEnvironment, seeds=range(4, 8), progress=False)
+    assert [result.episode.seed for result in results] == [4, 5, 6, 7]
+    assert [result.length for result in results] == [7, 8, 9, 10]
+    blind = evaluate(SightedPolicy(), ToyEnvironment, seeds=range(4, 8), blind=True, progress=False)
+    assert [result.success for result in blind] == [False] * 4
+
+
+def test_videos(tmp_path):
+    evaluate(
+        SightedPolicy(), ToyEnvironment, seeds=[1, 2, 3], num_videos=2, video_folder=tmp_path / "clips", progress=False
+    )
+    assert sorted(path.name for path in (tmp_path / "clips").iterdir()) == ["seed-1.mp4", "seed-2.mp4"]
+    with av.open(tmp_path / "clips/seed-1.mp4") as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    # Four steps: the first frame, and every second step's.
+    assert len(frames) == 3 and frames[0].shape == (256, 256, 3)
+    assert abs(int(frames[0].mean()) - 168) < 3
+    with pytest.raises(ValueError, match="no video_folder"):
+        evaluate(SightedPolicy(), ToyEnvironment, seeds=[1], num_videos=1)
+
+
+def test_the_number_of_workers_changes_nothing():
+    episodes = [Episode(policy, "toy", seed) for policy in ("sighted", "idle") for seed in range(3)]
+    policies = {"sighted": functools.partial(SightedPolicy, 8), "idle": IdlePolicy}
+    one, two = (
+        run_episodes(episodes, policies, {"toy": ToyEnvironment}, num_workers=n, progress=False) for n in (1, 2)
+    )
+    assert one == two
+    assert [result.episode for result in one] == episodes
+    assert [result.success for result in one] == [True] * 3 + [False] * 3
+
+
+def test_unknown_keys_and_numbers():
+    episode = Episode("a", "toy", 0)
+    with pytest.raises(ValueError, match=r"policies: \['b'\]"):
+        run_episodes([episode], {"b": IdlePolicy}, {"toy": ToyEnvironment})
+    with pytest.raises(ValueError, match="both start at 1"):
+        run_episodes([episode], {"a": IdlePolicy}, {"toy": ToyEnvironment}, num_workers=0)
+    with pytest.raises(ValueError, match="both start at 1"):
+        run_episodes([episode], {"a": IdlePolicy}, {"toy": ToyEnvironment}, execute_steps=0)
+
+
+def test_metaworlds_expert_in_closed_loop(tmp_path):
+    environment = make_environment("metaworld", "button-press-topdown")
+    success, length = run_episode(MetaWorldExpert(environment), environment, seed=3, video=tmp_path / "button.mp4")
+    assert success and 30 < length < 120
+    with av.open(tmp_path / "button.mp4") as container:
+        assert container.streams.video[0].average_rate == 40
+        assert len(list(container.decode(video=0))) == 1 + (length + 1) // 2
+    environment.close()

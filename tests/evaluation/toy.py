@@ -1,0 +1,99 @@
+"""An environment without a simulator and policies without a network, quick enough to test rollouts with."""
+
+import numpy as np
+from PIL import Image
+
+from hf_vla.evaluation.environments import Environment, StepResult
+
+
+class ToyEnvironment(Environment):
+    """Bring a point to a target; both lie on a line. The image's brightness tells the seed's target."""
+
+    name = "toy"
+    instruction = "reach the target"
+    action_low, action_high = np.array([-1.0], np.float32), np.array([1.0], np.float32)
+    action_names, state_names, camera_names = ("dx",), ("x",), ("front",)
+    fps, robot_type = 10, "point"
+
+    def __init__(self, task="reach", max_steps=30):
+        self.task, self.max_steps = task, max_steps
+        self.observations_drawn = 0
+        self.executed = []
+
+    @staticmethod
+    def task_names():
+        return ["reach", "touch"]
+
+    def reset(self, seed):
+        self.target = 3 + seed % 10
+        self.position, self.steps = 0.0, 0
+        return self.observation()
+
+    def observation(self):
+        self.observations_drawn += 1
+        return {"image": [self.render(16)], "lang": self.instruction, "state": np.array([[self.position]], np.float32)}
+
+    def step(self, action):
+        self.executed.append(float(action[0]))
+        self.position += float(action[0])
+        self.steps += 1
+        return StepResult(abs(self.position - self.target) < 0.5, self.steps >= self.max_steps)
+
+    def render(self, size=None):
+        return Image.new("RGB", (size or 16,) * 2, (128 + 10 * self.target,) * 3)
+
+    def close(self):
+        self.closed = True
+
+
+class SightedPolicy:
+    """Reads the target from the image and moves there at full speed; gray is the place where it starts."""
+
+    def __init__(self, horizon=4):
+        self.horizon = horizon
+        self.seeds, self.seen = [], []
+
+    def reset(self, seed=None):
+        self.seeds.append(seed)
+
+    def infer(self, observation):
+        self.seen.append(observation)
+        target = observation["image"][0].getpixel((0, 0))[0] / 10 - 12.8
+        distance = target - observation["state"][0, 0]
+        steps = np.clip(distance - np.arange(self.horizon), -1, 1)
+        return steps.astype(np.float32)[:, None]
+
+    def untrained(self, seed=0):
+        return IdlePolicy()
+
+
+class IdlePolicy(SightedPolicy):
+    """Never moves."""
+
+    def infer(self, observation):
+        self.seen.append(observation)
+        return np.zeros((self.horizon, 1), np.float32)
+
+
+class ConstantPolicy(SightedPolicy):
+    """Returns what it was given."""
+
+    def __init__(self, chunk):
+        super().__init__()
+        self.chunk = chunk
+
+    def infer(self, observation):
+        return self.chunk
+
+
+class MetaWorldExpert:
+    """MetaWorld's scripted expert behind a policy's interface: one action a chunk, read from the simulator itself."""
+
+    def __init__(self, environment):
+        self.environment = environment
+
+    def reset(self, seed=None):
+        pass
+
+    def infer(self, observation):
+        return self.environment.expert_action()[None]

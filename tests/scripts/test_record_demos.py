@@ -1,0 +1,150 @@
+"""Recording demonstrations by the script: the dataset, its independence of workers, bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from hf_vla.evaluation.demonstrations import collect_demonstrations, record_demonstration
+from hf_vla.evaluation.environments import make_environment
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "record_demos.py"
+TASKS = ["handle-press", "coffee-button"]  # the experts' shortest
+CAMERA = "observation.images.corner2"
+
+
+def run(*arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    """The same recording made by one and by two processes."""
+    folder = tmp_path_factory.mktemp("recordings")
+    common = ["--env", "metaworld", "--task", ",".join(TASKS), "--episodes", 2, "--seed-offset", 5, "--noise", 0.1]
+    for workers in (1, 2):
+        done = run(*common, "--image-size", 32, "--output", folder / str(workers), "--num-workers", workers)
+        assert done.returncode == 0, done.stderr
+        assert "coffee-button: 2 episodes recorded, 0 dropped" in done.stdout
+        assert "4/4" in done.stderr  # the progress bar
+    return folder
+
+
+def test_the_number_of_workers_changes_no_byte(datasets):
+    files = sorted(path.relative_to(datasets / "1") for path in (datasets / "1").rglob("*") if path.is_file())
+    assert {"data/chunk-000/file-000.parquet", "meta/stats.json", "meta/tasks.parquet"} <= {
+        str(file) for file in files
+    }
+    for file in files:
+        assert (datasets / "1" / file).read_bytes() == (datasets / "2" / file).read_bytes(), file
+
+
+def test_the_dataset_holds_what_was_recorded(datasets):
+    root = datasets / "1"
+    info = json.loads((root / "meta/info.json").read_text())
+    assert (info["total_episodes"], info["total_tasks"], info["fps"]) == (4, 2, 80)
+    environment = info["environment"]
+    assert (environment["name"], environment["noise"]) == ("metaworld", 0.1)
+    assert environment["tasks"]["coffee-button"] == {"seeds": [5, 6], "failed_seeds": []}
+    assert environment["settings"]["image_size"] == 32 and environment["settings"]["camera"] == "corner2"
+    tasks = pd.read_parquet(root / "meta/tasks.parquet")["task_index"].to_dict()
+    assert tasks == {"press the handle down": 0, "press the button of the coffee machine": 1}
+
+    table = pq.read_table(root / "data/chunk-000/file-000.parquet")
+    episodes = pd.read_parquet(root / "meta/episodes/chunk-000/file-000.parquet")
+    with av.open(root / f"videos/{CAMERA}/chunk-000/file-000.mp4") as container:
+        frames = [frame.to_ndarray(format="rgb24").astype(int) for frame in container.decode(video=0)]
+    assert len(frames) == len(table) == info["total_frames"]
+
+    recorded = list(collect_demonstrations("metaworld", TASKS, 2, first_seed=5, noise=0.1, image_size=32))
+    for (_, _, demonstration), row in zip(recorded, episodes.itertuples(), strict=True):
+        part = slice(row.dataset_from_index, row.dataset_to_index)
+        assert row.length == len(demonstration.actions)
+        assert np.array_equal(np.stack(table["action"].to_numpy()[part]), demonstration.actions)
+        assert np.array_equal(np.stack(table["observation.state"].to_numpy()[part]), demonstration.states)
+        for index in (0, -1):
+            difference = np.abs(frames[part][index] - demonstration.images[0][index])
+            assert difference.mean() < 8  # the codec's; frames of other episodes are off by more
+        success = table["next.success"].to_pylist()[part]
+        assert success.index(True) == row.length - 6  # five steps after the first success
+        assert table["next.done"].to_pylist()[part] == [False] * (row.length - 1) + [True]
+
+
+def test_actions_are_within_limits_and_labels_are_the_experts_own():
+    environment = make_environment("metaworld", "handle-press", image_size=16)
+    clean, noisy = (record_demonstration(environment, 3, noise) for noise in (0.0, 0.3))
+    for demonstration in (clean, noisy):
+        assert np.abs(demonstration.actions).max() <= 1
+        assert demonstration.success[-6:].any() and not demonstration.success[:-6].any()
+    # Nothing was disturbed before the first action, so its label is the same; where it led to differs.
+    assert np.array_equal(clean.actions[0], noisy.actions[0])
+    assert not np.array_equal(clean.states[1], noisy.states[1])
+    environment.close()
+
+
+def test_failed_seeds_are_replaced_and_told(monkeypatch):
+    class Fake:
+        task = "drawer-open"
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr("hf_vla.evaluation.demonstrations.make_environment", lambda *args, **kwargs: Fake())
+    monkeypatch.setattr(
+        "hf_vla.evaluation.demonstrations.record_demonstration", lambda _, seed, noise: seed if seed % 3 == 0 else None
+    )
+    collected = list(collect_demonstrations("metaworld", ["drawer-open"], 3, first_seed=1))
+    assert [(seed, demonstration) for _, seed, demonstration in collected if demonstration] == [(3, 3), (6, 6), (9, 9)]
+    assert [seed for _, seed, _ in collected] == list(range(1, 10))
+    monkeypatch.setattr("hf_vla.evaluation.demonstrations.record_demonstration", lambda *args, **kwargs: None)
+    with pytest.raises(ValueError, match="solved only 0 of 15 episodes of 'drawer-open'"):
+        list(collect_demonstrations("metaworld", ["drawer-open"], 2))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--task": "drawer-opn"}, "unknown MetaWorld task 'drawer-opn'; possible: drawer-open"),
+        ({"--task": "drawer-open,drawer-open-v3"}, "each once"),
+        ({"--env": "libera"}, "unknown environment 'libera'; possible: metaworld"),
+        ({"--episodes": "0"}, "episodes is 0"),
+        ({"--noise": "-1"}, "noise is -1"),
+        ({"--camera": "corner9"}, "unknown MetaWorld camera 'corner9'"),
+        ({"--episodez": "2"}, "did you mean --episodes"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, capsys, change, message):
+    arguments = {"--env": "metaworld", "--task": "drawer-open", "--episodes": "1", "--output": str(tmp_path / "out")}
+    error = failure(capsys, [item for pair in (arguments | change).items() for item in pair])
+    assert message in error
+    assert not (tmp_path / "out").exists() and not list(tmp_path.iterdir())
+
+
+def test_existing_output_is_kept(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    done = run("--task", "drawer-open", "--episodes", 1, "--output", tmp_path, "--image-size", 16)
+    assert done.returncode == 2
+    assert "exists and is not empty" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def failure(capsys, arguments) -> str:
+    """Run the script's main in this process, where it must end with status 2 and one error line."""
+    sys.path.insert(0, str(SCRIPT.parent))
+    try:
+        import record_demos
+    finally:
+        sys.path.remove(str(SCRIPT.parent))
+    with pytest.raises(SystemExit) as stopped:
+        record_demos.main(arguments)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert stopped.value.code == 2 and len(lines) == 1
+    return lines[0]
