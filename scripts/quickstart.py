@@ -15,6 +15,12 @@ import sys
 import time
 from pathlib import Path
 
+# One thread a process: the parallelism is in the processes, and idle threads that spin slow them down.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+
 from hf_vla.cli import ArgumentParser, one_line_errors
 
 HERE = Path(__file__).resolve().parent
@@ -41,17 +47,17 @@ class Stages:
         self.file = folder / "stages.json"
         self.seconds: dict[str, float] = json.loads(self.file.read_text()) if self.file.exists() else {}
 
-    def run(self, name: str, script: str, output: Path, *arguments: str) -> None:
+    def run(self, name: str, script: str, output: Path, *arguments: str, processes: int = 1) -> None:
         if name in self.seconds:
             print(f"[{name}] done already, in {self.seconds[name]:.0f} s", flush=True)
             return
         if output.exists():
             shutil.rmtree(output)  # of a run that was interrupted
-        command = [sys.executable, str(HERE / script), *arguments]
-        shown = ["python", os.path.relpath(HERE / script), *arguments]
-        print(f"[{name}] {' '.join(shown)}", flush=True)
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        command = [*launcher * (processes > 1), os.path.relpath(HERE / script), *arguments]
+        print(f"[{name}] python {' '.join(command)}", flush=True)
         start = time.monotonic()
-        status = subprocess.run(command).returncode
+        status = subprocess.run([sys.executable, *command]).returncode
         if status:
             raise OSError(f"stage {name} failed with status {status}; see its message above")
         self.seconds[name] = time.monotonic() - start
@@ -85,10 +91,15 @@ def main(argv: list[str] | None = None) -> None:
             "--env", "metaworld", "--task", *tasks, "--episodes", str(arguments.demonstrations),
             "--output", str(demonstrations), "--num-workers", workers,
         )  # fmt: skip
-        steps = ["--max_steps", str(arguments.train_steps)] if arguments.train_steps else []
+        options = ["--max_steps", str(arguments.train_steps)] if arguments.train_steps else []
+        processes = 1
+        if not torch.accelerator.is_available() and (os.cpu_count() or 1) > 1:
+            processes = 2  # one thread each; the batch of 32 is split between them
+            options += ["--use_cpu", "true", "--per_device_train_batch_size", "16"]
         stages.run(
             "train", "run_train.py", policy,
-            arguments.recipe, "--dataset", str(demonstrations), "--output_dir", str(policy), *steps,
+            arguments.recipe, "--dataset", str(demonstrations), "--output_dir", str(policy), *options,
+            processes=processes,
         )  # fmt: skip
         stages.run(
             "evaluate", "run_eval.py", evaluation,

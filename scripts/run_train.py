@@ -5,6 +5,8 @@
     python scripts/run_train.py --base_vlm Qwen/Qwen3-VL-4B-Instruct --framework qwen_pi_v3 --dataset my_user/my_data \\
         --output_dir outputs/mine --module_learning_rates '{"^action_head|^projectors": 1e-4}' --learning_rate 1e-5
 
+Several processes, here two on one machine: python -m torch.distributed.run --standalone --nproc_per_node 2 scripts/run_train.py …
+
 CONFIG.yaml maps flag names to values; flags on the command line win. All of transformers' TrainingArguments are flags too.
 The run's whole configuration is kept as config.yaml in its output folder, so that `run_train.py OUTPUT/config.yaml` repeats it.
 """
@@ -40,7 +42,8 @@ def main(argv: list[str] | None = None) -> None:
             (output / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         trainer.save_model()
-    print(f"policy written to {output}")
+    if trainer.is_world_process_zero():
+        print(f"policy written to {output}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,11 @@ from importlib.abc import MetaPathFinder
 #: model_type -> stem of the class names; modules are modeling/{configuration,modeling}_T.py and processing/processing_T.py
 FRAMEWORKS = {
     "qwen_pi_v3": "QwenPIV3",
+    "qwen_pi": "QwenPI",
+    "qwen_gr00t": "QwenGR00T",
+    "qwen_dual": "QwenDual",
+    "qwen_oft": "QwenOFT",
+    "qwen_fast": "QwenFAST",
 }
 
 
@@ -20,6 +25,11 @@ def class_of(model_type: str, kind: str) -> type:
         "processor": (f"processing.processing_{model_type}", f"{stem}Processor"),
     }[kind]
     return getattr(importlib.import_module(f"{__package__}.{module}"), name)
+
+
+def model_type_of(processor_class: type) -> str:
+    """The framework that a processor class belongs to."""
+    return next(name for name, stem in FRAMEWORKS.items() if processor_class.__name__ == f"{stem}Processor")
 
 
 def _register_configs() -> None:
@@ -57,6 +67,11 @@ class _AfterImport(MetaPathFinder):
     """Runs a registration right after the module of an Auto class was loaded, whoever loads it."""
 
     def find_spec(self, fullname, path=None, target=None):
+        if fullname.startswith(f"{__package__}.modeling."):
+            # Loaded first, so that registering ours with an Auto class does not find one of them half imported. For a
+            # configuration not more than AutoConfig: transformers' modeling_utils may be half imported at that time.
+            auto = "configuration_auto" if ".configuration_" in fullname else "modeling_auto"
+            importlib.import_module(f"transformers.models.auto.{auto}")
         if fullname not in _WHEN_LOADED:
             return None
         sys.meta_path.remove(self)

@@ -106,7 +106,9 @@ def test_config_variants(run, base_vlm, edit, field, expected):
 
 
 def test_null_width_means_the_backbones_and_no_projectors(run, base_vlm):
-    edit_config(run, lambda t: t["framework"]["action_model"]["diffusion_model_cfg"].update(action_dit_hidden_dim=None))
+    edit_config(
+        run, lambda t: t["framework"]["action_model"]["diffusion_model_cfg"].update(action_dit_hidden_dim=None)
+    )
     model = hf_vla.QwenPIV3ForActionPrediction(AutoConfig.from_pretrained(run, base_vlm=base_vlm))
     assert not list(model.projectors.parameters())
     assert model.action_head.action_encoder.layer1.out_features == model.config.vlm_hidden_size
@@ -196,7 +198,10 @@ def test_native_to_ours_and_back_keeps_every_tensor(pristine_run, base_vlm, tmp_
     model.save_pretrained(tmp_path / "ours")
     processor.save_pretrained(tmp_path / "ours")
     save_repository(
-        AutoModel.from_pretrained(tmp_path / "ours"), AutoProcessor.from_pretrained(tmp_path / "ours"), tmp_path / "back", 10
+        AutoModel.from_pretrained(tmp_path / "ours"),
+        AutoProcessor.from_pretrained(tmp_path / "ours"),
+        tmp_path / "back",
+        10,
     )
     before, after = torch.load(pristine_run / FILE), torch.load(tmp_path / "back" / FILE)
     assert before.keys() == after.keys()
@@ -253,7 +258,7 @@ def remove_configs(run: Path) -> None:
             ValueError,
             "known are .*QwenPI_v3",
         ),
-        (lambda run: (run / "config.full.yaml").write_text("a: [1"), OSError, "no valid YAML"),
+        (lambda run: (run / "config.full.yaml").write_text("framework: [1"), OSError, "no valid YAML"),
     ],
 )
 def test_broken_repositories_raise(run, base_vlm, breakage, error, message):

@@ -10,8 +10,6 @@ import json
 import os
 import pickle
 import re
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,14 +21,16 @@ from safetensors import SafetensorError
 from transformers.utils import cached_file, logging
 
 from ..registration import class_of
-from .frameworks import FRAMEWORKS, lookup, rename
+from ..utils import new_folder
+from .base_vlm import HUB_KWARGS, load_processor_parts, resizes_to_patches
+from .frameworks import FRAMEWORKS, lookup
 
 logger = logging.get_logger(__name__)
 
 CONFIG_FILES = ("config.full.yaml", "config.yaml")
 STATISTICS_FILE = "dataset_statistics.json"
+FAST_FOLDER = "fast_tokenizer"  # ours: StarVLA has the published one only
 NATIVE_KWARGS = ("base_vlm", "checkpoint", "fast_tokenizer")
-HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 _CHECKPOINT = re.compile(r"(?:^|/)steps_(\d+)_(pytorch_model\.pt|model\.safetensors)$")
 _FINAL = re.compile(r"(?:^|/)final_model/(pytorch_model\.pt|model\.safetensors)$")
 _PROBE = {
@@ -68,7 +68,10 @@ def find_repository(name_or_path, **kwargs) -> "StarVLARepository | None":
     if path.is_dir():
         if (path / "config.json").exists() or (path / "processor_config.json").exists():
             return None
-        if any((path / name).exists() for name in CONFIG_FILES):
+        configs = [path / name for name in CONFIG_FILES if (path / name).exists()]
+        if configs and not re.search(r"^framework:", configs[0].read_text(), re.MULTILINE):
+            return None  # somebody else's config.yaml, for example of a training run that is under way
+        if configs:
             return StarVLARepository(str(name_or_path), path)
         if (path / STATISTICS_FILE).exists() or (path / "checkpoints").is_dir():
             raise OSError(
@@ -167,7 +170,7 @@ class StarVLARepository:
             ValueError: `config_class` is another framework's, or the YAML asks for what is not supported.
             OSError: the backbone's configuration is not found.
         """
-        from transformers import AutoConfig
+        from transformers import AutoConfig, AutoTokenizer
 
         own_class = class_of(self.framework.model_type, "config")
         if config_class is not None and not issubclass(own_class, config_class):
@@ -176,7 +179,19 @@ class StarVLARepository:
                 f"not one of {config_class.__name__}"
             )
         fields = self.framework.to_config(self.tree)
-        vlm_config = AutoConfig.from_pretrained(base_vlm or self.base_vlm, **self._hub_kwargs_for_base(kwargs))
+        base = base_vlm or self.base_vlm
+        try:
+            vlm_config = AutoConfig.from_pretrained(base, **self._hub_kwargs_for_base(kwargs))
+        except OSError as error:
+            raise OSError(
+                f"{self.name} needs the configuration of its backbone, and {base} can't be loaded; pass base_vlm= with a "
+                f"folder or repository that holds the backbone's config, tokenizer and image processor ({error})"
+            ) from error
+        vlm_config._name_or_path = self.base_vlm  # not where this machine keeps it
+        processor_class = class_of(self.framework.model_type, "processor")
+        if processor_class.tells_config:
+            tokenizer = AutoTokenizer.from_pretrained(base, **self._hub_kwargs_for_base(kwargs))
+            fields |= processor_class.config_fields(tokenizer, **self._fast(processor_class, fast_tokenizer, kwargs))
         unused = {}
         for name, value in kwargs.items():
             if name not in HUB_KWARGS:
@@ -193,24 +208,35 @@ class StarVLARepository:
         kept = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
         return {name: options[name] for name in kept if options.get(name) is not None}
 
+    def _fast(self, processor_class, fast_tokenizer, kwargs: dict) -> dict:
+        """{"fast": …} where the framework writes actions in FAST tokens: by the tokenizer of that name, else by the one in
+        the repository (where `save_repository` put it), else by the published one."""
+        if "fast" not in processor_class.settings():
+            return {}
+        from ..processing.action_tokenizer import FILES, PUBLISHED, FastActionTokenizer
+
+        if fast_tokenizer is None:
+            own = [self._file(f"{FAST_FOLDER}/{name}") for name in FILES]
+            fast_tokenizer = PUBLISHED if None in own else own[0].parent
+        return {"fast": FastActionTokenizer.from_pretrained(fast_tokenizer, **self._hub_kwargs_for_base(kwargs))}
+
     def processor(self, processor_class=None, base_vlm=None, checkpoint=None, fast_tokenizer=None, **overrides):
         """The policy's processor: the backbone's tokenizer and image processor, the run's prompt, image size, statistics."""
-        from transformers import AutoImageProcessor, AutoTokenizer
-
         from ..processing.robots import ROBOTS, modes_for
 
         own_class = class_of(self.framework.model_type, "processor")
         if processor_class is not None and not issubclass(own_class, processor_class):
             raise ValueError(f"{self.name} needs {own_class.__name__}, not {processor_class.__name__}")
         base, hub = base_vlm or self.base_vlm, self._hub_kwargs_for_base({})
-        config = self.config(base_vlm=base_vlm)
+        config = self.config(base_vlm=base_vlm, fast_tokenizer=fast_tokenizer)
         settings = {
             "prompt_template": lookup(self.tree, "datasets.vla_data.CoT_prompt"),
-            "image_size": lookup(self.tree, "datasets.vla_data.obs_image_size"),
-            "resize_to_patches": config.vlm_config.model_type == "qwen2_5_vl",
+            "image_size": self.framework.image_size(self.tree),
+            "resize_to_patches": resizes_to_patches(config.vlm_config),
             "action_dim": config.action_dim,
             "state_dim": config.state_dim,
             "action_horizon": config.action_horizon,
+            **self._fast(own_class, fast_tokenizer, {}),
         }
         if "statistics" not in overrides:
             statistics = settings["statistics"] = self._statistics()
@@ -232,11 +258,7 @@ class StarVLARepository:
                     "Pass normalization_modes={key: {'action': mode, 'state': mode}} to un-normalise its actions"
                 )
         settings |= overrides
-        image_processor = AutoImageProcessor.from_pretrained(base, **hub)
-        tokenizer = AutoTokenizer.from_pretrained(base, **hub)
-        # Qwen's repositories keep the chat template beside the tokenizer, in the processor's files.
-        chat_template = own_class.get_processor_dict(base, **hub)[0].get("chat_template") or tokenizer.chat_template
-        return own_class(image_processor, tokenizer, chat_template=chat_template, **settings)
+        return own_class(**load_processor_parts(base, **hub), **settings)
 
     def _statistics(self) -> dict:
         file = self._file(STATISTICS_FILE)
@@ -286,7 +308,7 @@ class StarVLARepository:
     def state_dict(self, checkpoint: str | os.PathLike | None = None) -> dict[str, torch.Tensor]:
         """The checkpoint's tensors under our names, memory-mapped."""
         file = self.checkpoint(checkpoint)
-        return {rename(name): tensor for name, tensor in load_tensors(file).items()}
+        return self.framework.convert(load_tensors(file), to_starvla=False)
 
 
 def load_tensors(file: Path) -> dict[str, torch.Tensor]:
@@ -296,7 +318,9 @@ def load_tensors(file: Path) -> dict[str, torch.Tensor]:
             from safetensors.torch import load_file
 
             return load_file(file)
-        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        if not zipfile.is_zipfile(file):
+            raise zipfile.BadZipFile("not what torch.save writes")
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     if not isinstance(tensors, dict) or not all(isinstance(x, torch.Tensor) for x in tensors.values()):
         raise OSError(f"{file} is no state dict: it must hold tensors by name and nothing else")
     return tensors
@@ -313,8 +337,6 @@ def readable_weights(source) -> Iterator[None]:
         ) from error
     except RuntimeError as error:
         text = str(error)
-        if "size mismatch" in text.lower() or "mismatched" in text.lower() or "ignore_mismatched_sizes" in text:
-            raise ValueError(f"the weights of {source} have other shapes than this model: {text}") from error
         if "PytorchStreamReader" in text or "zip" in text or "mmap" in text or "storage" in text:
             raise OSError(
                 f"the weights of {source} can't be read ({text.splitlines()[0]}); the file is corrupt or incomplete"
@@ -334,15 +356,15 @@ def save_repository(model, processor, folder: str | os.PathLike, step: int = 0) 
         step: the number in the checkpoint's name.
     """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise OSError(f"{folder} exists and is not empty; choose another folder")
     name, framework = next(
         (item for item in FRAMEWORKS.items() if item[1].model_type == model.config.model_type), (None, None)
     )
     if framework is None:
         raise ValueError(f"StarVLA has no framework for {model.config.model_type!r}")
     action_model, trainer = framework.to_yaml(model.config)
-    vla_data = {"obs_image_size": processor.image_size, "CoT_prompt": processor.prompt_template}
+    vla_data = {"obs_image_size": processor.image_size}
+    if processor.prompt_template is not None:
+        vla_data["CoT_prompt"] = processor.prompt_template
     tree = {
         "framework": {
             "name": name,
@@ -352,35 +374,27 @@ def save_repository(model, processor, folder: str | os.PathLike, step: int = 0) 
                 "num_vl_layers": model.config.vlm_num_layers,
             },
             "action_model": action_model,
+            **framework.more_yaml(model.config),
         },
-        "datasets": {"vla_data": {key: value for key, value in vla_data.items() if value is not None}},
+        "datasets": {"vla_data": vla_data},
         "trainer": trainer,
     }
-    tensors = {rename(key, to_starvla=True): value.contiguous() for key, value in model.state_dict().items()}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(folder) as work:
+    if framework.image_size(tree) != processor.image_size:
+        raise ValueError(
+            f"the processor resizes images to {processor.image_size}; StarVLA's {name} knows {framework.image_size(tree)}"
+        )
+    tensors = framework.convert(model.state_dict(), to_starvla=True)
+    tensors = {key: value.contiguous() for key, value in tensors.items()}
+    with new_folder(folder) as work:
         (work / "checkpoints").mkdir()
         for file in CONFIG_FILES:
             (work / file).write_text(yaml.safe_dump(tree, sort_keys=False))
         (work / STATISTICS_FILE).write_text(json.dumps(processor.statistics, indent=2))
+        if (fast := getattr(processor, "fast", None)) is not None:
+            fast.save_pretrained(work / FAST_FOLDER)
         (work / "summary.jsonl").write_text(json.dumps({"steps": step}) + "\n")
         torch.save(tensors, work / "checkpoints" / f"steps_{step}_pytorch_model.pt")
     return folder
-
-
-@contextlib.contextmanager
-def written_whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its place at the end, and goes where anything fails."""
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield work
-        work.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        work.rename(folder)
-    finally:
-        if work.exists():
-            shutil.rmtree(work)
 
 
 # --------------------------------------------------------------- Auto classes

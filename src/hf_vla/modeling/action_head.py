@@ -8,6 +8,7 @@ from torch import nn
 from . import flow_matching
 from .configuration_vla import FlowMatchingConfig
 from .diffusion_transformer import Conditioning, DiffusionTransformer
+from .losses import masked_mean
 
 
 class MLP(nn.Module):
@@ -161,10 +162,7 @@ class FlowMatchingActionHead(nn.Module):
         noisy = flow_matching.interpolate(noise, actions[:, None].float(), time[..., None, None])
         bucket = flow_matching.time_to_bucket(time, config.num_timestep_buckets)
         error = (self.velocity(noisy, bucket, conditioning, state).float() - target) ** 2
-        if action_mask is None:
-            return error.mean()
-        weight = action_mask.to(error.dtype)[:, None, :, None].expand_as(error)
-        return (error * weight).sum() / weight.sum().clamp(min=1)
+        return masked_mean(error, action_mask)
 
     def _copies(self, batch: int, noise: torch.Tensor | None, timestep: torch.Tensor | None) -> int:
         """R: the number of rows of the given draw over the batch size, else the config's."""

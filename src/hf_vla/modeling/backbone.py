@@ -17,8 +17,39 @@ def build_backbone(vlm_config: PreTrainedConfig) -> PreTrainedModel:
             f"no vision-language backbone is known for model_type {vlm_config.model_type!r}; "
             "vlm_config must name an image-text-to-text model of transformers, such as 'qwen3_vl' or 'qwen2_5_vl'"
         )
-    # Not `from_config`: it would build in the dtype that the backbone's own config records, apart from the head's.
+    # One dtype with the head, not the one that the backbone's own configurations record.
+    for config in (vlm_config, *(getattr(vlm_config, name, None) for name in vlm_config.sub_configs)):
+        if config is not None:
+            config.dtype = torch.get_default_dtype()
     return mapping[type(vlm_config)](vlm_config)
+
+
+def run_backbone(vlm: PreTrainedModel, **inputs):
+    """Run the backbone without its language-model head.
+
+    Args:
+        vlm: an image-text-to-text model.
+        inputs: the backbone's inputs: `input_ids` (B, L), `attention_mask` (B, L), `pixel_values`, …
+
+    Returns:
+        transformers' output, with `last_hidden_state` (B, L, hidden_size).
+    """
+    accepted = inspect.signature(vlm.model.forward).parameters
+    if unknown := sorted(set(inputs) - set(accepted)):
+        raise TypeError(
+            f"{type(vlm).__name__} takes no {', '.join(unknown)}; its inputs are "
+            f"{', '.join(name for name, p in accepted.items() if p.kind is not p.VAR_KEYWORD)}"
+        )
+    return vlm.model(**with_token_types(vlm, inputs), use_cache=False, return_dict=True)
+
+
+def with_token_types(vlm: PreTrainedModel, inputs: dict) -> dict:
+    """The backbone's inputs with `mm_token_type_ids` (B, L), 1 at image tokens, where the backbone takes them."""
+    image_token_id = getattr(vlm.config, "image_token_id", None)
+    takes_them = "mm_token_type_ids" in inspect.signature(vlm.model.forward).parameters
+    if not takes_them or inputs.get("mm_token_type_ids") is not None or image_token_id is None:
+        return inputs
+    return inputs | {"mm_token_type_ids": (inputs["input_ids"] == image_token_id).int()}
 
 
 def layer_states(vlm: PreTrainedModel, convention: str, **inputs) -> list[torch.Tensor]:
@@ -40,18 +71,8 @@ def layer_states(vlm: PreTrainedModel, convention: str, **inputs) -> list[torch.
         N + 1 tensors (B, L, hidden_size).
     """
     decoder = vlm.get_decoder()
-    accepted = inspect.signature(vlm.model.forward).parameters
-    if unknown := sorted(set(inputs) - set(accepted)):
-        raise TypeError(
-            f"{type(vlm).__name__} takes no {', '.join(unknown)}; its inputs are "
-            f"{', '.join(name for name, p in accepted.items() if p.kind is not p.VAR_KEYWORD)}"
-        )
-    if "mm_token_type_ids" in accepted and inputs.get("mm_token_type_ids") is None:
-        image_token_id = getattr(vlm.config, "image_token_id", None)
-        if image_token_id is not None:
-            inputs["mm_token_type_ids"] = (inputs["input_ids"] == image_token_id).int()
     with _recorded(decoder, inputs_of_layers=convention == "transformers-4.57") as recorded:
-        output = vlm.model(**inputs, use_cache=False, return_dict=True)
+        output = run_backbone(vlm, **inputs)
     if convention == "transformers-4.57" and vlm.config.model_type.startswith("qwen3_vl"):
         return recorded["layers"] + [recorded["before_norm"]]
     return recorded["layers"][: len(decoder.layers)] + [output.last_hidden_state]

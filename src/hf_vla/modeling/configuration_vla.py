@@ -115,4 +115,36 @@ class FlowMatchingConfig(VLAConfig):
             )
 
 
-__all__ = ["FlowMatchingConfig", "VLAConfig"]
+class DiTConfig(FlowMatchingConfig):
+    r"""
+    Base of the configurations of the frameworks whose head attends one state of the backbone (GR00T, Dual).
+
+    Args:
+        action_hidden_size (`int`, *optional*, defaults to 768):
+            Width of the action head. With `attention_head_dim` 64, 768 is StarVLA's DiT-B; 1536 and 48 is its DiT-L.
+        num_action_layers (`int`, *optional*, defaults to 16):
+            Blocks of the action head.
+        connect_layer_index (`int`, *optional*, defaults to -1):
+            Which state h[0] … h[N] of the backbone the head attends; negative counts from the end.
+        output_dim (`int`, *optional*, defaults to 1024):
+            Width of the transformer's output, and inner width of the state encoder and the action decoder.
+    """
+
+    action_hidden_size: int = 768
+    num_action_layers: int = 16
+    connect_layer_index: int = -1
+    output_dim: int = 1024
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.num_action_layers < 1:
+            raise ValueError(f"num_action_layers is {self.num_action_layers}; it must be at least 1")
+        last = self.vlm_num_layers
+        if not -last - 1 <= self.connect_layer_index <= last:
+            raise ValueError(
+                f"connect_layer_index is {self.connect_layer_index}; a backbone of {last} layers has the states "
+                f"0 to {last}, or -{last + 1} to -1 from the end"
+            )
+
+
+__all__ = ["DiTConfig", "FlowMatchingConfig", "VLAConfig"]

@@ -1,15 +1,19 @@
 """What the models of all frameworks share: loading that raises instead of loading half, weight initialisation, outputs."""
 
+import contextlib
+import copy
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
+from .backbone import layer_states
 from .configuration_vla import VLAConfig
+from .losses import language_model_loss
 
 logger = logging.get_logger(__name__)
 
@@ -67,6 +71,21 @@ class VLAPreTrainedModel(PreTrainedModel):
     def get_decoder(self) -> nn.Module:
         return self.vlm.get_decoder()
 
+    def backbone_states(self, input_ids, attention_mask, **vlm_inputs) -> list[torch.Tensor]:
+        """h[0] … h[N] of the backbone's N decoder layers, (B, L, hidden_size) each, in the convention of the config."""
+        convention = self.config.hidden_states_convention
+        return layer_states(self.vlm, convention, input_ids=input_ids, attention_mask=attention_mask, **vlm_inputs)
+
+    def language_model_output(self, labels, actions, input_ids, attention_mask, **vlm_inputs) -> VLAOutput:
+        """The backbone's language-model loss on image-text samples, for co-training."""
+        if actions is not None:
+            raise ValueError(
+                "a batch has either `actions` or `labels`; give robot samples and image-text samples in batches of their own"
+            )
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **vlm_inputs}
+        loss = language_model_loss(self.vlm, labels, **inputs)
+        return VLAOutput(loss=loss, vlm_loss=loss)
+
     def target_actions(
         self, actions: torch.Tensor | None, action_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -74,7 +93,8 @@ class VLAPreTrainedModel(PreTrainedModel):
         horizon, dim = self.config.action_horizon, self.config.action_dim
         if actions is None:
             raise ValueError(
-                "forward computes a loss and needs `actions` (B, T, action_dim); to predict, call predict_action"
+                "forward computes a loss and needs `actions` (B, T, action_dim), or `labels` (B, L) for the language-model "
+                "loss of the backbone; to predict, call predict_action"
             )
         if actions.ndim != 3 or actions.shape[1] < horizon or actions.shape[2] != dim:
             raise ValueError(
@@ -116,24 +136,94 @@ class VLAPreTrainedModel(PreTrainedModel):
                 kwargs = {name: value for name, value in kwargs.items() if name not in starvla.HUB_KWARGS}
             kwargs["state_dict"] = repository.state_dict(native_kwargs.get("checkpoint"))
             pretrained_model_name_or_path, source = None, repository.name
+            _raise_if_shapes_differ(source, cls, config, kwargs["state_dict"])
         else:
             starvla.refuse_native_kwargs(native_kwargs, pretrained_model_name_or_path)
             source = pretrained_model_name_or_path
+        kwargs["ignore_mismatched_sizes"] = True  # to name them below, with all else that does not fit
         with starvla.readable_weights(source):
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
             )
         _raise_if_incomplete(source, info)
+        _align(model)
         if repository is not None:
             model.config._name_or_path = model.name_or_path = repository.name
         return (model, info) if wants_info else model
+
+    @classmethod
+    def from_vlm(
+        cls,
+        vlm_name_or_path,
+        *,
+        random_init: bool = False,
+        dtype: str | torch.dtype = "auto",
+        attn_implementation: str | None = None,
+        device_map=None,
+        **kwargs,
+    ) -> tuple["VLAPreTrainedModel", ProcessorMixin]:
+        """A new policy and its processor from a vision-language model: pretrained backbone, new head.
+
+        ```python
+        >>> from hf_vla import QwenOFTForActionPrediction
+
+        >>> policy, processor = QwenOFTForActionPrediction.from_vlm(
+        ...     "Qwen/Qwen3-VL-4B-Instruct", action_dim=7, action_horizon=8, image_size=[224, 224]
+        ... )  # doctest: +SKIP
+        ```
+
+        Args:
+            vlm_name_or_path: folder or Hub repository of the backbone.
+            random_init: give the backbone new weights too, so that none are needed.
+            dtype: of the policy; "auto" is that of the backbone's weights, or torch's default where there are none.
+            attn_implementation, device_map: as for `from_pretrained`.
+            kwargs: fields of the policy's configuration (`action_dim`, `action_horizon`, …), settings of its processor
+                (`statistics`, `normalization_modes`, `image_size`, `prompt_template`, …) and Hub options (`revision`, …).
+
+        Returns:
+            The policy, in evaluation mode, and the processor.
+
+        Raises:
+            ValueError: unknown arguments, or backbone weights that don't fit its configuration.
+            OSError: no such folder or repository, or no weights in it.
+        """
+        from ..checkpoints.base_vlm import build_from_vlm
+
+        config, processor, hub = build_from_vlm(cls.config_class.model_type, vlm_name_or_path, **kwargs)
+        if random_init:
+            dtype = torch.get_default_dtype() if dtype == "auto" else dtype
+            policy = cls._from_config(config, dtype=dtype, attn_implementation=attn_implementation)
+            return policy.eval(), processor
+        try:
+            vlm, info = AutoModelForImageTextToText.from_pretrained(
+                vlm_name_or_path, dtype=dtype, output_loading_info=True, **hub
+            )
+        except OSError as error:
+            raise OSError(
+                f"the weights of the backbone {vlm_name_or_path} can't be loaded ({error}); pass random_init=True to start "
+                "from new ones"
+            ) from error
+        _raise_if_incomplete(vlm_name_or_path, {**info, "unexpected_keys": ()})  # other heads may lie beside it
+        vocab_size = config.vlm_config.get_text_config().vocab_size
+        if vocab_size > vlm.get_input_embeddings().num_embeddings:  # the tokenizer was given new tokens
+            vlm.resize_token_embeddings(vocab_size)
+        with _no_loading_report():
+            policy = super().from_pretrained(
+                None,
+                config=config,
+                state_dict={f"vlm.{name}": tensor for name, tensor in vlm.state_dict().items()},
+                dtype=vlm.dtype,
+                attn_implementation=attn_implementation,
+                device_map=device_map,
+            )
+        return policy, processor
 
 
 def _raise_if_incomplete(source, info: dict) -> None:
     """Raise a ValueError that names what the weights lack, hold too much, or hold in another shape."""
     problems = []
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        keys = sorted(map(str, info.get(kind, ())))
+        keys = sorted(_describe(key) for key in info.get(kind, ()))
         if keys:
             shown = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
             problems.append(f"{len(keys)} {kind.replace('_', ' ')}: {shown}")
@@ -142,6 +232,46 @@ def _raise_if_incomplete(source, info: dict) -> None:
             f"the weights of {source} do not fit this model ({'; '.join(problems)}). Load them with the configuration "
             "they were trained with, or check that the checkpoint is complete"
         )
+
+
+def _raise_if_shapes_differ(source, model_class, config, tensors: dict[str, torch.Tensor]) -> None:
+    """transformers 5.23 can't report a mismatch of tied embeddings that the weights hold twice, as native ones do."""
+    with torch.device("meta"):
+        needed = model_class(copy.deepcopy(config)).state_dict()
+    differ = {(n, x.shape, needed[n].shape) for n, x in tensors.items() if n in needed and x.shape != needed[n].shape}
+    _raise_if_incomplete(source, {"mismatched_keys": differ})
+
+
+def _align(model: nn.Module) -> None:
+    """Copy CPU weights that a memory-mapped file holds at odd addresses, for which kernels round otherwise.
+
+    With them, a policy that was saved and loaded would differ in the last bit of its predictions.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if type(tensor) in (nn.Parameter, torch.Tensor) and tensor.device.type == "cpu" and tensor.data_ptr() % 64:
+            tensor.data = tensor.data.clone()
+
+
+@contextlib.contextmanager
+def _no_loading_report():
+    """Keep transformers from warning of new weights, where new weights are what was asked for."""
+    report = logging.get_logger("transformers.modeling_utils")
+
+    def other(record):
+        return "LOAD REPORT" not in record.getMessage()
+
+    report.addFilter(other)
+    try:
+        yield
+    finally:
+        report.removeFilter(other)
+
+
+def _describe(key) -> str:
+    if isinstance(key, str):
+        return key
+    name, given, needed = key
+    return f"{name} {tuple(given)} instead of {tuple(needed)}"
 
 
 __all__ = ["VLAOutput", "VLAPreTrainedModel"]

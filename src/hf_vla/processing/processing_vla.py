@@ -1,5 +1,6 @@
 """What the processors of all frameworks share: observations in, tensors out; normalised actions in, robot units out."""
 
+import inspect
 from collections.abc import Sequence
 from difflib import get_close_matches
 
@@ -38,6 +39,8 @@ class VLAProcessor(ProcessorMixin):
     state_in_prompt = False
     #: … or a tensor for the action head (PI, GR00T, Dual)
     state_in_head = False
+    #: whether `config_fields` has something to tell
+    tells_config = False
 
     def __init__(
         self,
@@ -81,8 +84,7 @@ class VLAProcessor(ProcessorMixin):
         from ..checkpoints import starvla
 
         native_kwargs = starvla.pop_native_kwargs(kwargs)
-        own = cls.__init__.__code__.co_varnames[3 : cls.__init__.__code__.co_argcount]
-        overrides = {name: kwargs.pop(name) for name in own if name in kwargs}
+        overrides = {name: kwargs.pop(name) for name in cls.settings() if name in kwargs}
         repository = starvla.find_repository(pretrained_model_name_or_path, **kwargs)
         if repository is not None:
             return repository.processor(cls, **native_kwargs, **overrides)
@@ -91,6 +93,35 @@ class VLAProcessor(ProcessorMixin):
         for name, value in overrides.items():
             setattr(processor, name, value)
         return processor
+
+    @classmethod
+    def from_vlm(cls, vlm_name_or_path, **settings) -> "VLAProcessor":
+        """A new policy's processor, from a backbone's folder or repository.
+
+        Args:
+            vlm_name_or_path: folder or repository with the backbone's configuration, tokenizer and image processor.
+            settings: arguments of `__init__` (`statistics`, `image_size`, `prompt_template`, …), fields of the policy's
+                configuration (`action_dim`, `action_horizon`, …), Hub options.
+        """
+        from ..checkpoints.base_vlm import build_from_vlm
+        from ..registration import model_type_of
+
+        return build_from_vlm(model_type_of(cls), vlm_name_or_path, **settings)[1]
+
+    @classmethod
+    def settings(cls) -> list[str]:
+        """Names of the arguments of `__init__`, the backbone's parts apart."""
+        parts = ("self", "image_processor", "tokenizer")
+        return [name for name in inspect.signature(cls.__init__).parameters if name not in parts]
+
+    @classmethod
+    def config_fields(cls, tokenizer) -> dict:
+        """What the model's configuration must know of the backbone's tokenizer, where `tells_config`."""
+        return {}
+
+    @classmethod
+    def extend_tokenizer(cls, tokenizer) -> None:
+        """Give a plain backbone's tokenizer the tokens that the framework needs and it lacks; by default none."""
 
     # ------------------------------------------------------------------ in
 
@@ -134,13 +165,19 @@ class VLAProcessor(ProcessorMixin):
             keys = self._keys(unnorm_key, len(texts))
         state = self._state(state, keys, len(texts))
         prompts = [self._prompt(t, None if state is None else state[i, 0]) for i, t in enumerate(texts)]
+        if actions is not None:
+            actions = self._actions(actions, keys, len(texts))
         resized = [[resize(view, self.image_size) for view in views] for views in samples]
-        inputs = encode(self, resized, prompts)
+        inputs = self._encode(resized, prompts, actions)
         if state is not None and self.state_in_head:
             inputs["state"] = torch.from_numpy(state)
         if actions is not None:
-            inputs["actions"] = torch.from_numpy(self._actions(actions, keys, len(texts)))
+            inputs["actions"] = torch.from_numpy(actions)
         return BatchFeature(inputs)
+
+    def _encode(self, images: list[list], prompts: list[str], actions: np.ndarray | None) -> dict[str, torch.Tensor]:
+        """The backbone's tensors, of resized images and texts; actions are normalised (B, T, A), for FAST to write down."""
+        return encode(self, images, prompts)
 
     def _prompt(self, instruction: str, state: np.ndarray | None) -> str:
         """The user turn's text: the instruction, the state's bins where the framework puts them there, the template."""
@@ -153,12 +190,11 @@ class VLAProcessor(ProcessorMixin):
         if state is None:
             return None
         state = _array(state, "state")
+        given = state.shape
         if state.ndim == 2:
             state = state[:, None]
         if state.ndim != 3 or len(state) != batch or state.shape[1] < 1:
-            raise ValueError(
-                f"state has shape {_array(state, 'state').shape} for {batch} samples; give (B, state_dim) or (B, 1, state_dim)"
-            )
+            raise ValueError(f"state has shape {given} for {batch} samples; give (B, state_dim) or (B, 1, state_dim)")
         state = state[:, :1]  # StarVLA reads the first row only
         if keys is not None:
             state = self._normalize(state, keys, "state")
@@ -205,7 +241,7 @@ class VLAProcessor(ProcessorMixin):
         if not np.isfinite(actions).all():
             raise ValueError("actions hold NaN or infinite numbers; the policy that predicted them is broken")
         if isinstance(unnorm_key, str) or unnorm_key is None:
-            return self.normalizer(self._key(unnorm_key), "action").unnormalize(actions)
+            return self.normalizer(self.resolve_key(unnorm_key), "action").unnormalize(actions)
         if actions.ndim != 3:
             raise ValueError(f"one unnorm_key a sample needs actions (B, T, action_dim), not {actions.shape}")
         keys = self._keys(unnorm_key, len(actions))
@@ -213,7 +249,8 @@ class VLAProcessor(ProcessorMixin):
 
     # ---------------------------------------------------------- statistics
 
-    def _key(self, key: str | None) -> str:
+    def resolve_key(self, key: str | None) -> str:
+        """The statistics key that `key` means: itself where it is known, the only one for None; else a ValueError."""
         known = sorted(self.statistics)
         if not known:
             raise ValueError(
@@ -234,8 +271,8 @@ class VLAProcessor(ProcessorMixin):
 
     def _keys(self, unnorm_key, batch: int) -> list[str]:
         if unnorm_key is None or isinstance(unnorm_key, str):
-            return [self._key(unnorm_key)] * batch
-        keys = [self._key(key) for key in unnorm_key]
+            return [self.resolve_key(unnorm_key)] * batch
+        keys = [self.resolve_key(key) for key in unnorm_key]
         if len(keys) != batch:
             raise ValueError(f"{len(keys)} unnorm_keys for {batch} samples; give one for all or one each")
         return keys

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+ACTION_PLACEHOLDER = "🔍"
 NUM_STATE_BINS = 256
 _EDGES = np.linspace(-1, 1, NUM_STATE_BINS + 1)[:-1]
 
@@ -14,6 +15,12 @@ def state_bins(state) -> list[int]:
 def add_state(instruction: str, state) -> str:
     """ "{instruction} [STATE] {bins} [ACTION]" of a normalised state (S,)."""
     return f"{instruction} [STATE] {' '.join(map(str, state_bins(state)))} [ACTION]"
+
+
+def add_action_placeholders(instruction: str, action_horizon: int) -> str:
+    """The instruction and, after it, one placeholder for each action of the chunk (OpenVLA-OFT's parallel decoding)."""
+    placeholders = ACTION_PLACEHOLDER * action_horizon
+    return f"{instruction} Please predict the next {action_horizon} robot actions: <action>{placeholders}<action>."
 
 
 def apply_template(template: str | None, instruction: str) -> str:

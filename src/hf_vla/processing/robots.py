@@ -1,12 +1,17 @@
 """Normalisation modes and dimension names of StarVLA's robot types (StarVLA's semantics, section 7).
 
 StarVLA's checkpoints hold statistics, not modes: those belong to the robot type that the data mixture named, which is also
-the statistics key. A robot type whose dimensions are not listed is known by its mode alone.
+the statistics key. A robot type whose dimensions are not listed is known by its mode alone. Each is a YAML file in
+`hf_vla/data/robots`, with the fields of `Robot`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any
 
-_EEF = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+import yaml
+
+from .normalization import MODES
 
 
 @dataclass(frozen=True)
@@ -14,11 +19,15 @@ class Robot:
     """A robot type.
 
     Args:
-        action_mode: how actions are normalised. Dimensions that the statistics' mask excludes are binary.
-        state_mode: how states are normalised.
-        binary_states: state dimensions (negative counts from the end) that are binary.
-        action_names, state_names: one name a dimension, or empty where they are not known.
+        action_mode: how actions are normalised, but for those in `binary_actions`.
+        state_mode: how states are normalised, but for those in `binary_states`.
         action_horizon: steps in a chunk.
+        action_names, state_names: one name a dimension, or empty where they are not known.
+        binary_actions, binary_states: dimensions (negative counts from the end) that are binary. For actions a mask in
+            the statistics, false where they are binary, takes precedence.
+        cameras: which of the dataset's cameras policies of this robot see, in order; empty for all.
+        rotations: by part ("action", "state") and entry of the dataset's `meta/modality.json`, the representation that
+            this rotation is converted to.
     """
 
     action_mode: str
@@ -26,33 +35,27 @@ class Robot:
     action_horizon: int
     action_names: tuple[str, ...] = ()
     state_names: tuple[str, ...] = ()
+    binary_actions: tuple[int, ...] = ()
     binary_states: tuple[int, ...] = ()
+    cameras: tuple[str, ...] = ()
+    rotations: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for mode in (self.action_mode, self.state_mode):
+            if mode not in MODES:
+                raise ValueError(f"unknown normalisation mode {mode!r}; known are {', '.join(MODES)}")
 
 
-_OXE = {"action_mode": "q99", "state_mode": "q99", "action_horizon": 16, "binary_states": (-1,)}
-_MIN_MAX = {"action_mode": "min_max", "state_mode": "min_max"}
+def _load() -> dict[str, Robot]:
+    robots = {}
+    for file in sorted(files("hf_vla").joinpath("data", "robots").iterdir(), key=lambda file: file.name):
+        fields = yaml.safe_load(file.read_text(encoding="utf-8"))
+        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        robots[file.name.removesuffix(".yaml")] = Robot(**fields)
+    return robots
 
-ROBOTS = {
-    "oxe_bridge": Robot(
-        **_OXE,
-        action_names=_EEF,
-        state_names=("x", "y", "z", "roll", "pitch", "yaw", "pad", "gripper"),
-    ),
-    "oxe_rt1": Robot(
-        **_OXE,
-        action_names=_EEF,
-        state_names=("x", "y", "z", "rx", "ry", "rz", "rw", "gripper"),
-    ),
-    "libero_franka": Robot(**_MIN_MAX, action_horizon=8, action_names=_EEF),
-    "vla_arena_franka": Robot(**_MIN_MAX, action_horizon=8, action_names=_EEF),
-    "metaworld_robot": Robot(**_MIN_MAX, action_horizon=8, action_names=("dx", "dy", "dz", "gripper")),
-    "oxe_droid": Robot(action_mode="none", state_mode="none", action_horizon=16),
-    "robotwin": Robot(**_MIN_MAX, action_horizon=16),
-    "arx_x5": Robot(**_MIN_MAX, action_horizon=16),
-    "fourier_gr1_arms_waist": Robot(**_MIN_MAX, action_horizon=16),
-    "panda_omron_robocasa365": Robot(**_MIN_MAX, action_horizon=16),
-    "unitree_g1_sonic_dex3": Robot(action_mode="q99", state_mode="q99", action_horizon=8),
-}
+
+ROBOTS = _load()
 
 
 def modes_for(key: str, statistics: dict) -> dict[str, list[str]] | None:
@@ -66,12 +69,30 @@ def modes_for(key: str, statistics: dict) -> dict[str, list[str]] | None:
     if robot is None:
         return None
     modes = {}
-    for modality, base in (("action", robot.action_mode), ("state", robot.state_mode)):
+    for modality, base, binary in (
+        ("action", robot.action_mode, robot.binary_actions),
+        ("state", robot.state_mode, robot.binary_states),
+    ):
         if modality not in statistics:
             continue
         dim = len(statistics[modality]["mean"])
-        mask = statistics[modality].get("mask") or [True] * dim
-        modes[modality] = [base if used else "binary" for used in mask]
-    for index in robot.binary_states if "state" in modes else ():
-        modes["state"][index] = "binary"
+        mask = statistics[modality].get("mask")
+        modes[modality] = [base if used else "binary" for used in mask or [True] * dim]
+        for index in binary if modality == "state" or not mask else ():
+            modes[modality][index] = "binary"
     return modes
+
+
+def with_target_rotations(key: str, modality: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The contents of `meta/modality.json` with a `target_rotation` wherever the robot type `key` wants one."""
+    robot = ROBOTS.get(key)
+    if robot is None or modality is None:
+        return modality
+    changed = dict(modality)
+    for part, targets in robot.rotations.items():
+        entries = {
+            name: entry | ({"target_rotation": targets[name]} if name in targets else {})
+            for name, entry in modality.get(part, {}).items()
+        }
+        changed[part] = entries
+    return changed

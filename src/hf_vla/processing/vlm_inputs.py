@@ -15,19 +15,26 @@ def align_to_patches(image: Image.Image, factor: int) -> Image.Image:
     return image.resize((width, height))
 
 
-def chat_prompt(processor, num_images: int, text: str) -> str:
-    """One user turn, images first, then one text, and the generation prompt, by the backbone's chat template."""
+def chat_prompt(processor, num_images: int, text: str, answer: str | None = None) -> str:
+    """One user turn, images first, then one text, and the generation prompt, by the backbone's chat template.
+
+    An answer becomes an assistant turn, and the generation prompt still follows it, as in StarVLA's training texts.
+    """
     content = [{"type": "image"}] * num_images + [{"type": "text", "text": text}]
     conversation = [{"role": "user", "content": content}]
+    if answer is not None:
+        conversation.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     return processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
 
 
-def encode(processor, images: list[list[Image.Image]], texts: list[str]) -> dict[str, torch.Tensor]:
+def encode(
+    processor, images: list[list[Image.Image]], texts: list[str], answers: list[str] | None = None
+) -> dict[str, torch.Tensor]:
     """Images and texts of B samples as a left-padded batch for a Qwen-VL backbone.
 
     Args:
         processor: with `image_processor`, `tokenizer` and `apply_chat_template`.
-        images: V >= 1 images a sample. texts: one text a sample.
+        images: V >= 1 images a sample. texts: one text a sample. answers: one a sample, for training texts; optional.
 
     Returns:
         input_ids, attention_mask, mm_token_type_ids (B, L), pixel_values (patches, channels), image_grid_thw (images, 3)
@@ -44,8 +51,8 @@ def encode(processor, images: list[list[Image.Image]], texts: list[str]) -> dict
     encoded = dict(image_processor(images=flat, return_tensors="pt"))
     counts = (encoded["image_grid_thw"].prod(dim=1) // image_processor.merge_size**2).tolist()
     prompts = []
-    for views, text in zip(images, texts, strict=True):
-        head, *tail = chat_prompt(processor, len(views), text).split(image_token)
+    for views, text, answer in zip(images, texts, answers or [None] * len(texts), strict=True):
+        head, *tail = chat_prompt(processor, len(views), text, answer).split(image_token)
         if len(tail) != len(views):
             raise ValueError(f"the chat template wrote {len(tail)} {image_token!r} for {len(views)} images")
         for piece in tail:

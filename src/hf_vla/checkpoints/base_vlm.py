@@ -1,0 +1,73 @@
+"""Starting a policy from a plain vision-language model: its configuration, tokenizer, image processor and weights."""
+
+from difflib import get_close_matches
+
+from ..registration import class_of
+
+HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+def load_processor_parts(base_vlm, **hub) -> dict:
+    """The `image_processor`, `tokenizer` and `chat_template` of a backbone's folder or repository."""
+    from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin
+
+    image_processor = AutoImageProcessor.from_pretrained(base_vlm, **hub)
+    tokenizer = AutoTokenizer.from_pretrained(base_vlm, **hub)
+    # Qwen's repositories keep the chat template beside the tokenizer, in the processor's files.
+    chat_template = ProcessorMixin.get_processor_dict(base_vlm, **hub)[0].get("chat_template")
+    return {
+        "image_processor": image_processor,
+        "tokenizer": tokenizer,
+        "chat_template": chat_template or tokenizer.chat_template,
+    }
+
+
+def build_from_vlm(model_type: str, base_vlm, **kwargs) -> tuple:
+    """The configuration and the processor of a new policy, and the Hub options among `kwargs`.
+
+    Args:
+        model_type: the framework.
+        base_vlm: folder or Hub repository of the backbone.
+        kwargs: fields of the framework's configuration, settings of its processor, Hub options.
+
+    Raises:
+        ValueError: an argument that is none of these.
+    """
+    from transformers import AutoConfig
+
+    from ..processing.action_tokenizer import FastActionTokenizer
+
+    config_class, processor_class = class_of(model_type, "config"), class_of(model_type, "processor")
+    of_config = set(config_class.__dataclass_fields__) - {"vlm_config", "vlm_name_or_path"}
+    of_processor = set(processor_class.settings())
+    if "fast" in of_processor and "fast_tokenizer" in kwargs:  # as from_pretrained calls it
+        kwargs["fast"] = kwargs.pop("fast_tokenizer")
+    for name in kwargs:
+        if name not in {*of_config, *of_processor, *HUB_KWARGS}:
+            near = get_close_matches(name, [*of_config, *of_processor], n=1)
+            raise ValueError(
+                f"{name!r} is no field of {config_class.__name__} and no setting of {processor_class.__name__}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+    hub = {name: value for name, value in kwargs.items() if name in HUB_KWARGS}
+    vlm_config = AutoConfig.from_pretrained(base_vlm, **hub)
+    parts = load_processor_parts(base_vlm, **hub)
+    processor_class.extend_tokenizer(parts["tokenizer"])
+    text_config = vlm_config.get_text_config()
+    text_config.vocab_size = max(text_config.vocab_size, len(parts["tokenizer"]))
+    fast = {"fast": FastActionTokenizer.of(kwargs.pop("fast", None))} if "fast" in of_processor else {}
+    fields = processor_class.config_fields(parts["tokenizer"], **fast)
+    fields |= {name: value for name, value in kwargs.items() if name in of_config}
+    config = config_class(vlm_config=vlm_config, vlm_name_or_path=str(base_vlm), **fields)
+    settings = {"resize_to_patches": resizes_to_patches(vlm_config)}
+    settings |= {name: getattr(config, name) for name in ("action_dim", "state_dim", "action_horizon")}
+    settings |= {name: value for name, value in kwargs.items() if name in of_processor} | fast
+    return config, processor_class(**(parts | settings)), hub
+
+
+def resizes_to_patches(vlm_config) -> bool:
+    """Whether StarVLA resizes images to a multiple of the patch size before the backbone's own image processor."""
+    return vlm_config.model_type == "qwen2_5_vl"
+
+
+__all__ = ["build_from_vlm", "load_processor_parts", "resizes_to_patches"]

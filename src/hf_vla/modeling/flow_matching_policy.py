@@ -1,0 +1,98 @@
+"""What the flow-matching frameworks share: a loss and a sampler around the conditioning that each framework defines."""
+
+import torch
+
+from .action_head import FlowMatchingActionHead
+from .diffusion_transformer import Conditioning
+from .modeling_vla import VLAOutput, VLAPreTrainedModel
+
+
+class FlowMatchingPolicy(VLAPreTrainedModel):
+    """Base of PI, PI_v3, GR00T and Dual.
+
+    A framework builds `self.vlm` and `self.action_head` in `__init__`, and says in `_condition` what the head reads of them.
+    """
+
+    #: whether the head reads the robot's state as a token; otherwise the state is text in the prompt
+    state_in_head = True
+
+    action_head: FlowMatchingActionHead
+
+    def _condition(self, input_ids, attention_mask, **inputs) -> Conditioning:
+        """The states that each block of the head attends, in the head's dtype, and which of them it may attend."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        actions: torch.Tensor | None = None,
+        action_mask: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        timestep: torch.Tensor | None = None,
+        state: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **vlm_inputs,
+    ) -> VLAOutput:
+        """The flow-matching loss of a batch with actions, or the backbone's language-model loss of one with labels.
+
+        Args:
+            input_ids, attention_mask: (B, L).
+            actions: (B, T, action_dim), normalised; the last `action_horizon` steps are the target.
+            action_mask: boolean (B, T), false where a step is padding and does not count.
+            noise, timestep: (R * B, H, action_dim) and (R * B,), tiled (b0 b1 … b0 b1 …), to fix the draw.
+            state: (B, 1, state_dim), normalised, where the framework's head reads it.
+            labels: (B, L) token ids, -100 where a token does not count; in place of actions, for co-training.
+            vlm_inputs: the backbone's other inputs: `pixel_values`, `image_grid_thw`, `mm_token_type_ids`.
+        """
+        if labels is not None:
+            return self.language_model_output(labels, actions, input_ids, attention_mask, **vlm_inputs)
+        actions, action_mask = self.target_actions(actions, action_mask)
+        self._check_state(state, len(input_ids))
+        conditioning = self._condition(input_ids, attention_mask, **vlm_inputs)
+        loss = self.action_head.loss(conditioning, actions, state, noise, timestep, action_mask)
+        return VLAOutput(loss=loss, action_loss=loss)
+
+    @torch.no_grad()
+    def predict_action(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        num_inference_steps: int | None = None,
+        actions: torch.Tensor | None = None,
+        action_mask: torch.Tensor | None = None,
+        state: torch.Tensor | None = None,
+        **vlm_inputs,
+    ) -> torch.Tensor:
+        """Draw one action chunk a sample.
+
+        Args:
+            input_ids, attention_mask, state, vlm_inputs: as in `forward`.
+            noise: (B, action_horizon, action_dim), drawn from `generator` where None.
+            num_inference_steps: denoising steps, by default the config's.
+            actions, action_mask: not read; a training batch may be passed as it is.
+
+        Returns:
+            float32 tensor (B, action_horizon, action_dim), normalised.
+        """
+        self._check_state(state, len(input_ids))
+        conditioning = self._condition(input_ids, attention_mask, **vlm_inputs)
+        return self.action_head.sample(conditioning, state, noise, generator, num_inference_steps)
+
+    def _check_state(self, state: torch.Tensor | None, batch: int) -> None:
+        if state is None:
+            return
+        if not self.state_in_head:
+            raise ValueError(
+                f"{type(self).__name__} reads the state as text in the prompt: give it to the processor, not to the model"
+            )
+        if self.action_head.state_encoder is None:
+            raise ValueError("this policy has no state encoder (state_dim is 0); leave `state` out")
+        needed = (batch, 1, self.config.state_dim)
+        if state.shape != needed:
+            raise ValueError(f"state has shape {tuple(state.shape)}; this policy needs {needed}")
+
+
+__all__ = ["FlowMatchingPolicy"]

@@ -1,0 +1,481 @@
+"""Every registered framework the whole way on a tiny backbone: build, forward, backward, predict, save, load, convert."""
+
+import copy
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from golden_cases import base_vlm
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+from hf_vla.checkpoints.starvla import save_repository
+from hf_vla.registration import FRAMEWORKS, class_of
+
+HORIZON, ACTION_DIM, STATE_DIM = 4, 5, 3
+STATISTICS = {
+    modality: {"q01": [-1.0] * dim, "q99": [3.0] * dim, "min": [-2.0] * dim, "max": [4.0] * dim, "mean": [0.0] * dim}
+    for modality, dim in (("action", ACTION_DIM), ("state", STATE_DIM))
+}
+COMMON = {
+    "action_dim": ACTION_DIM,
+    "state_dim": STATE_DIM,
+    "action_horizon": HORIZON,
+    "statistics": {"robot": STATISTICS},
+    "normalization_modes": {"robot": {"action": "q99", "state": "min_max"}},
+    "image_size": [64, 64],
+}
+HEAD = {"attention_head_dim": 16, "dropout": 0.0, "num_future_tokens": 4, "repeated_diffusion_steps": 3}
+DIT = {**HEAD, "action_hidden_size": 32, "num_action_layers": 3, "output_dim": 24}
+DINO = {"model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14}
+OWN = {
+    "qwen_pi_v3": {**HEAD, "action_hidden_size": 32},
+    "qwen_pi": HEAD,
+    "qwen_gr00t": DIT,
+    "qwen_dual": {**DIT, "dino_config": DINO, "mask_padding": True},
+    "qwen_oft": {},
+}
+GOLDEN_VARIANT = {
+    "qwen_pi_v3": "QwenPI_v3",
+    "qwen_pi": "QwenPI",
+    "qwen_gr00t": "QwenGR00T",
+    "qwen_dual": "QwenDual",
+    "qwen_oft": "QwenOFT",
+}
+FLOW_MATCHING = [name for name in OWN if name in FRAMEWORKS and "attention_head_dim" in OWN[name]]
+
+frameworks = pytest.mark.parametrize("framework", OWN)
+_BUILT = {}
+
+
+def test_every_registered_framework_is_tested_here():
+    """But FAST, which has no head: it generates words, and its losses and errors are others."""
+    assert {*OWN, "qwen_fast"} == set(FRAMEWORKS)
+
+
+def build(framework: str, **fields):
+    """A tiny policy with random weights, and its processor."""
+    key = (framework, *sorted(fields.items()))
+    if key not in _BUILT:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model_class = class_of(framework, "model")
+            _BUILT[key] = model_class.from_vlm(base_vlm(), random_init=True, **COMMON, **OWN[framework], **fields)
+    policy, processor = _BUILT[key]
+    return copy.deepcopy(policy), processor
+
+
+def observations(samples: int = 2, views: tuple[int, ...] = (1, 2), state: bool = True) -> dict:
+    """`samples` observations with unequal instructions and, by turns, `views` camera images."""
+    rng = np.random.default_rng(0)
+    instructions = ["open the drawer", "put the red block on the green plate, then close the top drawer", "stop"]
+    return {
+        "images": [
+            [rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for _ in range(views[i % len(views)])]
+            for i in range(samples)
+        ],
+        "text": instructions[:samples],
+        "state": rng.uniform(-2, 4, (samples, STATE_DIM)) if state else None,
+    }
+
+
+def actions(samples: int = 2) -> np.ndarray:
+    return np.random.default_rng(1).uniform(-1, 3, (samples, HORIZON, ACTION_DIM)).astype(np.float32)
+
+
+def noise(samples: int = 2) -> torch.Tensor:
+    return torch.randn(samples, HORIZON, ACTION_DIM, generator=torch.Generator().manual_seed(2))
+
+
+def draw(framework: str, samples: int = 2, copies: int = 3) -> dict[str, torch.Tensor]:
+    """A fixed training draw where the framework draws."""
+    if framework not in FLOW_MATCHING:
+        return {}
+    generator = torch.Generator().manual_seed(3)
+    rows = copies * samples
+    return {
+        "noise": torch.randn(rows, HORIZON, ACTION_DIM, generator=generator),
+        "timestep": torch.rand(rows, generator=generator),
+    }
+
+
+def fields(config) -> dict:
+    """A configuration without what only says where, in which dtype and as which class it was loaded."""
+    own = {"_name_or_path", "architectures", "dtype"}
+
+    def strip(tree: dict) -> dict:
+        return {k: strip(v) if isinstance(v, dict) else v for k, v in tree.items() if k not in own}
+
+    return strip(config.to_dict())
+
+
+def gradients(policy, batch) -> dict[str, torch.Tensor]:
+    policy.zero_grad()
+    policy(**batch).loss.backward()
+    return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+
+
+@frameworks
+def test_the_whole_path(framework, tmp_path):
+    policy, processor = build(framework)
+    batch = processor(**observations(), actions=actions())
+    output = policy(**batch)
+    assert output.loss.isfinite() and output.loss > 0
+    reached = {name.split(".")[0] for name, g in gradients(policy, batch).items() if g.abs().sum() > 0}
+    assert {"vlm", "action_head"} <= reached
+    inputs = processor(**observations())
+    predicted = policy.predict_action(**inputs, noise=noise())
+    assert predicted.shape == (2, HORIZON, ACTION_DIM) and predicted.dtype == torch.float32
+    assert predicted.isfinite().all()
+    robot_units = processor.unnormalize_actions(predicted, unnorm_key="robot")
+    np.testing.assert_allclose(robot_units, (predicted.numpy() + 1) * 2 - 1, rtol=1e-5, atol=1e-5)
+
+    policy.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir() if file.suffix == ".safetensors") == ["model.safetensors"]
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert type(config) is class_of(framework, "config")
+    assert fields(config) == fields(policy.config)
+    loaded, its_processor = AutoModel.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
+    assert type(loaded) is class_of(framework, "model")
+    assert type(its_processor) is class_of(framework, "processor")
+    again = its_processor(**observations())
+    assert set(again) == set(inputs) and all(torch.equal(again[name], inputs[name]) for name in inputs)
+    assert torch.equal(loaded.predict_action(**again, noise=noise()), predicted)
+    assert np.array_equal(its_processor.unnormalize_actions(predicted), robot_units)
+
+
+@frameworks
+def test_native_checkpoints_come_back_tensor_for_tensor(framework, golden, tmp_path):
+    run = golden.run_folder(GOLDEN_VARIANT[framework])
+    policy, processor = golden.policy(run.name), golden.processor(run.name)
+    assert policy.config.model_type == framework
+    folder = save_repository(policy, processor, tmp_path / "run", step=10)
+    written, given = (
+        torch.load(path / "checkpoints" / "steps_10_pytorch_model.pt", weights_only=True) for path in (folder, run)
+    )
+    assert set(written) == set(given)
+    assert all(torch.equal(written[name], given[name]) for name in given)
+    assert json.loads((folder / "dataset_statistics.json").read_text()) == processor.statistics
+    config = AutoConfig.from_pretrained(folder, base_vlm=str(golden.base_vlm(run.name)))
+    assert fields(config) == fields(policy.config)
+
+
+@frameworks
+def test_a_backbone_of_another_width_does_not_load(framework, golden, tmp_path):
+    other = tmp_path / "base"
+    shutil.copytree(golden.base_vlm(GOLDEN_VARIANT[framework]), other)
+    config = json.loads((other / "config.json").read_text())
+    config["text_config"] |= {"hidden_size": 32, "intermediate_size": 64}
+    config["vision_config"]["out_hidden_size"] = 32
+    (other / "config.json").write_text(json.dumps(config))
+    run = golden.run_folder(GOLDEN_VARIANT[framework])
+    with pytest.raises(ValueError, match="mismatched keys.*instead of"):
+        AutoModel.from_pretrained(run, base_vlm=str(other))
+
+
+@pytest.mark.parametrize(
+    ("framework", "dtype"),
+    [*((name, torch.bfloat16) for name in OWN), ("qwen_pi_v3", torch.float16), ("qwen_oft", torch.float16)],
+    ids=lambda value: str(value).removeprefix("torch."),
+)
+def test_half_precision_is_near_float32(framework, dtype):
+    policy, processor = build(framework)
+    inputs = processor(**observations(1), actions=actions(1))
+    expected = policy.predict_action(**inputs, noise=noise(1))
+    loss = policy(**inputs, **draw(framework, 1)).loss
+    policy.to(dtype)
+    with torch.backends.mkldnn.flags(enabled=False):  # which compiles kernels for seconds where the CPU lacks bf16
+        predicted = policy.predict_action(**inputs, noise=noise(1))
+        half_loss = policy(**inputs, **draw(framework, 1)).loss
+    assert predicted.dtype == torch.float32
+    assert torch.allclose(predicted, expected, atol=0.03, rtol=0.03)
+    assert half_loss.dtype == torch.float32
+    assert torch.allclose(half_loss, loss, rtol=0.02)
+
+
+@frameworks
+@pytest.mark.parametrize(
+    ("views", "state"),
+    [((1,), True), ((2,), False), ((1, 3, 2), True)],
+    ids=["one_view", "two_views_without_state", "unequal_views"],
+)
+def test_a_batch_equals_its_samples(framework, views, state):
+    """Also with left padding: the instructions have unequal lengths."""
+    policy, processor = build(framework)
+    batch = observations(3, views, state)
+    inputs = processor(**batch)
+    assert (inputs["attention_mask"] == 0).any() and inputs["attention_mask"][:, -1].all()
+    together = policy.predict_action(**inputs, noise=noise(3))
+    for i in range(3):
+        single = {name: None if values is None else values[i : i + 1] for name, values in batch.items()}
+        alone = policy.predict_action(**processor(**single), noise=noise(3)[i : i + 1])
+        assert torch.allclose(together[i], alone[0], atol=2e-6)
+
+
+@frameworks
+def test_images_instruction_and_state_change_the_prediction(framework):
+    policy, processor = build(framework)
+    given = observations()
+
+    def predict(**changed):
+        return policy.predict_action(**processor(**{**given, **changed}), noise=noise())
+
+    before = predict()
+    for changed in (
+        {"images": [[255 - view for view in views] for views in given["images"]]},
+        {"text": ["close the drawer", "stop"]},
+        {"state": given["state"] + 0.5},
+        {"state": None},
+    ):
+        assert (predict(**changed) - before).abs().max() > 1e-5, changed.keys()
+
+
+@frameworks
+def test_eager_and_sdpa_agree(framework):
+    policy, processor = build(framework)
+    inputs = processor(**observations())
+    assert policy.config._attn_implementation == "sdpa"
+    sdpa = policy.predict_action(**inputs, noise=noise())
+    policy.set_attn_implementation("eager")
+    assert {module.config._attn_implementation for module in policy.modules() if hasattr(module, "config")} == {
+        "eager"
+    }
+    assert torch.allclose(policy.predict_action(**inputs, noise=noise()), sdpa, atol=2e-6)
+
+
+@frameworks
+def test_gradient_checkpointing_gives_the_same_gradients(framework):
+    policy, processor = build(framework)
+    policy.train()
+    batch = {**processor(**observations(), actions=actions()), **draw(framework)}
+    expected = gradients(policy, batch)
+    policy.gradient_checkpointing_enable({"use_reentrant": False})
+    assert any(m.gradient_checkpointing for m in policy.vlm.modules() if hasattr(m, "gradient_checkpointing"))
+    calls = []
+    hook = policy.vlm.get_decoder().layers[1].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    found = gradients(policy, batch)
+    hook.remove()
+    assert len(calls) == 2, "the layer was not computed again in the backward pass"
+    assert set(found) == set(expected)
+    assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in expected)
+
+
+@frameworks
+def test_padding_steps_do_not_count(framework):
+    policy, processor = build(framework)
+    batch = {**processor(**observations(), actions=actions()), **draw(framework)}
+    mask = torch.ones(2, HORIZON, dtype=torch.bool)
+    full = policy(**batch).loss
+    assert torch.allclose(policy(**batch, action_mask=mask).loss, full)
+    mask[0, -1] = False
+    masked = policy(**batch, action_mask=mask).loss
+    assert not torch.allclose(masked, full)
+    batch["actions"][0, -1] += 1
+    changed = policy(**batch, action_mask=mask).loss
+    if framework in FLOW_MATCHING:  # the noisy padding is still an input, whose effect on others is slight
+        assert torch.allclose(changed, masked, rtol=0.1)
+    else:
+        assert torch.equal(changed, masked)
+    with pytest.raises(ValueError, match="action_mask has shape"):
+        policy(**batch, action_mask=mask[:, 1:])
+
+
+@frameworks
+def test_labels_give_the_language_model_loss(framework):
+    policy, processor = build(framework)
+    inputs = {name: x for name, x in processor(**observations(state=False)).items() if name != "state"}
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    labels[:, : labels.shape[1] // 2] = -100
+    output = policy(**inputs, labels=labels)
+    expected = policy.vlm(**inputs, labels=labels).loss
+    assert torch.allclose(output.loss, expected, atol=1e-6)
+    assert output.vlm_loss is output.loss and output.action_loss is None
+    output.loss.backward()
+    assert policy.get_output_embeddings().weight.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="-100 everywhere"):
+        policy(**inputs, labels=torch.full_like(labels, -100))
+    with pytest.raises(ValueError, match="labels have shape"):
+        policy(**inputs, labels=labels[:, 1:])
+    with pytest.raises(ValueError, match="either `actions` or `labels`"):
+        policy(**inputs, labels=labels, actions=torch.zeros(2, HORIZON, ACTION_DIM))
+
+
+@frameworks
+def test_bad_actions_are_refused(framework):
+    policy, processor = build(framework)
+    inputs = processor(**observations())
+    with pytest.raises(ValueError, match="needs `actions`"):
+        policy(**inputs)
+    for shape in ((2, HORIZON - 1, ACTION_DIM), (2, HORIZON, ACTION_DIM + 1), (2, ACTION_DIM)):
+        with pytest.raises(ValueError, match="actions have shape"):
+            policy(**inputs, actions=torch.zeros(shape))
+    with pytest.raises(TypeError, match="takes no pixel_value; its inputs are input_ids"):
+        policy.predict_action(**inputs, pixel_value=None)
+
+
+@frameworks
+def test_longer_action_chunks_train_on_their_last_steps(framework):
+    policy, processor = build(framework)
+    inputs = processor(**observations(), actions=actions())
+    longer = {**inputs, "actions": torch.cat([torch.full((2, 2, ACTION_DIM), 7.0), inputs["actions"]], dim=1)}
+    assert torch.equal(policy(**longer, **draw(framework)).loss, policy(**inputs, **draw(framework)).loss)
+
+
+@pytest.mark.parametrize("framework", FLOW_MATCHING)
+def test_draws(framework):
+    policy, processor = build(framework)
+    inputs = processor(**observations())
+
+    def predict(seed=None, **settings):
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        return policy.predict_action(**inputs, generator=generator, **settings)
+
+    assert torch.equal(predict(0), predict(0)) and not torch.equal(predict(0), predict(1))
+    assert not torch.allclose(predict(0, num_inference_steps=8), predict(0))
+    torch.manual_seed(0)
+    assert torch.equal(predict(), predict(0))
+    with pytest.raises(ValueError, match="num_inference_steps is 0"):
+        predict(num_inference_steps=0)
+    with pytest.raises(ValueError, match="noise has shape"):
+        predict(noise=noise(3))
+    with pytest.raises(ValueError, match="do not fit 2 samples"):
+        policy(**inputs, actions=torch.zeros(2, HORIZON, ACTION_DIM), timestep=torch.zeros(3))
+
+
+@pytest.mark.parametrize("framework", FLOW_MATCHING)
+def test_the_state_goes_where_the_framework_reads_it(framework):
+    policy, processor = build(framework)
+    inputs = processor(**observations())
+    assert ("state" in inputs) == policy.state_in_head == processor.state_in_head != processor.state_in_prompt
+    state = torch.zeros(2, 1, STATE_DIM)
+    if not policy.state_in_head:
+        with pytest.raises(ValueError, match="give it to the processor"):
+            policy.predict_action(**inputs, state=state)
+        return
+    with pytest.raises(ValueError, match=r"state has shape \(2, 1, 4\); this policy needs \(2, 1, 3\)"):
+        policy.predict_action(**{**inputs, "state": torch.zeros(2, 1, STATE_DIM + 1)})
+    policy.action_head.state_encoder = None
+    with pytest.raises(ValueError, match="no state encoder"):
+        policy.predict_action(**inputs)
+
+
+@pytest.mark.parametrize("framework", FLOW_MATCHING)
+def test_a_head_that_does_not_divide_into_attention_heads(framework):
+    config_class, model_class = class_of(framework, "config"), class_of(framework, "model")
+    vlm_config = AutoConfig.from_pretrained(base_vlm())
+    config = config_class(vlm_config=vlm_config, **{**OWN[framework], "attention_head_dim": 24})
+    with pytest.raises(ValueError, match="no multiple of attention_head_dim"):
+        model_class(config)
+
+
+def test_oft_needs_a_placeholder_for_each_action():
+    policy, processor = build("qwen_oft")
+    prompts = processor(**observations())
+    policy.config.action_horizon = HORIZON + 1
+    with pytest.raises(ValueError, match=r"hold \[4, 4\] action placeholders .* needs at least 5"):
+        policy.predict_action(**prompts)
+    policy.config.action_horizon = HORIZON
+    policy.config.action_token_id = None
+    with pytest.raises(ValueError, match="action_token_id is not set"):
+        policy.predict_action(**prompts)
+
+
+def test_oft_reads_the_last_placeholders():
+    policy, processor = build("qwen_oft")
+    given = observations()
+    more = {**given, "text": [f"a 🔍 {text}" for text in given["text"]]}
+    positions = policy._action_positions(processor(**more)["input_ids"])
+    assert torch.equal(positions.sum(dim=1), torch.tensor([HORIZON, HORIZON]))
+    usual = policy._action_positions(processor(**given)["input_ids"])
+    assert torch.equal(positions.nonzero()[:, 1] - positions.shape[1], usual.nonzero()[:, 1] - usual.shape[1])
+
+
+class TestFromVLM:
+    """`from_vlm` starts from a backbone's folder."""
+
+    @pytest.fixture
+    def backbone(self, tmp_path):
+        """A folder as the Hub holds a backbone: weights (bf16), tokenizer, image processor."""
+        shutil.copytree(base_vlm(), tmp_path / "vlm")
+        torch.manual_seed(5)
+        vlm = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(base_vlm())).to(torch.bfloat16)
+        vlm.save_pretrained(tmp_path / "vlm")
+        return tmp_path / "vlm", vlm
+
+    @frameworks
+    def test_pretrained_backbone_and_new_head(self, framework, backbone):
+        folder, vlm = backbone
+        model_class = class_of(framework, "model")
+        policy, processor = model_class.from_vlm(folder, **COMMON, **OWN[framework])
+        assert policy.dtype == torch.bfloat16
+        ours = policy.vlm.state_dict()
+        assert set(ours) == set(vlm.state_dict())
+        assert all(torch.equal(ours[name], x) for name, x in vlm.state_dict().items())
+        assert policy.config.vlm_name_or_path == str(folder)
+        assert policy.config.action_horizon == processor.action_horizon == HORIZON
+        head = dict(policy.action_head.named_parameters())
+        assert all(p.isfinite().all() and p.std() > 0 for name, p in head.items() if p.ndim > 1)
+        loss = policy(**processor(**observations(), actions=actions())).loss
+        assert loss.isfinite() and loss < 100
+
+    def test_dtype(self, backbone):
+        policy, _ = class_of("qwen_oft", "model").from_vlm(backbone[0], dtype=torch.float32, **COMMON)
+        assert policy.dtype == torch.float32
+
+    @frameworks
+    def test_processor_alone(self, framework):
+        _, processor = build(framework)
+        settings = {
+            name: COMMON[name] for name in ("statistics", "normalization_modes", "image_size", "action_horizon")
+        }
+        alone = class_of(framework, "processor").from_vlm(base_vlm(), **settings)
+        assert torch.equal(alone(**observations())["input_ids"], processor(**observations())["input_ids"])
+
+    def test_a_folder_without_weights(self):
+        with pytest.raises(OSError, match="weights of the backbone .* random_init=True"):
+            class_of("qwen_pi", "model").from_vlm(base_vlm(), **COMMON)
+
+    def test_incomplete_weights(self, backbone):
+        folder, vlm = backbone
+        weights = vlm.state_dict()
+        vlm.save_pretrained(folder, state_dict={name: x for name, x in weights.items() if "layers.1.mlp" not in name})
+        with pytest.raises(ValueError, match="3 missing keys.*layers.1.mlp"):
+            class_of("qwen_oft", "model").from_vlm(folder, **COMMON)
+
+    def test_an_unknown_argument(self):
+        with pytest.raises(ValueError, match="'action_horizons' is no field .* did you mean 'action_horizon'"):
+            class_of("qwen_pi", "model").from_vlm(base_vlm(), action_horizons=3)
+
+
+def test_parameter_counts_with_qwen3_vl_4b():
+    """Published sizes of Qwen3-VL-4B-Instruct; the sums are those of the released QwenPI_v3 checkpoint."""
+    from transformers import Qwen3VLConfig
+
+    from hf_vla import QwenPIV3Config, QwenPIV3ForActionPrediction
+
+    text = {
+        "hidden_size": 2560,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size": 9728,
+        "vocab_size": 151936,
+    }
+    vision = {
+        "depth": 24,
+        "hidden_size": 1024,
+        "num_heads": 16,
+        "intermediate_size": 4096,
+        "out_hidden_size": 2560,
+        "patch_size": 16,
+        "deepstack_visual_indexes": [5, 11, 17],
+        "num_position_embeddings": 2304,
+    }
+    vlm_config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True)
+    with torch.device("meta"):
+        policy = QwenPIV3ForActionPrediction(QwenPIV3Config(vlm_config=vlm_config))
+    counts = {name: sum(p.numel() for p in child.parameters()) for name, child in policy.named_children()}
+    assert counts == {"vlm": 4_437_815_808, "action_head": 538_678_305, "projectors": 94_593_024}

@@ -1,0 +1,120 @@
+"""The policies agree with what was recorded from StarVLA's own code (float32, CPU)."""
+
+import numpy as np
+import pytest
+import torch
+from golden_cases import GOLDEN, Case, Golden
+
+from hf_vla.checkpoints.frameworks import rename
+
+#: variant -> how far predictions from the images may differ: Qwen2.5-VL's image resizing is another library's there
+VARIANTS = {
+    "QwenPI_v3": 1e-5,
+    "QwenPI_v3__interleave": 1e-5,
+    "QwenPI_v3__qwen25": 1e-5,
+    "QwenPI": 1e-5,
+    "QwenGR00T": 1e-5,
+    "QwenOFT": 1e-5,
+}
+CASES = [(name, file.stem[-1]) for name in VARIANTS for file in sorted((GOLDEN / name).glob("case_*.npz"))]
+TOLERANCE = 1e-5
+
+
+def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return (ours - theirs).abs().max().item()
+
+
+@pytest.fixture(params=CASES, ids="-".join, scope="module")
+def name_and_case(request) -> tuple[str, str]:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def variant(name_and_case) -> str:
+    return name_and_case[0]
+
+
+@pytest.fixture(scope="module")
+def case(golden: Golden, name_and_case) -> Case:
+    return golden.case(*name_and_case)
+
+
+@pytest.fixture(scope="module")
+def policy(golden: Golden, variant):
+    return golden.policy(variant)
+
+
+@pytest.mark.parametrize("mode", ["forward", "predict"])
+def test_hidden_states(policy, case, mode):
+    inputs = case.backbone_inputs(mode)
+    with torch.no_grad():
+        states = policy.backbone_states(**inputs)
+    attended = inputs["attention_mask"].bool()
+    assert len(states) == policy.config.vlm_num_layers + 1
+    for index, state in enumerate(states):
+        assert difference(state[attended], case.tensor(f"{mode}/hidden_{index}")[attended]) < TOLERANCE
+
+
+def test_loss_and_gradients(policy, case):
+    policy.zero_grad()
+    loss = policy(**case.model_inputs("forward")).loss
+    assert abs(loss.item() - case.meta["loss"]) < TOLERANCE
+    loss.backward()
+    gradients = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
+    for name, norm in case.meta["grad_norm"].items():
+        gradient = gradients.pop(rename(name), None)
+        ours = 0.0 if gradient is None else gradient.double().norm().item()
+        assert abs(ours - norm) < TOLERANCE * max(1, norm), name
+    assert not gradients, "parameters with a gradient that have none in StarVLA"
+
+
+def test_parameters_without_gradient_are_the_same(policy, case):
+    parameters = {name for name, _ in policy.named_parameters()}
+    assert parameters == {rename(name) for name in [*case.meta["grad_norm"], *case.meta["no_grad"]]}
+
+
+def test_prediction(policy, case):
+    actions = policy.predict_action(**case.model_inputs("predict"))
+    assert actions.dtype == torch.float32
+    assert difference(actions, case.tensor("predict/normalized_actions")) < TOLERANCE
+
+
+def test_a_seed_gives_the_same_draw(golden, policy, variant, case):
+    meta = golden.meta(variant)
+    drawn = ("noise", "timestep")
+    inputs = {name: x for name, x in case.model_inputs("forward").items() if name not in drawn}
+    torch.manual_seed(meta["seed_forward"])
+    with torch.no_grad():
+        assert abs(policy(**inputs).loss.item() - case.meta["loss"]) < TOLERANCE
+    inputs = {name: x for name, x in case.model_inputs("predict").items() if name not in drawn}
+    torch.manual_seed(meta["seed_predict"])
+    assert difference(policy.predict_action(**inputs), case.tensor("predict/normalized_actions")) < TOLERANCE
+
+
+def test_prompts(golden, variant, case, monkeypatch):
+    processor = golden.processor(variant)
+    observations = {"images": case.images(), "text": case.meta["lang"], "state": case.stacked("state")}
+    for mode in ("predict", "forward"):
+        recorded = case.backbone_inputs(mode)
+        if mode == "forward":  # StarVLA's loss does not resize
+            monkeypatch.setattr(processor, "image_size", None)
+        inputs = processor(**observations, normalized=True)
+        for name in ("input_ids", "attention_mask", "image_grid_thw"):
+            assert torch.equal(inputs[name].long(), recorded[name].long()), name
+        if mode == "forward":
+            assert processor.tokenizer.batch_decode(inputs["input_ids"]) == case.meta["forward_text"]
+
+
+def test_prediction_from_images(golden, policy, variant, case):
+    processor = golden.processor(variant)
+    assert processor.image_size == [96, 64]
+    inputs = processor(case.images(), case.meta["lang"], case.stacked("state"), normalized=True)
+    actions = policy.predict_action(**inputs, noise=case.tensor("predict/randn_0"))
+    assert difference(actions, case.tensor("predict/normalized_actions")) < VARIANTS[variant]
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if (GOLDEN / name / "unnorm_oxe_bridge.npz").exists()])
+def test_unnormalised_actions(golden, variant):
+    recorded = np.load(GOLDEN / variant / "unnorm_oxe_bridge.npz")
+    actions = golden.processor(variant).unnormalize_actions(recorded["normalized"], unnorm_key="oxe_bridge")
+    assert np.abs(actions - recorded["unnormalized"]).max() < TOLERANCE
