@@ -110,7 +110,7 @@ class MetaWorldEnvironment(Environment):
     action_high = np.full(4, 1.0, dtype=np.float32)
     action_names = ("dx", "dy", "dz", "gripper")
     state_names = ("x", "y", "z", "gripper")
-    robot_type = "sawyer"
+    robot_type = "metaworld_robot"  # as StarVLA calls it: the key of its statistics and of its normalisation
     fps = 80
 
     def __init__(
