@@ -62,13 +62,17 @@ def recipe(dataset, tmp_path) -> Path:
         "disable_tqdm": True,
         "use_cpu": True,
     }
-    config = settings["policy_config"]
-    config |= {"action_hidden_size": 16, "attention_head_dim": 8, "action_horizon": 4, "repeated_diffusion_steps": 2}
-    config["vlm_config"]["text_config"] |= {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 32}
-    config["vlm_config"]["text_config"] |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
-    config["vlm_config"]["text_config"]["rope_parameters"]["mrope_section"] = [4, 2, 2]
-    config["vlm_config"]["vision_config"] |= {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
-    config["vlm_config"]["vision_config"] |= {"out_hidden_size": 32, "num_position_embeddings": 16}
+    settings["policy_config"] |= {
+        "action_hidden_size": 16,
+        "attention_head_dim": 8,
+        "action_horizon": 4,
+        "repeated_diffusion_steps": 2,
+    }
+    settings["vlm_config"]["text_config"] |= {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 32}
+    settings["vlm_config"]["text_config"] |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    settings["vlm_config"]["text_config"]["rope_parameters"]["mrope_section"] = [4, 2, 2]
+    settings["vlm_config"]["vision_config"] |= {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
+    settings["vlm_config"]["vision_config"] |= {"out_hidden_size": 32, "num_position_embeddings": 16}
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(settings))
     return file

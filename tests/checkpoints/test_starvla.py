@@ -255,7 +255,7 @@ def remove_configs(run: Path) -> None:
         ),
         (
             lambda run: edit_config(run, lambda t: t["framework"].update(name="QwenUnheardOf")),
-            ValueError,
+            OSError,
             "known are .*QwenPI_v3",
         ),
         (lambda run: (run / "config.full.yaml").write_text("framework: [1"), OSError, "no valid YAML"),
@@ -265,6 +265,12 @@ def test_broken_repositories_raise(run, base_vlm, breakage, error, message):
     breakage(run)
     with pytest.raises(error, match=message):
         AutoModel.from_pretrained(run, base_vlm=base_vlm)
+
+
+def test_auto_processor_says_what_is_wrong(run, base_vlm):
+    edit_config(run, lambda t: t["framework"].update(name="QwenUnheardOf"))
+    with pytest.raises(OSError, match="known are .*QwenPI_v3"):
+        AutoProcessor.from_pretrained(run, base_vlm=base_vlm)
 
 
 def test_missing_statistics_raise(run, base_vlm):

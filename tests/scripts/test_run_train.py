@@ -40,7 +40,7 @@ def test_a_run_can_be_repeated_from_its_own_config(recipe, tmp_path):
         (["{recipe}", "--freeze_modules", "nonsense"], "'nonsense' matches no parameter"),
         (["{recipe}", "--framework", "qwen_pi_v4"], "known are qwen_pi_v3"),
         (["missing.yaml"], "missing.yaml"),
-        (["--output_dir", "x"], "set policy, base_vlm, or policy_config"),
+        (["--output_dir", "x"], "set one of policy, base_vlm and vlm_config"),
     ],
 )
 def test_bad_input_is_one_line(recipe, arguments, message):

@@ -1,12 +1,14 @@
-"""Datasets that feed the processors: LeRobot folders, weighted mixtures, the collator. Names load when first used."""
+"""Datasets that feed the processors: LeRobot folders, LLaVA JSON, weighted mixtures, the collator. Names load when first used."""
 
 from importlib import import_module
 from typing import Any
 
 _MODULE_OF = {
     "DatasetMixture": "mixture",
+    "ImageAugmentation": "augmentation",
     "LeRobotDataset": "lerobot",
     "LeRobotWriter": "lerobot_writer",
+    "LlavaDataset": "llava",
     "VLADataCollator": "collator",
 }
 

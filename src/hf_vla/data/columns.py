@@ -1,28 +1,84 @@
 """Which columns of the tables are the state, the action and the instruction, and which features are cameras.
 
-`meta/modality.json` (GR00T's and StarVLA's) decides where it exists: the state is the concatenation of its `state`
-entries in the file's order, each the slice `[start, end)` of a column; likewise the action. `video` gives cameras second
-names, the first entry of `annotation` names the instruction's column. Without the file the LeRobot names hold:
-`observation.state`, `action`, `task_index`.
+Three sources, each part of the mapping from the first that has it:
+
+1. a column mapping, given as a YAML file or as the dict that it holds:
+
+       state:                                    # concatenated in this order; an empty list: no state
+         - observation.joints                    # a whole column
+         - {column: observation.pose, start: 0, end: 3}
+         - {column: observation.pose, start: 3, end: 7, rotation: {from: quaternion_xyzw, to: rotation_6d}}
+       action:
+         - {column: action, start: 0, end: 6, delta: true}       # differences: zero past the episode's end
+         - {column: action, start: 6, end: 7, names: [gripper]}
+       images: {front: observation.images.cam_high, wrist: observation.images.cam_wrist}     # names, and the order
+       instruction: annotation.instruction       # a column of texts or of task indices
+
+2. `meta/modality.json` (GR00T's and StarVLA's): the state is the concatenation of its `state` entries in the file's
+   order, each the slice `[start, end)` of a column; likewise the action, whose entries are differences where `absolute`
+   is false. `video` gives cameras second names, the first entry of `annotation` names the instruction's column.
+3. the LeRobot names `observation.state`, `action`, `task_index`.
 """
 
+import difflib
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
+import yaml
+
+from .rotations import SIZES
 
 logger = logging.getLogger(__name__)
+
+_PARTS = ("state", "action", "images", "instruction")
+_ENTRY = ("column", "start", "end", "rotation", "delta", "names")
+# What modality.json calls the representations that convert_rotation knows.
+_ROTATION_TYPES = {
+    "axis_angle": "axis_angle",
+    "rotation_6d": "rotation_6d",
+    "matrix": "matrix",
+    "euler_angles_rpy": "euler_xyz",
+}
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Dimensions `[start, end)` of one column; `end` None means to its last."""
+    """Dimensions `[start, end)` of one column; `end` None means to its last.
+
+    Args:
+        rotation: (representation in the column, representation wanted), see `convert_rotation`.
+        delta: the values are differences, so that zero means standing still.
+        names: one name a dimension, where the column's own are missing or do not fit.
+    """
 
     column: str
     start: int = 0
     end: int | None = None
+    rotation: tuple[str, str] | None = None
+    delta: bool = False
+    names: tuple[str, ...] | None = None
+
+    def size(self, features: Mapping[str, Mapping[str, Any]]) -> int:
+        """How many dimensions it makes."""
+        if self.rotation is not None:
+            return SIZES[self.rotation[1]]
+        return (self.end or features[self.column]["shape"][-1]) - self.start
+
+    def dimension_names(self, features: Mapping[str, Mapping[str, Any]]) -> list[str] | None:
+        """Their names, or None where they are not known."""
+        if self.names is not None:
+            return list(self.names)
+        if self.rotation is not None:
+            return [f"{self.rotation[1]}_{index}" for index in range(self.size(features))]
+        given = features[self.column].get("names")
+        if isinstance(given, dict):  # {"motors": [...]} in older datasets
+            given = [name for group in given.values() for name in group]
+        if not given or len(given) != features[self.column]["shape"][-1]:
+            return None
+        return list(given[self.start : self.end])
 
 
 @dataclass(frozen=True)
@@ -33,109 +89,170 @@ class ColumnMapping:
     state: tuple[Slice, ...]
     instruction: str
     cameras: dict[str, str]
+    order: tuple[str, ...]  # the cameras that are read by default
 
     @property
     def numeric_columns(self) -> list[str]:
         return list(dict.fromkeys(part.column for part in (*self.action, *self.state)))
 
 
-def map_columns(features: dict[str, dict[str, Any]], modality: dict[str, Any] | None) -> ColumnMapping:
+def map_columns(
+    features: dict[str, dict[str, Any]],
+    modality: dict[str, Any] | None,
+    columns: str | Path | Mapping[str, Any] | None = None,
+) -> ColumnMapping:
     """Decide what the columns mean; see the module's docstring.
 
     Raises:
-        ValueError: no action column, or `modality.json` names a column, slice or camera that does not exist.
+        ValueError: no action column, or `columns` or `modality.json` names something that does not exist.
+        FileNotFoundError: `columns` is a file that does not exist.
     """
+    source, columns = _read_columns(columns)
     image_keys = [key for key, feature in features.items() if feature["dtype"] in ("video", "image")]
     # A camera also answers to the last part of its key, as long as that is unambiguous.
     short = [key.rsplit(".", 1)[-1] for key in image_keys]
     cameras = {name: key for name, key in zip(short, image_keys, strict=True) if short.count(name) == 1}
     cameras |= {key: key for key in image_keys}
     if modality is None:
-        if "action" not in features:
-            raise ValueError(
-                "no feature 'action' and no meta/modality.json that says which columns make it up; "
-                f"the features are {', '.join(features)}"
-            )
         state = (Slice("observation.state"),) if "observation.state" in features else ()
-        return ColumnMapping((Slice("action"),), state, "task_index", cameras)
+        action = (Slice("action"),) if "action" in features else ()
+        mapping = ColumnMapping(action, state, "task_index", cameras, tuple(image_keys))
+    else:
+        mapping = _from_modality(features, modality, cameras, tuple(image_keys), given=columns.keys())
+    for part in ("state", "action"):
+        if part in columns:
+            entries = columns[part] if isinstance(columns[part], list) else [columns[part]]
+            mapping = replace(
+                mapping, **{part: tuple(_slice(f"{source}: {part}", entry, features) for entry in entries)}
+            )
+    if "images" in columns:
+        named = columns["images"]
+        named = named if isinstance(named, dict) else {key: key for key in named}
+        absent = [key for key in named.values() if key not in image_keys]
+        if absent:
+            raise ValueError(f"{source}: images names {absent[0]!r}; the cameras are {', '.join(image_keys) or 'none'}")
+        mapping = replace(mapping, cameras=cameras | named, order=tuple(named.values()))
+    if "instruction" in columns:
+        if columns["instruction"] not in features:
+            raise ValueError(f"{source}: instruction names {columns['instruction']!r}, {_features(features)}")
+        mapping = replace(mapping, instruction=columns["instruction"])
+    if not mapping.action:
+        raise ValueError(
+            "no feature 'action', and no meta/modality.json or column mapping that says which columns make it up; "
+            f"{_features(features)}"
+        )
+    return mapping
 
+
+def _read_columns(columns: str | Path | Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
+    source = "the column mapping"
+    if isinstance(columns, (str, Path)):
+        source = str(columns)
+        if not Path(columns).is_file():
+            raise FileNotFoundError(f"{columns} is missing: columns names a YAML file, or is the dict that it would hold")
+        try:
+            columns = yaml.safe_load(Path(columns).read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{source} is no valid YAML: {' '.join(str(error).split())}") from error
+    columns = {} if columns is None else columns
+    if not isinstance(columns, Mapping):
+        raise ValueError(f"{source} holds a {type(columns).__name__}; it must map {', '.join(_PARTS)}")
+    _check_names(source, columns, _PARTS)
+    return source, dict(columns)
+
+
+def _slice(where: str, entry: Any, features: dict[str, dict[str, Any]]) -> Slice:
+    entry = {"column": entry} if isinstance(entry, str) else entry
+    if not isinstance(entry, Mapping) or "column" not in entry:
+        raise ValueError(f"{where}: each entry is a column's name or {{column: NAME, start: …, end: …}}, got {entry!r}")
+    _check_names(where, entry, _ENTRY)
+    rotation = entry.get("rotation")
+    if rotation is not None:
+        if not isinstance(rotation, Mapping) or rotation.keys() != {"from", "to"}:
+            raise ValueError(f"{where}: rotation is {{from: …, to: …}}, got {rotation!r}")
+        rotation = (rotation["from"], rotation["to"])
+    names = tuple(entry["names"]) if entry.get("names") else None
+    part = Slice(entry["column"], entry.get("start", 0), entry.get("end"), rotation, bool(entry.get("delta")), names)
+    return _checked(where, part, features)
+
+
+def _from_modality(features, modality, cameras, order, given) -> ColumnMapping:
+    cameras = dict(cameras)
     for name, entry in modality.get("video", {}).items():
         key = entry.get("original_key", name)
-        if key not in image_keys:
-            raise ValueError(
-                f"meta/modality.json: video {name!r} names {key!r}; the cameras are {', '.join(image_keys)}"
-            )
+        if key not in order:
+            raise ValueError(f"meta/modality.json: video {name!r} names {key!r}; the cameras are {', '.join(order)}")
         cameras[name] = key
     annotations = modality.get("annotation") or {"task": {"original_key": "task_index"}}
     name, entry = next(iter(annotations.items()))
     if len(annotations) > 1:
         logger.info("meta/modality.json has %d annotations; %r is the instruction", len(annotations), name)
     instruction = entry.get("original_key") or f"annotation.{name}"
-    action = _slices("action", modality, features, default_column="action")
-    if not action:
+    slices = {"action": (), "state": ()}
+    for part, default_column in (("action", "action"), ("state", "observation.state")):
+        if part not in given:
+            slices[part] = tuple(
+                _modality_slice(f"meta/modality.json: {part} {name!r}", entry, features, default_column)
+                for name, entry in modality.get(part, {}).items()
+            )
+    if not slices["action"] and "action" not in given:
         raise ValueError("meta/modality.json has no action entries")
-    state = _slices("state", modality, features, default_column="observation.state")
-    return ColumnMapping(action, state, instruction, cameras)
+    return ColumnMapping(slices["action"], slices["state"], instruction, cameras, order)
 
 
-def _slices(
-    part: str, modality: dict[str, Any], features: dict[str, dict[str, Any]], default_column: str
-) -> tuple[Slice, ...]:
-    slices = []
-    for name, entry in modality.get(part, {}).items():
-        column = entry.get("original_key") or default_column
-        if column not in features:
+def _modality_slice(where: str, entry: Mapping[str, Any], features, default_column: str) -> Slice:
+    target, rotation = entry.get("target_rotation"), None
+    if target is not None:
+        if entry.get("rotation_type") not in _ROTATION_TYPES:
             raise ValueError(
-                f"meta/modality.json: {part} {name!r} names column {column!r}; the features are {', '.join(features)}"
+                f"{where}: the rotation_type is {entry.get('rotation_type')!r}; to make it {target} it must be one of "
+                f"{', '.join(_ROTATION_TYPES)}: give a column mapping instead"
             )
-        size, start, end = features[column]["shape"][-1], entry["start"], entry["end"]
-        if not 0 <= start < end <= size:
+        rotation = (_ROTATION_TYPES[entry["rotation_type"]], target)
+    column = entry.get("original_key") or default_column
+    part = Slice(column, entry["start"], entry["end"], rotation, delta=entry.get("absolute") is False)
+    return _checked(where, part, features)
+
+
+def _checked(where: str, part: Slice, features: dict[str, dict[str, Any]]) -> Slice:
+    if part.column not in features:
+        raise ValueError(f"{where} names column {part.column!r}; {_features(features)}")
+    size = features[part.column]["shape"][-1]
+    end = size if part.end is None else part.end
+    if not (isinstance(part.start, int) and isinstance(end, int) and 0 <= part.start < end <= size):
+        raise ValueError(f"{where} is [{part.start}, {end}) of column {part.column!r}, which has {size} dimensions")
+    if part.rotation is not None:
+        unknown = [name for name in part.rotation if name not in SIZES]
+        if unknown:
+            raise ValueError(f"{where}: unknown rotation representation {unknown[0]!r}; possible: {', '.join(SIZES)}")
+        if end - part.start != SIZES[part.rotation[0]]:
             raise ValueError(
-                f"meta/modality.json: {part} {name!r} is [{start}, {end}) of column {column!r}, which has {size} dimensions"
+                f"{where}: a rotation as {part.rotation[0]} has {SIZES[part.rotation[0]]} numbers, "
+                f"[{part.start}, {end}) of {part.column!r} has {end - part.start}"
             )
-        slices.append(Slice(column, start, end))
-    return tuple(slices)
+    if part.names is not None and len(part.names) != part.size(features):
+        raise ValueError(f"{where}: {len(part.names)} names for {part.size(features)} dimensions")
+    return part
+
+
+def _check_names(where: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{where}: unknown entry {name!r}; possible: {', '.join(known)}{hint}")
+
+
+def _features(features: Mapping[str, Any]) -> str:
+    return f"the features are {', '.join(features)}"
 
 
 def dimensions(slices: tuple[Slice, ...], features: dict[str, dict[str, Any]]) -> int:
     """How many dimensions the concatenated slices have."""
-    return sum((part.end or features[part.column]["shape"][-1]) - part.start for part in slices)
+    return sum(part.size(features) for part in slices)
 
 
 def dimension_names(slices: tuple[Slice, ...], features: dict[str, dict[str, Any]]) -> list[str] | None:
-    """Names of the concatenated dimensions as `info.json` gives them, or None where it does not."""
-    names: list[str] = []
-    for part in slices:
-        given = features[part.column].get("names")
-        if isinstance(given, dict):  # {"motors": [...]} in older datasets
-            given = [name for group in given.values() for name in group]
-        if not given or len(given) != features[part.column]["shape"][-1]:
-            return None
-        names += given[part.start : part.end]
-    return names
-
-
-def to_matrix(column: pa.ChunkedArray, name: str) -> np.ndarray:
-    """A numeric parquet column, of scalars or of vectors, as an (N, D) float32 array.
-
-    Raises:
-        ValueError: vectors of differing lengths, missing values, or no numbers at all.
-    """
-    rows, kind = len(column), column.type
-    if column.null_count:
-        raise ValueError(f"column {name!r} has {column.null_count} empty cells")
-    values = column.combine_chunks()
-    if isinstance(values, pa.ChunkedArray):  # pyarrow keeps several chunks, or none, in some versions
-        values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], kind)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        lengths = np.diff(values.offsets.to_numpy())
-        if len(lengths) and (lengths != lengths[0]).any():
-            row = int(np.flatnonzero(lengths != lengths[0])[0])
-            raise ValueError(f"column {name!r} has {lengths[0]} values in row 0 and {lengths[row]} in row {row}")
-        values = values.flatten()
-    elif pa.types.is_fixed_size_list(kind):
-        values = values.flatten()
-    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_boolean(values.type)):
-        raise ValueError(f"column {name!r} is of type {kind}; expected numbers or vectors of numbers")
-    # A missing value inside a vector becomes NaN here, which the table's check then reports with its frame.
-    return values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False).reshape(rows, -1)
+    """Names of the concatenated dimensions, or None where some are not known."""
+    names = [part.dimension_names(features) for part in slices]
+    return None if any(part is None for part in names) else [name for part in names for name in part]

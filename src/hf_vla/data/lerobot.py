@@ -1,6 +1,6 @@
 """`LeRobotDataset`: frames, actions, state and instruction of LeRobot datasets v2.0, v2.1 and v3.0, exactly as stored."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +11,12 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from .chunks import delta_dimensions, make_window
 from .columns import dimension_names, dimensions, map_columns
 from .hub import DatasetSource
 from .lerobot_metadata import check_files, load_metadata
 from .statistics import compute_statistics, content_key, read_cached, write_cached
-from .tables import FrameTable, ParquetImages, read_frame_table
+from .tables import FrameTable, ParquetImages, TableCache, read_frame_table
 from .video import VideoReaderCache
 
 
@@ -27,22 +28,30 @@ class LeRobotDataset(Dataset):
 
     | key | value |
     |---|---|
-    | `image` | list of RGB `PIL.Image`s, one per camera |
+    | `image` | list of RGB `PIL.Image`s, one per camera; with image history, all cameras of the first offset, then the next |
     | `lang` | the instruction, str |
-    | `action` | (H, D) float32 array: the actions from this frame on; past the episode's end its last action again |
-    | `action_mask` | (H,) bool array, False where the action is such a repetition |
-    | `state` | (1, S) float32 array; absent when the dataset has no state |
+    | `action` | (H, D) float32 array: the actions from this frame on; past the episode's end its last action again, or zeros where the action is a difference |
+    | `action_mask` | (H,) bool array, False where the action is such padding |
+    | `state` | (1, S) float32 array, with history (T, S); absent when the dataset has no state |
     | `dataset` | the key of the statistics that normalise this item, str |
+    | `image_mask`, `state_mask` | only with history: (number of images,) and (T,) bool arrays, False where the episode's first or last frame stands in |
 
     Args:
         path_or_repo_id: a folder, or a dataset repository on the Hub, of which only the needed files are downloaded.
         action_horizon: H, the length of the action chunks, in frames.
-        cameras: which cameras, in which order: feature keys, the names that `meta/modality.json` gives them, or the last
-            part of the key. Default: all, in the order of `meta/info.json`.
+        cameras: which cameras, in which order: feature keys, the names that `meta/modality.json` or `columns` gives
+            them, or the last part of the key. Default: those of `columns`, else all in the order of `meta/info.json`.
         episodes: indices of the episodes to read. Default: all.
+        columns: which columns mean what, a YAML file or the dict that it would hold; see `hf_vla.data.columns`.
+        delta_indices: offsets in frames from the item's own, under "action" (instead of `action_horizon`), "state" and
+            "image", such as `{"image": [-10, 0]}`.
+        action_mode: "stored"; or "delta" or "relative", made of stored absolute actions; see `hf_vla.data.chunks`.
+        absolute_dims: action dimensions, such as the gripper's, that `action_mode` leaves as they are.
         key: statistics key. Default: the robot type in `meta/info.json`, else the dataset's name.
         revision: branch, tag or commit of the Hub repository.
         max_open_videos: video decoders kept open per process.
+        max_table_bytes: numbers kept in memory per process. Less than the dataset has makes random access read files
+            again and again.
 
     Raises:
         FileNotFoundError: the dataset or a file of it is missing.
@@ -62,37 +71,56 @@ class LeRobotDataset(Dataset):
     def __init__(
         self,
         path_or_repo_id: str | Path,
-        action_horizon: int,
+        action_horizon: int | None = None,
         cameras: Iterable[str] | None = None,
         episodes: Iterable[int] | None = None,
         *,
+        columns: str | Path | Mapping[str, Any] | None = None,
+        delta_indices: Mapping[str, Iterable[int]] | None = None,
+        action_mode: str = "stored",
+        absolute_dims: Sequence[int] = (),
         key: str | None = None,
         revision: str | None = None,
         max_open_videos: int = 32,
+        max_table_bytes: int = 2**30,
     ) -> None:
-        if action_horizon < 1:
-            raise ValueError(f"action_horizon must be at least 1, got {action_horizon}")
         source = DatasetSource(path_or_repo_id, revision)
         metadata = load_metadata(source.root)
         self.name = source.name
         self.root = source.root
         self.revision = source.revision
-        self.action_horizon = action_horizon
-        try:
-            self._mapping = map_columns(metadata.features, metadata.modality)
-        except ValueError as error:
-            raise ValueError(f"{self.name}: {error}") from error
-        self.cameras = self._choose_cameras(cameras, metadata.features)
-        self._metadata = metadata.select(self._choose_episodes(episodes, metadata.episode_index), self.cameras)
-        source.fetch(self._metadata.files())
-        check_files(self.root, self._metadata.files())
-
         self.key = key or metadata.info.get("robot_type") or Path(self.name).name
         self.fps = metadata.info["fps"]
+        modality = metadata.modality
+        if modality is not None:
+            from ..processing.robots import with_target_rotations  # late: it brings transformers, seconds of import
+
+            modality = with_target_rotations(self.key, modality)
+        try:
+            self._mapping = map_columns(metadata.features, modality, columns)
+            self.action_dim = dimensions(self._mapping.action, metadata.features)
+            self.state_dim = dimensions(self._mapping.state, metadata.features) or None
+            self._window = make_window(
+                action_horizon,
+                delta_indices,
+                action_mode,
+                absolute_dims,
+                delta_dimensions(self._mapping, metadata.features),
+                self.action_dim,
+                self.state_dim,
+            )
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
+        self.action_horizon = len(self._window.action)
+        self.cameras = self._choose_cameras(cameras)
+        self.metadata = metadata.select(self._choose_episodes(episodes, metadata.episode_index), self.cameras)
+        source.fetch(self.metadata.files())
+        check_files(self.root, self.metadata.files())
+
         self.action_names = dimension_names(self._mapping.action, metadata.features)
         self.state_names = dimension_names(self._mapping.state, metadata.features) if self._mapping.state else None
-        self._ends = np.cumsum(self._metadata.length)
-        self._tables: dict[str, FrameTable] = {}
+        self._ends = np.cumsum(self.metadata.length)
+        self._tables = TableCache(self._read_table, max_table_bytes)
         self._videos = VideoReaderCache(max_open_videos)
         self._stored_images = ParquetImages(self.root)
 
@@ -100,24 +128,26 @@ class LeRobotDataset(Dataset):
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row, frame = self._locate(index)
-        table, rows = self._episode_table(row)
-        chunk = np.arange(frame, frame + self.action_horizon)
-        length = rows.stop - rows.start
+        row, frame = self.locate(index)
+        table, rows = self.episode_table(row)
+        action, state = _of_episode(table, rows)
+        chunk, mask = self._window.actions(action, state, frame)
+        images, image_mask = self._frames(self._window.image, frame, rows)
         item = {
-            "image": [self._image(camera, row, rows.start + frame, table) for camera in self.cameras],
+            "image": [self._image(camera, row, at, table) for at in images.tolist() for camera in self.cameras],
             "lang": self._instruction(table.instruction[rows.start + frame], row, frame),
-            "action": table.action[rows.start + np.minimum(chunk, length - 1)],
-            "action_mask": chunk < length,
+            "action": chunk,
+            "action_mask": mask,
             "dataset": self.key,
         }
-        if table.state is not None:
-            item["state"] = table.state[None, rows.start + frame].copy()
+        if len(images) > 1:
+            item["image_mask"] = np.repeat(image_mask, len(self.cameras))
+        if state is not None:
+            states, state_mask = self._frames(self._window.state, frame, rows)
+            item["state"] = table.state[states]
+            if len(states) > 1:
+                item["state_mask"] = state_mask
         return item
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Tables, like open files, are read again by the process that needs them: sending them costs more.
-        return self.__dict__ | {"_tables": {}}
 
     def __repr__(self) -> str:
         return (
@@ -126,52 +156,66 @@ class LeRobotDataset(Dataset):
         )
 
     @property
-    def action_dim(self) -> int:
-        """D, the number of dimensions of an action."""
-        return dimensions(self._mapping.action, self._metadata.features)
-
-    @property
-    def state_dim(self) -> int | None:
-        """S, the number of dimensions of a state; None when the dataset has no state."""
-        return dimensions(self._mapping.state, self._metadata.features) or None
-
-    @property
     def instructions(self) -> list[str]:
         """The instructions of the dataset's tasks, sorted."""
-        return sorted(set(self._metadata.tasks.values()))
+        return sorted(set(self.metadata.tasks.values()))
 
     @property
     def num_episodes(self) -> int:
-        return len(self._metadata.length)
+        return len(self.metadata.length)
+
+    @property
+    def episode_indices(self) -> list[int]:
+        """The episodes that are read, ascending."""
+        return self.metadata.episode_index.tolist()
+
+    @property
+    def action_mode(self) -> str:
+        return self._window.mode
 
     @cached_property
     def statistics(self) -> dict[str, Any]:
         """Exact statistics of the chosen episodes, see `compute_statistics`; reads every table on the first call.
 
-        They are cached in `.hf_vla/` beside the dataset, under a key of the tables' sizes and modification times.
+        They are cached in `.hf_vla/` beside the dataset, under a key of the tables' sizes and modification times and of
+        how they are read.
         """
-        mapping = asdict(self._mapping)
-        selection = [mapping["action"], mapping["state"], self._metadata.episode_index.tolist()]
-        key = content_key(self.root, self._metadata.data.paths, selection)
+        window = self._window
+        reading = [asdict(self._mapping) | {"cameras": None, "order": None}, self.episode_indices, window.mode]
+        reading += [] if window.mode == "stored" else [window.absolute_dims, len(window.action)]
+        key = content_key(self.root, self.metadata.data.paths, reading)
         statistics = read_cached(self.root, key)
         if statistics is None:
-            statistics = compute_statistics(*self.rows(), self.num_episodes)
+            statistics = compute_statistics(self.rows(), len(self), self.num_episodes)
             write_cached(self.root, key, statistics)
         return statistics
 
-    def rows(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Actions (N, D) and states (N, S) or None of every frame, in item order."""
-        episodes = tqdm(range(self.num_episodes), desc=f"reading tables of {self.name}", unit="episode", disable=None)
-        tables = [self._episode_table(row) for row in episodes]
-        action = np.concatenate([table.action[rows] for table, rows in tables])
-        if not self._mapping.state:
-            return action, None
-        return action, np.concatenate([table.state[rows] for table, rows in tables])
+    def rows(self) -> dict[str, Any]:
+        """By modality, a function that yields the rows of which the statistics are made, in parts (N, D)."""
+        rows = {"action": lambda: (part for a, s in self.iter_episodes() for part in self._window.rows(a, s))}
+        if self.state_dim:
+            rows["state"] = lambda: (state for _, state in self.iter_episodes())
+        return rows
 
-    def _choose_cameras(self, cameras: Iterable[str] | None, features: dict[str, Any]) -> list[str]:
+    def iter_episodes(self) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """Each episode's stored actions (L, D) and states (L, S) or None."""
+        progress = tqdm(range(self.num_episodes), desc=f"reading {self.name}", unit="episode", disable=None)
+        for row in progress:
+            yield _of_episode(*self.episode_table(row))
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Position among the chosen episodes, and frame in the episode, of item `index`."""
+        size = len(self)
+        if not -size <= index < size:
+            raise IndexError(f"{self.name}: item {index} of a dataset of {size} frames")
+        index %= size
+        row = int(np.searchsorted(self._ends, index, side="right"))
+        return row, index - int(self._ends[row] - self.metadata.length[row])
+
+    def _choose_cameras(self, cameras: Iterable[str] | None) -> list[str]:
         known = self._mapping.cameras
         if cameras is None:
-            return [key for key in features if key in known.values()]
+            return list(self._mapping.order)
         if isinstance(cameras, str):
             raise ValueError(f"{self.name}: cameras must be a list of names, got the string {cameras!r}")
         chosen = list(cameras)
@@ -196,29 +240,26 @@ class LeRobotDataset(Dataset):
             )
         return np.searchsorted(existing, sorted(chosen))
 
-    def _locate(self, index: int) -> tuple[int, int]:
-        """Episode row and frame in the episode of item `index`."""
-        size = len(self)
-        if not -size <= index < size:
-            raise IndexError(f"{self.name}: item {index} of a dataset of {size} frames")
-        index %= size
-        row = int(np.searchsorted(self._ends, index, side="right"))
-        return row, index - int(self._ends[row] - self._metadata.length[row])
+    def _frames(self, offsets: tuple[int, ...], frame: int, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Table rows of the frames at `offsets`, kept within the episode, and which of them did not need to be."""
+        wanted = rows.start + frame + np.array(offsets)
+        kept = np.clip(wanted, rows.start, rows.stop - 1)
+        return kept, kept == wanted
 
-    def _episode_table(self, row: int) -> tuple[FrameTable, slice]:
-        file = self._metadata.data.path(row)
-        if file not in self._tables:
-            self._tables[file] = self._read_table(self.root / file)
-        table, episode = self._tables[file], int(self._metadata.episode_index[row])
+    def episode_table(self, row: int) -> tuple[FrameTable, slice]:
+        """The table that holds the `row`-th chosen episode, and its rows there."""
+        file = self.metadata.data.path(row)
+        table, episode = self._tables[file], int(self.metadata.episode_index[row])
         rows = table.rows.get(episode, slice(0, 0))
-        if rows.stop - rows.start != self._metadata.length[row]:
+        if rows.stop - rows.start != self.metadata.length[row]:
             raise ValueError(
                 f"{self.name}: episode {episode} has {rows.stop - rows.start} rows in {self.root / file}, "
-                f"but {self._metadata.length[row]} frames according to meta/"
+                f"but {self.metadata.length[row]} frames according to meta/"
             )
         return table, rows
 
-    def _read_table(self, path: Path) -> FrameTable:
+    def _read_table(self, file: str) -> FrameTable:
+        path = self.root / file
         table = read_frame_table(path, self._mapping)
         for name, values, expected in (
             ("action", table.action, self.action_dim),
@@ -231,22 +272,25 @@ class LeRobotDataset(Dataset):
     def _instruction(self, value: Any, row: int, frame: int) -> str:
         if isinstance(value, str):
             return value
-        if value not in self._metadata.tasks:
+        if value not in self.metadata.tasks:
             raise ValueError(
-                f"{self.name}: episode {self._metadata.episode_index[row]}, frame {frame}: "
-                f"{self._mapping.instruction} {value} is not among the {len(self._metadata.tasks)} tasks of meta/"
+                f"{self.name}: episode {self.metadata.episode_index[row]}, frame {frame}: "
+                f"{self._mapping.instruction} {value} is not among the {len(self.metadata.tasks)} tasks of meta/"
             )
-        return self._metadata.tasks[value]
+        return self.metadata.tasks[value]
 
     def _image(self, camera: str, row: int, table_row: int, table: FrameTable) -> Image.Image:
-        data_file = self.root / self._metadata.data.path(row)
         try:
-            if camera not in self._metadata.videos:
-                return self._stored_images.read(data_file, table_row, camera)
-            path = self.root / self._metadata.videos[camera].path(row)
-            timestamp = float(self._metadata.video_start[camera][row] + table.timestamp[table_row])
+            if camera not in self.metadata.videos:
+                return self._stored_images.read(self.root / self.metadata.data.path(row), table_row, camera)
+            path = f"{self.root}/{self.metadata.videos[camera].path(row)}"
+            timestamp = float(self.metadata.video_start[camera][row] + table.timestamp[table_row])
             return Image.fromarray(self._videos.frame_at(path, timestamp, self.fps))
         except OSError as error:
-            episode = int(self._metadata.episode_index[row])
+            episode = int(self.metadata.episode_index[row])
             frame = table_row - table.rows[episode].start
             raise OSError(f"{self.name}: episode {episode}, frame {frame}, camera {camera!r}: {error}") from error
+
+
+def _of_episode(table: FrameTable, rows: slice) -> tuple[np.ndarray, np.ndarray | None]:
+    return table.action[rows], None if table.state is None else table.state[rows]

@@ -1,14 +1,24 @@
 """`DatasetMixture`: several datasets drawn from by weight, the same draw for the same (seed, epoch, index)."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
+from .augmentation import ImageAugmentation
 from .statistics import compute_statistics
+
+logger = logging.getLogger(__name__)
+
+_MAX_ATTEMPTS = 100
+_MAX_WORKERS = 1024
+_DRAWS_AT_ONCE = 1 << 20
 
 
 class DatasetMixture(Dataset):
@@ -16,38 +26,81 @@ class DatasetMixture(Dataset):
 
     Item *i* of epoch *e* depends on `(seed, e, i)` alone: first the member is drawn with probability equal to its share
     of the weights, then one of its frames uniformly, both with replacement. Hence the sequence is the same under any
-    number of workers and ranks, and goes on at any item after a restart.
+    number of workers and ranks, and goes on at any item after a restart: read the items in order (`shuffle=False`), from
+    `DataLoader(mixture, sampler=range(k, len(mixture)))` to begin at item k, and call `set_epoch` before each epoch.
 
-    An epoch, `len(mixture)`, is as many draws as the members have frames together.
+    An epoch, `len(mixture)`, is as many draws as the members have frames together, unless `epoch_size` says otherwise.
 
     Args:
         datasets: the members, `LeRobotDataset`s (or alike), with equal action horizon, action and state dimensions.
         weights: one positive number per member; only their ratios matter. Default: the members' numbers of frames, which
             makes every frame of the mixture equally likely.
         seed: non-negative.
+        balance_by_size: multiply the weights by the members' numbers of frames: equal weights then make every frame
+            equally likely.
+        epoch_size: draws per epoch.
+        augmentation: changes the images of every item, drawn anew for each (seed, epoch, index).
+        on_error: "raise", or "skip": an item that cannot be read (`OSError`, `ValueError`) is logged, counted in
+            `num_skipped`, and another draw that depends on (seed, epoch, index) alone takes its place.
 
     Raises:
         ValueError: no member, wrong weights, or members whose items can't stand in one batch.
     """
 
-    def __init__(self, datasets: Sequence[Dataset], weights: Sequence[float] | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        weights: Sequence[float] | None = None,
+        seed: int = 0,
+        *,
+        balance_by_size: bool = False,
+        epoch_size: int | None = None,
+        augmentation: ImageAugmentation | None = None,
+        on_error: str = "raise",
+    ) -> None:
         self.datasets = list(datasets)
         if not self.datasets:
             raise ValueError("a mixture needs at least one dataset")
         if seed < 0:
             raise ValueError(f"seed must not be negative, got {seed}")
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error is {on_error!r}; possible: 'raise', 'skip'")
+        if epoch_size is not None and epoch_size < 1:
+            raise ValueError(f"epoch_size must be at least 1, got {epoch_size}")
         for what in ("action_horizon", "action_dim", "state_dim"):
             values = [getattr(dataset, what) for dataset in self.datasets]
             if len(set(values)) > 1:
                 given = ", ".join(
                     f"{value} of {dataset!r}" for value, dataset in zip(values, self.datasets, strict=True)
                 )
-                raise ValueError(f"the datasets of a mixture must agree in {what}: {given}")
+                raise ValueError(
+                    f"the datasets of a mixture must agree in {what}: {given}; a column mapping (columns=) can make "
+                    "their states and actions alike"
+                )
         self._sizes = np.array([len(dataset) for dataset in self.datasets], dtype=np.int64)
-        self.probabilities = _normalise(self._sizes if weights is None else weights, len(self.datasets))
+        if weights is None:
+            weights = np.ones(len(self._sizes)) if balance_by_size else self._sizes
+        self.probabilities = _normalise(weights, self._sizes, balance_by_size)
+        self._cumulative = np.cumsum(self.probabilities)
         self.seed = seed
+        self.epoch_size = int(self._sizes.sum()) if epoch_size is None else epoch_size
+        self.augmentation = augmentation
+        self.on_error = on_error
         # In shared memory, so that set_epoch also reaches worker processes that outlive the epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        # One count a worker: two processes that add to one number would lose some.
+        self._skipped = torch.zeros(_MAX_WORKERS, dtype=torch.int64).share_memory_()
+
+    @classmethod
+    def from_name(cls, name: str | Path, root: str | Path | None = None, **options: Any) -> "DatasetMixture":
+        """A mixture described by a data file, such as "bridge_rt_1" or "libero_all"; see `load_named_mixture`."""
+        from .named_mixtures import load_named_mixture
+
+        return load_named_mixture(cls, name, root, **options)
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Change the epoch, in this process and in all workers that it has started."""
@@ -56,19 +109,42 @@ class DatasetMixture(Dataset):
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
-        return int(self._sizes.sum())
+        return self.epoch_size
 
-    def draw(self, index: int) -> tuple[int, int]:
-        """Which member, and which of its items, is item `index` of this epoch."""
+    def draw(self, index: int, attempt: int = 0) -> tuple[int, int]:
+        """Which member, and which of its items, is item `index` of this epoch; `attempt` counts skipped ones."""
         if not 0 <= index < len(self):
             raise IndexError(f"item {index} of a mixture of {len(self)}")
-        generator = np.random.default_rng([self.seed, int(self._epoch), index])
-        member = int(generator.choice(len(self.datasets), p=self.probabilities))
-        return member, int(generator.integers(self._sizes[member]))
+        member, item = self._draws(index, index + 1, attempt)
+        return int(member[0]), int(item[0])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        member, item = self.draw(index)
-        return self.datasets[member][item]
+        for attempt in range(_MAX_ATTEMPTS):
+            member, position = self.draw(index, attempt)
+            try:
+                item = self.datasets[member][position]
+                break
+            except (OSError, ValueError) as error:
+                if self.on_error == "raise":
+                    raise
+                worker = get_worker_info()
+                self._skipped[0 if worker is None else (worker.id + 1) % _MAX_WORKERS] += 1
+                logger.warning("skipped item %d of %r: %s", position, self.datasets[member], error)
+                failure = error
+        else:
+            raise OSError(
+                f"{_MAX_ATTEMPTS} draws in a row cannot be read, the last because: {failure}"
+            ) from failure
+        if self.augmentation is not None:
+            generator = np.random.default_rng([self.seed, self.epoch, index])
+            cameras = len(getattr(self.datasets[member], "cameras", item["image"]))
+            item = item | {"image": self.augmentation(item["image"], generator, cameras)}
+        return item
+
+    @property
+    def num_skipped(self) -> int:
+        """How many items could not be read so far and were skipped, in all processes."""
+        return int(self._skipped.sum())
 
     @cached_property
     def statistics(self) -> dict[str, dict[str, Any]]:
@@ -76,19 +152,30 @@ class DatasetMixture(Dataset):
 
         Members that share a key share statistics: exact ones over all their frames, each counted once whatever the
         weights.
+
+        Raises:
+            ValueError: members that share a key differ in their action mode.
         """
         members: dict[str, list[Any]] = {}
         for dataset in self.datasets:
             members.setdefault(dataset.key, []).append(dataset)
         return {key: group[0].statistics if len(group) == 1 else _pool(group) for key, group in members.items()}
 
-    def report(self) -> list[dict[str, Any]]:
-        """What an epoch is expected to draw from each member.
+    def report(self, start: int = 0, stop: int | None = None) -> list[dict[str, Any]]:
+        """What is drawn from each member: what is expected of an epoch, and what this epoch's items really are.
+
+        Args:
+            start, stop: count the draws of items [start, stop) of this epoch, such as those trained on so far.
 
         Returns:
-            One dict per member: `dataset`, `key`, `frames`, `probability` per draw, `expected_draws` per epoch, and
-            `expected_passes`, how often an epoch draws a frame of it on average.
+            One dict per member: `dataset`, `key`, `frames`, `probability` per draw, `expected_draws` per epoch,
+            `expected_passes`, how often an epoch draws a frame of it on average, and `draws`, counted.
         """
+        draws = np.zeros(len(self.datasets), np.int64)
+        stop = len(self) if stop is None else stop
+        for first in range(start, stop, _DRAWS_AT_ONCE):
+            members, _ = self._draws(first, min(first + _DRAWS_AT_ONCE, stop))
+            draws += np.bincount(members, minlength=len(draws))
         return [
             {
                 "dataset": str(getattr(dataset, "name", dataset)),
@@ -97,21 +184,44 @@ class DatasetMixture(Dataset):
                 "probability": float(probability),
                 "expected_draws": float(probability * len(self)),
                 "expected_passes": float(probability * len(self) / size),
+                "draws": int(count),
             }
-            for dataset, size, probability in zip(self.datasets, self._sizes, self.probabilities, strict=True)
+            for dataset, size, probability, count in zip(
+                self.datasets, self._sizes, self.probabilities, draws, strict=True
+            )
         ]
 
+    def _draws(self, start: int, stop: int, attempt: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Members and their items, of items [start, stop) of this epoch."""
+        # Philox is a counter-based generator: four random words for each value of its counter.
+        bits = np.random.Philox(key=[self.seed, self.epoch], counter=[start, attempt, 0, 0])
+        uniform = (bits.random_raw(4 * (stop - start)).reshape(-1, 4)[:, :2] >> np.uint64(11)) * 2.0**-53
+        member = np.searchsorted(self._cumulative, uniform[:, 0], side="right").clip(max=len(self._sizes) - 1)
+        return member, (uniform[:, 1] * self._sizes[member]).astype(np.int64)
 
-def _normalise(weights: Sequence[float], count: int) -> np.ndarray:
+
+def _normalise(weights: Sequence[float], sizes: np.ndarray, balance_by_size: bool) -> np.ndarray:
     weights = np.asarray(weights, dtype=np.float64)
-    if weights.shape != (count,):
-        raise ValueError(f"{count} datasets need {count} weights, got {weights.size}: {weights.tolist()}")
+    if weights.shape != sizes.shape:
+        raise ValueError(f"{len(sizes)} datasets need {len(sizes)} weights, got {weights.size}: {weights.tolist()}")
     if not (np.isfinite(weights) & (weights > 0)).all():
         raise ValueError(f"weights must be positive numbers, got {weights.tolist()}; leave out datasets of weight 0")
+    weights = weights * sizes if balance_by_size else weights
     return weights / weights.sum()
 
 
 def _pool(datasets: list[Any]) -> dict[str, Any]:
-    actions, states = zip(*(dataset.rows() for dataset in datasets), strict=True)
-    state = None if states[0] is None else np.concatenate(states)
-    return compute_statistics(np.concatenate(actions), state, sum(dataset.num_episodes for dataset in datasets))
+    modes = {getattr(dataset, "action_mode", "stored"): dataset for dataset in datasets}
+    if len(modes) > 1:
+        given = ", ".join(f"{mode!r} of {dataset!r}" for mode, dataset in modes.items())
+        raise ValueError(f"datasets with the key {datasets[0].key!r} must agree in action_mode: {given}")
+    rows = [dataset.rows() for dataset in datasets]
+
+    def together(modality: str) -> Callable[[], Iterator[np.ndarray]]:
+        return lambda: chain.from_iterable(member[modality]() for member in rows)
+
+    return compute_statistics(
+        {modality: together(modality) for modality in rows[0]},
+        sum(len(dataset) for dataset in datasets),
+        sum(dataset.num_episodes for dataset in datasets),
+    )

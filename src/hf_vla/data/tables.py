@@ -1,6 +1,7 @@
 """Rows of a dataset's parquet files: numbers once per process as arrays, images stored in them row group by row group."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -10,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from .columns import ColumnMapping, Slice, to_matrix
+from .columns import ColumnMapping, Slice
 from .lerobot_metadata import read_columns
+from .rotations import convert_rotation
 
 
 @dataclass
@@ -23,6 +25,11 @@ class FrameTable:
     timestamp: np.ndarray  # (N,) float64, seconds in the episode
     instruction: np.ndarray  # (N,) int64 task indices, or str
     rows: dict[int, slice]  # by episode index
+
+    @property
+    def num_bytes(self) -> int:
+        arrays = [self.action, self.timestamp, self.instruction, *([] if self.state is None else [self.state])]
+        return sum(array.nbytes for array in arrays)
 
 
 def read_frame_table(path: Path, mapping: ColumnMapping) -> FrameTable:
@@ -36,10 +43,10 @@ def read_frame_table(path: Path, mapping: ColumnMapping) -> FrameTable:
     table = read_columns(path, list(names))
     try:
         columns = {name: to_matrix(table[name], name) for name in mapping.numeric_columns}
+        action = _concatenate(columns, mapping.action)
+        state = _concatenate(columns, mapping.state) if mapping.state else None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    action = _concatenate(columns, mapping.action)
-    state = _concatenate(columns, mapping.state) if mapping.state else None
     timestamp = table["timestamp"].to_numpy().astype(np.float64).reshape(-1)
     episode = table["episode_index"].to_numpy()
 
@@ -63,9 +70,72 @@ def read_frame_table(path: Path, mapping: ColumnMapping) -> FrameTable:
 
 
 def _concatenate(columns: dict[str, np.ndarray], slices: tuple[Slice, ...]) -> np.ndarray:
-    if len(slices) == 1 and slices[0].start == 0 and slices[0].end is None:
+    if len(slices) == 1 and slices[0].start == 0 and slices[0].end is None and slices[0].rotation is None:
         return columns[slices[0].column]
-    return np.concatenate([columns[part.column][:, part.start : part.end] for part in slices], axis=1)
+    parts = []
+    for part in slices:
+        values = columns[part.column][:, part.start : part.end]
+        if part.rotation is not None:
+            values = convert_rotation(values, *part.rotation).astype(np.float32)
+        parts.append(values)
+    return np.concatenate(parts, axis=1)
+
+
+def to_matrix(column: pa.ChunkedArray, name: str) -> np.ndarray:
+    """A numeric parquet column, of scalars or of vectors, as an (N, D) float32 array.
+
+    Raises:
+        ValueError: vectors of differing lengths, missing values, or no numbers at all.
+    """
+    rows, kind = len(column), column.type
+    if column.null_count:
+        raise ValueError(f"column {name!r} has {column.null_count} empty cells")
+    values = column.combine_chunks()
+    if isinstance(values, pa.ChunkedArray):  # pyarrow keeps several chunks, or none, in some versions
+        values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], kind)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        lengths = np.diff(values.offsets.to_numpy())
+        if len(lengths) and (lengths != lengths[0]).any():
+            row = int(np.flatnonzero(lengths != lengths[0])[0])
+            raise ValueError(f"column {name!r} has {lengths[0]} values in row 0 and {lengths[row]} in row {row}")
+        values = values.flatten()
+    elif pa.types.is_fixed_size_list(kind):
+        values = values.flatten()
+    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_boolean(values.type)):
+        raise ValueError(f"column {name!r} is of type {kind}; expected numbers or vectors of numbers")
+    # A missing value inside a vector becomes NaN here, which the table's check then reports with its frame.
+    return values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False).reshape(rows, -1)
+
+
+class TableCache:
+    """The most recently used `FrameTable`s of this process, at most `capacity` bytes of them, but always the last one.
+
+    Args:
+        read: makes the table of a file (path relative to the dataset).
+    """
+
+    def __init__(self, read: Callable[[str], FrameTable], capacity: int) -> None:
+        self.read, self.capacity = read, capacity
+        self._tables: OrderedDict[str, FrameTable] = OrderedDict()
+        self._bytes = 0
+
+    def __getstate__(self) -> dict:
+        # Tables, like open files, are read again by the process that needs them: sending them costs more.
+        return {"read": self.read, "capacity": self.capacity}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(**state)
+
+    def __getitem__(self, file: str) -> FrameTable:
+        table = self._tables.get(file)
+        if table is None:
+            table = self._tables[file] = self.read(file)
+            self._bytes += table.num_bytes
+            while self._bytes > self.capacity and len(self._tables) > 1:
+                self._bytes -= self._tables.popitem(last=False)[1].num_bytes
+        else:
+            self._tables.move_to_end(file)
+        return table
 
 
 class ParquetImages:

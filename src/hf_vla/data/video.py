@@ -1,7 +1,11 @@
-"""Frames of mp4 files by timestamp: decoders stay open, and a decoder already on its way to a frame never seeks."""
+"""Frames of mp4 files by timestamp: decoders stay open, and a decoder already on its way to a frame never seeks.
+
+A decoder of reordered frames (H.264 with B-frames) holds back what it has decoded until it has seen some more packets. Reading
+on in order that costs nothing. For frames here and there it is made to give away all it has, which costs a seek afterwards.
+"""
 
 import os
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from pathlib import Path
 
 import av
@@ -23,8 +27,8 @@ class VideoReader:
         OSError: the file is missing, truncated or holds no video.
     """
 
-    def __init__(self, path: Path, fps: float) -> None:
-        self.path = path
+    def __init__(self, path: str | Path, fps: float) -> None:
+        self.path = Path(path)
         try:
             self._container = av.open(str(path))
         except FileNotFoundError:
@@ -47,6 +51,7 @@ class VideoReader:
         first_decode = self._index[0].timestamp if len(self._index) else 0
         self._reordering = (stream.start_time or 0) - first_decode
         self._reformatter = VideoReformatter()
+        self._last_target: float | None = None
         self._rewind()
 
     def close(self) -> None:
@@ -65,8 +70,11 @@ class VideoReader:
             OSError: no frame within half a frame's duration, or the data is damaged.
         """
         target = timestamp * self._ticks_per_second
+        # Whether the next request will probably not follow on this one, judging by how this one follows on the last.
+        last, self._last_target = self._last_target, target
+        here_and_there = last is not None and not 0 <= target - last <= (_FRAMES_WORTH_DECODING + 1) * self._frame_ticks
         try:
-            frame = self._decode_to(target)
+            frame = self._decode_to(target, here_and_there)
         except av.FFmpegError as error:
             self._rewind()
             raise OSError(
@@ -80,22 +88,37 @@ class VideoReader:
         return self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
 
     def _rewind(self) -> None:
-        self._frames = None  # the decoder's output from the last seek on
-        self._frame = None  # the latest of it
+        self._packets = iter(())  # what the file holds from the last seek on
+        self._decoded: deque[av.VideoFrame] = deque()
+        self._emptied = False  # whether the decoder was made to give away all it had, and needs a seek
+        self._frame = None  # the latest frame that was looked at
         self._previous = None  # the one before
 
-    def _decode_to(self, target: float) -> av.VideoFrame | None:
+    def _decode_to(self, target: float, here_and_there: bool) -> av.VideoFrame | None:
         # Timestamps are stored as float32 and offsets as sums of durations: a tenth of a frame early still counts.
         slack = self._frame_ticks / 10
         if not self._is_ahead(target, slack):
             self._seek(target, slack)
         while self._frame is None or self._frame.pts < target - slack:
-            following = next(self._frames, None)
+            following = self._next(target if here_and_there else None, slack)
             if following is None:
                 break
             self._previous, self._frame = self._frame, following
         candidates = [frame for frame in (self._previous, self._frame) if frame is not None]
         return min(candidates, key=lambda frame: abs(frame.pts - target), default=None)
+
+    def _next(self, target: float | None = None, slack: float = 0.0) -> av.VideoFrame | None:
+        """The next frame; the decoder is emptied as soon as it has the packet of a frame at `target`."""
+        while not self._decoded and not self._emptied:
+            packet = next(self._packets, None)
+            if packet is None:
+                return None
+            self._decoded.extend(packet.decode())
+            if target is not None and packet.pts is not None and abs(packet.pts - target) <= slack:
+                if not self._decoded or self._decoded[-1].pts < target - slack:
+                    self._decoded.extend(self._stream.codec_context.decode(None))
+                    self._emptied = True
+        return self._decoded.popleft() if self._decoded else None
 
     def _is_ahead(self, target: float, slack: float) -> bool:
         """Whether decoding on from here reaches `target` sooner than a seek would, or has just reached it."""
@@ -104,13 +127,15 @@ class VideoReader:
         oldest = self._frame if self._previous is None else self._previous
         if target < oldest.pts - slack:
             return False
+        if self._emptied:
+            return target <= (self._decoded[-1] if self._decoded else self._frame).pts + slack
         if target - self._frame.pts <= _FRAMES_WORTH_DECODING * self._frame_ticks + slack:
             return True
         key = self._key_frame_before(target + slack)
         return key is not None and key + self._reordering <= self._frame.pts
 
     def _seek(self, target: float, slack: float) -> None:
-        """Decode one frame from the last key frame at or before `target`."""
+        """Begin at the last key frame at or before `target`."""
         key = self._key_frame_before(target + slack)
         while True:
             self._rewind()
@@ -139,7 +164,7 @@ class VideoReaderCache:
         if capacity < 1:
             raise ValueError(f"the number of open videos must be at least 1, got {capacity}")
         self.capacity = capacity
-        self._readers: OrderedDict[Path, VideoReader] = OrderedDict()
+        self._readers: OrderedDict[str, VideoReader] = OrderedDict()
         self._process = os.getpid()
 
     def __getstate__(self) -> dict:
@@ -148,7 +173,7 @@ class VideoReaderCache:
     def __setstate__(self, state: dict) -> None:
         self.__init__(state["capacity"])
 
-    def frame_at(self, path: Path, timestamp: float, fps: float) -> np.ndarray:
+    def frame_at(self, path: str, timestamp: float, fps: float) -> np.ndarray:
         """As `VideoReader.frame_at`, for the video at `path`."""
         if self._process != os.getpid():
             # A forked worker shares its parent's file positions: it must open files of its own.

@@ -53,6 +53,7 @@ def _near(name: str, names) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """The file's settings; those of the file that `base:` names, relative to it, are taken where it has none."""
     try:
         content = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
@@ -60,7 +61,9 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} must map flag names to values")
     # 1e-4 is a string to YAML 1.1, a number to everybody else.
-    return {str(name).replace("-", "_"): _number(value) for name, value in content.items()}
+    content = {str(name).replace("-", "_"): _number(value) for name, value in content.items()}
+    base = content.pop("base", None)
+    return content if base is None else {**_read(path.parent / base), **content}
 
 
 def _number(value: Any) -> Any:

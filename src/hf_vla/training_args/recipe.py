@@ -1,15 +1,19 @@
 """What `scripts/run_train.py` reads besides the training arguments: which policy, which data; and how both are built."""
 
 import json
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import numpy as np
 from transformers import AutoModel, AutoProcessor, set_seed
-from transformers.utils import is_torchvision_available
 
+from ..checkpoints.new_backbone import write_new_backbone
 from ..data import DatasetMixture, LeRobotDataset
-from ..processing.new_tokenizer import new_tokenizer
-from ..processing.robots import ROBOTS, modes_for
-from ..registration import FRAMEWORKS, class_of
+from ..processing.action_tokenizer import FastActionTokenizer
+from ..processing.normalization import Normalizer
+from ..processing.robots import modes_for
+from ..registration import FRAMEWORKS, class_of, frameworks
 
 
 def _as_dict(value, name: str) -> dict:
@@ -31,31 +35,35 @@ class PolicyArguments:
         policy: continue from this policy (folder or Hub repository): its configuration, weights and processor.
         framework: the framework of a new policy.
         base_vlm: a new policy's backbone (folder or Hub repository) with its weights, tokenizer and image processor.
-        policy_config: fields of the new policy's configuration. Without base_vlm, `vlm_config` describes a backbone from
-            scratch; its vocabulary is made from the data's instructions.
-        image_processor_config: fields of the image processor of a backbone from scratch.
+        vlm_config: a new policy's backbone, from scratch: fields of its configuration. Its vocabulary is made from the data's
+            instructions.
+        policy_config: fields of the new policy's configuration, and settings of its processor.
+        image_processor_config: fields of the image processor of a backbone from scratch, or to change in that of base_vlm.
     """
 
     policy: str | None = field(default=None, metadata={"help": "continue from this policy (folder or Hub repository)"})
     framework: str = field(default="qwen_pi_v3", metadata={"help": f"of a new policy: {', '.join(FRAMEWORKS)}"})
     base_vlm: str | None = field(default=None, metadata={"help": "backbone of a new policy (folder or repository)"})
+    vlm_config: dict | str | None = field(
+        default=None, metadata={"help": "JSON: configuration of a new policy's backbone from scratch"}
+    )
     policy_config: dict | str | None = field(
-        default=None, metadata={"help": "JSON: fields of a new policy's configuration"}
+        default=None, metadata={"help": "JSON: fields of a new policy's configuration, settings of its processor"}
     )
     image_processor_config: dict | str | None = field(
-        default=None, metadata={"help": "JSON: fields of the image processor of a backbone from scratch"}
+        default=None, metadata={"help": "JSON: fields of a new policy's image processor"}
     )
 
     def __post_init__(self):
-        self.policy_config = _as_dict(self.policy_config, "policy_config")
-        self.image_processor_config = _as_dict(self.image_processor_config, "image_processor_config")
-        if self.framework not in FRAMEWORKS:
-            raise ValueError(f"unknown framework {self.framework!r}; known are {', '.join(FRAMEWORKS)}")
-        if self.policy and self.base_vlm:
-            raise ValueError("policy and base_vlm are both set; a pretrained policy brings its own backbone")
-        if not (self.policy or self.base_vlm or self.policy_config.get("vlm_config")):
+        for name in ("vlm_config", "policy_config", "image_processor_config"):
+            setattr(self, name, _as_dict(getattr(self, name), name))
+        if self.framework not in frameworks():
+            raise ValueError(f"unknown framework {self.framework!r}; known are {', '.join(frameworks())}")
+        given = [name for name in ("policy", "base_vlm", "vlm_config") if getattr(self, name)]
+        if len(given) != 1:
             raise ValueError(
-                "set policy, base_vlm, or policy_config with a vlm_config: there is no backbone to train on"
+                "set one of policy, base_vlm and vlm_config, which say what backbone is trained; "
+                f"set are: {', '.join(given) or 'none'}"
             )
 
 
@@ -112,67 +120,47 @@ def build(policy: PolicyArguments, data: DataArguments, seed: int):
     datasets = [LeRobotDataset(path, action_horizon=horizon, cameras=data.cameras) for path in data.dataset]
     mixture = DatasetMixture(datasets, weights=data.dataset_weights, seed=seed)
     if not policy.policy:
-        model, processor = _new_policy(policy, datasets)
+        model, processor = _new_policy(policy, data, datasets)
     _describe_data(processor, mixture.statistics, datasets, data)
     return model, processor, mixture if data.use_state else WithoutState(mixture)
 
 
-def _new_policy(policy: PolicyArguments, datasets: list[LeRobotDataset]):
+def _new_policy(policy: PolicyArguments, data: "DataArguments", datasets: list[LeRobotDataset]):
     statistics = datasets[0].statistics
     fields = {"action_dim": len(statistics["action"]["mean"]), **policy.policy_config}
     if "state" in statistics:
         fields.setdefault("state_dim", len(statistics["state"]["mean"]))
+    model_class = class_of(policy.framework, "model")
+    if "fast" in class_of(policy.framework, "processor").settings() and not {"fast", "fast_tokenizer"} & set(fields):
+        horizon = fields.get("action_horizon", class_of(policy.framework, "config").action_horizon)
+        fields["fast"] = _fit_fast(datasets, data, horizon)
     if policy.base_vlm:
-        return class_of(policy.framework, "model").from_vlm(policy.base_vlm, **fields)
-    tokenizer = new_tokenizer(sorted({text for dataset in datasets for text in dataset.instructions}))
-    vlm_config = dict(fields.pop("vlm_config"))
-    token_ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in _TOKEN_IDS.items()}
-    vlm_config = {**vlm_config, **token_ids}
-    vlm_config["text_config"] = {
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        **vlm_config.get("text_config", {}),
-        "vocab_size": len(tokenizer),
-    }
-    config = class_of(policy.framework, "config")(vlm_config=vlm_config, **fields)
-    vision = config.vlm_config.vision_config
-    settings = {
-        "patch_size": vision.patch_size,
-        "merge_size": vision.spatial_merge_size,
-        "temporal_patch_size": vision.temporal_patch_size,
-        "image_mean": [0.5] * 3,
-        "image_std": [0.5] * 3,
-        "size": {"shortest_edge": 1, "longest_edge": 1 << 24},
-    }
-    image_processor = _image_processor_class()(**{**settings, **policy.image_processor_config})
-    processor = class_of(policy.framework, "processor")(
-        image_processor,
-        tokenizer,
-        action_dim=config.action_dim,
-        state_dim=config.state_dim,
-        action_horizon=config.action_horizon,
-    )
-    return class_of(policy.framework, "model")(config), processor
+        return model_class.from_vlm(
+            policy.base_vlm, image_processor_config=policy.image_processor_config, **fields
+        )
+    texts = sorted({text for dataset in datasets for text in dataset.instructions})
+    with tempfile.TemporaryDirectory() as folder:
+        write_new_backbone(Path(folder), policy.vlm_config, texts, policy.image_processor_config)
+        model, processor = model_class.from_vlm(folder, random_init=True, **fields)
+    model.config.vlm_name_or_path = None  # it came from nowhere
+    return model, processor
 
 
-def _image_processor_class() -> type:
-    """Qwen-VL's image processor: torchvision's backend where it exists, else PIL's."""
-    if is_torchvision_available():
-        from transformers import Qwen2VLImageProcessor
+def _fit_fast(datasets: list[LeRobotDataset], data: DataArguments, horizon: int) -> FastActionTokenizer:
+    """A FAST tokenizer of the data's own normalised action chunks."""
+    chunks = []
+    for dataset in datasets:
+        statistics = dataset.statistics
+        normalizer = Normalizer(statistics["action"], _modes(dataset, statistics, data)["action"], dataset.key)
+        for actions, _ in dataset.iter_episodes():
+            steps = np.arange(len(actions))[:, None] + np.arange(horizon)
+            chunks.extend(normalizer.normalize(actions)[np.minimum(steps, len(actions) - 1)])
+    return FastActionTokenizer.fit(chunks)
 
-        return Qwen2VLImageProcessor
-    from transformers import Qwen2VLImageProcessorPil
 
-    return Qwen2VLImageProcessorPil
-
-
-_TOKEN_IDS = {
-    "image_token_id": "<|image_pad|>",
-    "video_token_id": "<|video_pad|>",
-    "vision_start_token_id": "<|vision_start|>",
-    "vision_end_token_id": "<|vision_end|>",
-}
+def _modes(dataset: LeRobotDataset, statistics: dict, data: DataArguments) -> dict:
+    """Normalisation of a robot type that is known, else what the recipe says."""
+    return modes_for(dataset.key, statistics) or {"action": data.action_mode, "state": data.state_mode}
 
 
 def _describe_data(processor, all_statistics: dict, datasets: list[LeRobotDataset], data: DataArguments) -> None:
@@ -180,7 +168,7 @@ def _describe_data(processor, all_statistics: dict, datasets: list[LeRobotDatase
     processor.statistics = {**processor.statistics, **all_statistics}
     for dataset in datasets:
         key, statistics = dataset.key, all_statistics[dataset.key]
-        modes = modes_for(key, statistics) if key in ROBOTS else {"action": data.action_mode, "state": data.state_mode}
+        modes = _modes(dataset, statistics, data)
         processor.normalization_modes = {**processor.normalization_modes, key: modes}
         if dataset.action_names:
             processor.action_names = {**processor.action_names, key: list(dataset.action_names)}

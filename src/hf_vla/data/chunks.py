@@ -1,0 +1,152 @@
+"""Which frames an item holds beside its own, and what its actions are relative to.
+
+Frames are given as offsets from the item's own, `delta_indices`. Past either end of the episode its first or last frame
+stands in, and the mask is false there. Actions that are differences (`delta: true` in the column mapping) are zero there
+instead: the robot stands still. In the modes `delta` and `relative` this follows from repeating the absolute action.
+
+| action mode | action k of the chunk at frame t, from absolute actions a and states s |
+|---|---|
+| `stored` | a[t+k], as stored |
+| `delta` | a[t+k] - a[t+k-1], the first: a[t] - s[t] |
+| `relative` | a[t+k] - s[t] |
+
+Dimension d of the action goes with dimension d of the state. `absolute_dims`, such as the gripper's, stay as stored.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+ACTION_MODES = ("stored", "delta", "relative")
+_OFFSET_KEYS = ("action", "state", "image")
+# Rows of chunks that are made at a time for statistics.
+_ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Window:
+    """The offsets of an item's frames from its own, and the action mode.
+
+    Args:
+        action: T offsets, ascending.
+        state, image: offsets; those that do not ask for history are (0,).
+        mode: one of `ACTION_MODES`.
+        absolute_dims: action dimensions that the mode leaves alone.
+        delta_dims: stored action dimensions that are differences.
+    """
+
+    action: tuple[int, ...]
+    state: tuple[int, ...] = (0,)
+    image: tuple[int, ...] = (0,)
+    mode: str = "stored"
+    absolute_dims: tuple[int, ...] = ()
+    delta_dims: tuple[int, ...] = ()
+    offsets: np.ndarray = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "offsets", np.array(self.action))
+
+    def actions(self, action: np.ndarray, state: np.ndarray | None, frame: int) -> tuple[np.ndarray, np.ndarray]:
+        """The chunk at one frame of an episode.
+
+        Args:
+            action: (L, D), the episode's.
+            state: (L, S), or None.
+
+        Returns:
+            (T, D) float32 and the mask (T,), false past the episode's end.
+        """
+        wanted = frame + self.offsets
+        inside = (wanted >= 0) & (wanted < len(action))
+        chunk = action[np.clip(wanted, 0, len(action) - 1)]
+        if self.delta_dims and not inside.all():
+            chunk[np.ix_(~inside, self.delta_dims)] = 0
+        if self.mode != "stored":
+            dims = [d for d in range(action.shape[1]) if d not in self.absolute_dims]
+            start = state[frame, dims]
+            if self.mode == "relative":
+                chunk[:, dims] -= start
+            else:
+                chunk[:, dims] = np.diff(chunk[:, dims], axis=0, prepend=start[None])
+        return chunk, inside
+
+    def rows(self, action: np.ndarray, state: np.ndarray | None) -> Iterator[np.ndarray]:
+        """The actions of an episode that statistics are made of, in parts (N, D).
+
+        As stored: every frame's action once. Otherwise every unpadded action of every frame's chunk.
+        """
+        if self.mode == "stored":
+            yield action
+            return
+        at_once = max(1, _ROWS_AT_ONCE // len(self.action))
+        for first in range(0, len(action), at_once):
+            chunks = [self.actions(action, state, f) for f in range(first, min(first + at_once, len(action)))]
+            yield np.concatenate([chunk[inside] for chunk, inside in chunks])
+
+
+def make_window(
+    action_horizon: int | None,
+    delta_indices: Mapping[str, Iterable[int]] | None,
+    mode: str,
+    absolute_dims: Sequence[int],
+    delta_dims: Sequence[int],
+    action_dim: int,
+    state_dim: int | None,
+) -> Window:
+    """A checked `Window`.
+
+    Raises:
+        ValueError: offsets, mode or dimensions that contradict each other or the dataset.
+    """
+    given = dict(delta_indices or {})
+    unknown = [key for key in given if key not in _OFFSET_KEYS]
+    if unknown:
+        raise ValueError(f"delta_indices names {unknown[0]!r}; possible: {', '.join(_OFFSET_KEYS)}")
+    for key, offsets in given.items():
+        offsets = given[key] = tuple(int(offset) for offset in offsets)
+        if not offsets or list(offsets) != sorted(set(offsets)):
+            raise ValueError(f"delta_indices[{key!r}] must be ascending frame offsets, got {list(offsets)}")
+    if "action" not in given:
+        if action_horizon is None or action_horizon < 1:
+            raise ValueError(f"action_horizon must be at least 1, got {action_horizon}")
+        given["action"] = tuple(range(action_horizon))
+    elif action_horizon is not None and action_horizon != len(given["action"]):
+        raise ValueError(
+            f"action_horizon is {action_horizon}, but delta_indices['action'] has {len(given['action'])} offsets; "
+            "give one of them"
+        )
+    if "state" in given and not state_dim:
+        raise ValueError("delta_indices asks for states, but the dataset has none")
+    if mode not in ACTION_MODES:
+        raise ValueError(f"unknown action_mode {mode!r}; possible: {', '.join(ACTION_MODES)}")
+    absolute_dims = _dimensions("absolute_dims", absolute_dims, action_dim)
+    if mode == "stored" and absolute_dims:
+        raise ValueError(f"absolute_dims {list(absolute_dims)} have no meaning with action_mode 'stored'")
+    if mode != "stored":
+        if given["action"] != tuple(range(len(given["action"]))):
+            raise ValueError(f"action_mode {mode!r} needs the actions 0, 1, 2, …; delta_indices gives {given['action']}")
+        relative = [d for d in range(action_dim) if d not in absolute_dims]
+        clash = [d for d in relative if d in delta_dims]
+        if clash:
+            raise ValueError(f"action_mode is {mode!r}, but action dimension {clash[0]} is a difference as stored")
+        if relative and relative[-1] >= (state_dim or 0):
+            raise ValueError(
+                f"action_mode {mode!r} takes action dimension d relative to state dimension d, but there are "
+                f"{state_dim or 0} state dimensions for action dimension {relative[-1]}; name it in absolute_dims, or "
+                "arrange the state by a column mapping"
+            )
+    return Window(**given, mode=mode, absolute_dims=absolute_dims, delta_dims=tuple(delta_dims))
+
+
+def _dimensions(name: str, dims: Sequence[int], size: int) -> tuple[int, ...]:
+    bad = [d for d in dims if not -size <= d < size]
+    if bad:
+        raise ValueError(f"{name} names dimension {bad[0]} of {size}")
+    return tuple(sorted({d % size for d in dims}))
+
+
+def delta_dimensions(mapping, features) -> tuple[int, ...]:
+    """The stored action dimensions that the column mapping calls differences."""
+    sizes = [(part.size(features), part.delta) for part in mapping.action]
+    return tuple(np.flatnonzero(np.repeat([delta for _, delta in sizes], [size for size, _ in sizes])).tolist())

@@ -1,0 +1,245 @@
+"""What a person should know about a dataset before training on it: `describe` what looks odd, `check` that all can be read."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from tqdm import tqdm
+
+from .lerobot import LeRobotDataset
+from .statistics import compute_statistics
+
+# A step is a jump when it is this many times the step that one in a hundred exceeds.
+_JUMP = 10
+# A value is an outlier when it lies this many times the range from q01 to q99 outside of it.
+_OUTLIER = 2
+_EPISODES_LOOKED_AT = 20
+_FRAMES_LOOKED_AT = 40
+_MAX_PROBLEMS = 200
+
+
+@dataclass
+class Description:
+    """What `describe` found.
+
+    Args:
+        facts: name → value.
+        dimensions: one dict a dimension: `part`, `index`, `name`, and its statistics.
+        suspicious: one line each.
+    """
+
+    facts: dict[str, Any]
+    dimensions: list[dict[str, Any]]
+    suspicious: list[str] = field(default_factory=list)
+
+
+def describe(dataset: LeRobotDataset) -> Description:
+    """Facts, ranges and suspicious things: constant dimensions, jumps, outliers, repeated frames, clocks that disagree.
+
+    Reads all tables, and frames of at most 20 episodes.
+
+    Raises:
+        OSError, ValueError: something that it reads is damaged.
+    """
+    lengths = dataset.metadata.length
+    statistics = dataset.statistics
+    facts = {
+        "dataset": dataset.name,
+        "codebase version": dataset.metadata.info["codebase_version"],
+        "statistics key": dataset.key,
+        "episodes": dataset.num_episodes,
+        "frames": len(dataset),
+        "frames an episode": f"{lengths.min()} to {lengths.max()}, median {np.median(lengths):g}",
+        "frames a second": dataset.fps,
+        "hours": round(len(dataset) / dataset.fps / 3600, 2),
+        "cameras": ", ".join(dataset.cameras) or "none",
+        "instructions": len(dataset.instructions),
+    }
+    rows, suspicious = [], []
+    for part, names in (("action", dataset.action_names), ("state", dataset.state_names)):
+        if part in statistics:
+            values = statistics[part]
+            size = len(values["mean"])
+            names = names or [""] * size
+            rows += [
+                {"part": part, "index": d, "name": names[d]} | {name: values[name][d] for name in values}
+                for d in range(size)
+            ]
+            suspicious += _odd_numbers(dataset, part, [row for row in rows if row["part"] == part])
+    suspicious += _odd_lengths(dataset)
+    suspicious += odd_clocks(dataset)
+    suspicious += _repeated_frames(dataset)
+    suspicious += [f"instruction {text!r} is empty" for text in dataset.instructions if not text.strip()]
+    return Description(facts, rows, suspicious)
+
+
+def _odd_numbers(dataset: LeRobotDataset, part: str, rows: list[dict[str, Any]]) -> list[str]:
+    def values() -> Iterator[np.ndarray]:
+        return (action if part == "action" else state for action, state in dataset.iter_episodes())
+
+    def steps() -> Iterator[np.ndarray]:
+        return (np.abs(np.diff(episode, axis=0)) for episode in values() if len(episode) > 1)
+
+    label = [f"{part}[{row['index']}]" + (f" ({row['name']})" if row["name"] else "") for row in rows]
+    low, high = (np.array([row[name] for row in rows]) for name in ("q01", "q99"))
+    lines = [f"{name} is {row['min']:g} in every frame" for name, row in zip(label, rows, strict=True) if row["min"] == row["max"]]
+    if (dataset.metadata.length <= 1).all():
+        return lines
+    usual = np.array(compute_statistics({"step": steps}, 0, 0)["step"]["q99"])
+    # Where hardly any step is not zero, as with grippers and switches, a jump is nothing odd.
+    jump = np.where(usual > 0, _JUMP * usual, np.inf)
+    spread = np.where(high > low, _OUTLIER * (high - low), np.inf)
+    jumps, outliers = _Worst(label), _Worst(label)
+    for episode, of_episode in zip(dataset.metadata.episode_index, values(), strict=True):
+        moved = np.abs(np.diff(of_episode, axis=0, prepend=of_episode[:1]))
+        jumps.add(episode, moved, moved > jump)
+        beyond = np.maximum(low - of_episode, of_episode - high)
+        outliers.add(episode, np.abs(of_episode), beyond > spread)
+    lines += jumps.lines(lambda d, n, worst: f"{n} jumps, the largest of {worst:g} (99 % of steps are below {usual[d]:g})")
+    lines += outliers.lines(
+        lambda d, n, worst: f"{n} frames far outside of q01 to q99 ({low[d]:g} to {high[d]:g}), up to a size of {worst:g}"
+    )
+    return lines
+
+
+class _Worst:
+    """Per dimension, how many values were marked, and where the largest of them is."""
+
+    def __init__(self, labels: list[str]) -> None:
+        self.labels = labels
+        self.count = np.zeros(len(labels), np.int64)
+        self.worst: list[tuple[float, int, int]] = [(-np.inf, 0, 0)] * len(labels)
+
+    def add(self, episode: int, values: np.ndarray, marked: np.ndarray) -> None:
+        self.count += marked.sum(0)
+        for d in np.flatnonzero(marked.any(0)):
+            frame = int(np.where(marked[:, d], values[:, d], -np.inf).argmax())
+            self.worst[d] = max(self.worst[d], (float(values[frame, d]), int(episode), frame))
+
+    def lines(self, text: Callable[[int, int, float], str]) -> list[str]:
+        return [
+            f"{self.labels[d]}: {text(d, self.count[d], self.worst[d][0])}, "
+            f"in episode {self.worst[d][1]} at frame {self.worst[d][2]}"
+            for d in np.flatnonzero(self.count)
+        ]
+
+
+def _odd_lengths(dataset: LeRobotDataset) -> list[str]:
+    lengths, median = dataset.metadata.length, np.median(dataset.metadata.length)
+    short = np.flatnonzero(lengths < median / 5)
+    if not len(short):
+        return []
+    episodes = dataset.metadata.episode_index[short[:5]].tolist()
+    return [f"{len(short)} episodes are shorter than a fifth of the median of {median:g} frames, such as {episodes}"]
+
+
+def odd_clocks(dataset: LeRobotDataset) -> list[str]:
+    """Timestamps and videos that do not agree with the frames per second in `meta/info.json`, one line each."""
+    lines, uneven = [], []
+    for row in range(dataset.num_episodes):
+        table, rows = dataset.episode_table(row)
+        steps = np.diff(table.timestamp[rows]) * dataset.fps
+        if len(steps) and (abs(np.median(steps) - 1) > 0.02 or np.abs(steps - 1).max() > 0.5):
+            uneven.append((int(dataset.metadata.episode_index[row]), float(np.median(steps)), float(steps.max())))
+    if uneven:
+        episode, usual, longest = uneven[0]
+        lines.append(
+            f"timestamps of {len(uneven)} episodes disagree with {dataset.fps} frames a second: in episode {episode} "
+            f"steps are {usual:.2f} frames long, up to {longest:.2f}"
+        )
+    for camera, files in dataset.metadata.videos.items():
+        expected = np.bincount(files.file_of, weights=dataset.metadata.length, minlength=len(files.paths))
+        rates, longer = {}, []
+        for path, frames in zip(files.paths, expected, strict=True):
+            try:
+                with av.open(str(dataset.root / path)) as container:
+                    stream = container.streams.video[0]
+                    rates.setdefault(float(stream.average_rate or 0), path)
+                    if stream.frames > frames:
+                        longer.append(f"{path} has {stream.frames} frames for {frames:g} rows")
+            except (av.FFmpegError, OSError, IndexError) as error:
+                raise OSError(f"{dataset.root / path} cannot be opened ({error}); it may be truncated") from error
+        odd = {rate: path for rate, path in rates.items() if abs(rate - dataset.fps) > 0.02 * dataset.fps}
+        lines += [f"{path} has {rate:g} frames a second, meta/info.json says {dataset.fps}" for rate, path in odd.items()]
+        # A subset of the episodes leaves frames over in every shared file.
+        if longer and dataset.num_episodes == dataset.metadata.info.get("total_episodes"):
+            lines.append(f"{len(longer)} videos of {camera} are longer than their tables: {longer[0]}")
+    return lines
+
+
+def _repeated_frames(dataset: LeRobotDataset) -> list[str]:
+    """Cameras whose picture often stands still while the robot's numbers change."""
+    repeats, pairs = np.zeros(len(dataset.cameras)), 0
+    step = max(1, dataset.num_episodes // _EPISODES_LOOKED_AT)
+    starts = np.cumsum(dataset.metadata.length) - dataset.metadata.length
+    for row in range(0, dataset.num_episodes, step):
+        table, rows = dataset.episode_table(row)
+        numbers = (table.action if table.state is None else table.state)[rows]
+        before = None
+        for frame in range(min(len(numbers), _FRAMES_LOOKED_AT)):
+            images = [np.asarray(image).astype(np.int16) for image in dataset[int(starts[row]) + frame]["image"]]
+            if before is not None and (numbers[frame] != numbers[frame - 1]).any():
+                pairs += 1
+                repeats += [np.abs(a - b).mean() < 0.05 for a, b in zip(images[-len(repeats) :], before, strict=True)]
+            before = images[-len(repeats) :] if len(repeats) else images
+    return [
+        f"{camera}: {count:.0f} of {pairs} frames that were looked at repeat the one before while the robot moves"
+        for camera, count in zip(dataset.cameras, repeats, strict=True)
+        if pairs and count > 0.05 * pairs
+    ]
+
+
+def check(path: str | Path, action_horizon: int = 1, **options: Any) -> list[str]:
+    """Read everything: every row, every frame of every camera. Returns what is wrong, one line each.
+
+    Args:
+        path, action_horizon, options: for `LeRobotDataset`.
+
+    Raises:
+        OSError, ValueError: the dataset cannot even be opened.
+    """
+    cameras = LeRobotDataset(path, action_horizon, **options).cameras
+    options.pop("cameras", None)
+    numbers = LeRobotDataset(path, action_horizon, cameras=[], **options)
+    problems = _unreadable(numbers, "tables")
+    if not problems:
+        for camera in cameras:
+            problems += _unreadable(LeRobotDataset(path, action_horizon, cameras=[camera], **options), camera)
+    return problems
+
+
+def _unreadable(dataset: LeRobotDataset, what: str) -> list[str]:
+    """The first error of each episode, and how many of its frames have one."""
+    problems: dict[str, None] = {}
+    damaged_files: set[str] = set()
+    last = 0
+    with tqdm(total=len(dataset), desc=f"checking {what}", unit="frame", disable=None) as progress:
+        for row, length in enumerate(dataset.metadata.length.tolist()):
+            first_frame, last = last, last + length
+            progress.update(length)
+            file = dataset.metadata.data.path(row)
+            if file in damaged_files:
+                continue
+            try:
+                dataset.episode_table(row)
+            except (OSError, ValueError) as error:
+                if str(error) in problems:  # the same for every episode of the file: it is the file
+                    damaged_files.add(file)
+                problems[str(error)] = None
+                continue
+            first, count = None, 0
+            for frame in range(first_frame, last):
+                try:
+                    dataset[frame]
+                except (OSError, ValueError) as error:
+                    first, count = first or str(error), count + 1
+            if first is not None:
+                more = f" (and {count - 1} more frames of episode {dataset.episode_indices[row]})" if count > 1 else ""
+                problems[first + more] = None
+            if len(problems) >= _MAX_PROBLEMS:
+                problems[f"stopped after {_MAX_PROBLEMS} problems"] = None
+                break
+    return list(problems)

@@ -1,0 +1,156 @@
+"""`LlavaDataset`: conversations about images, for training a policy's language model along with its actions."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+from .lerobot_metadata import check_files
+
+_PLACEHOLDER = "<image>"
+_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+
+
+class LlavaDataset(Dataset):
+    """Conversations in LLaVA's or ShareGPT's JSON, as a list in one `.json` file or one a line in a `.jsonl` file.
+
+    A record has `conversations` (turns `{"from": "human" | "gpt" | "system", "value": text}`) or `messages` (turns
+    `{"role": "user" | "assistant" | "system", "content": text}`), and `image` or `images`: a path or a list of paths.
+    Each `<image>` in the text stands for the next of them. All records are checked here, before training.
+
+    An item is a dict:
+
+    | key | value |
+    |---|---|
+    | `image` | list of RGB `PIL.Image`s in the order of their placeholders, empty for plain text |
+    | `messages` | `[{"role": ..., "content": [{"type": "image"} | {"type": "text", "text": ...}, ...]}, ...]`, as chat templates take them; the assistant's turns are what is learnt |
+    | `dataset` | the dataset's name |
+
+    Args:
+        path: the JSON or JSON lines file.
+        image_root: the folder that image paths are relative to. Default: the file's folder.
+        name: default: the file's name without its ending.
+
+    Raises:
+        FileNotFoundError: the file, or an image that it names, is missing.
+        ValueError: an empty file, no valid JSON, or a record that is no conversation; the message says which record.
+    """
+
+    def __init__(self, path: str | Path, image_root: str | Path | None = None, name: str | None = None) -> None:
+        self.path = Path(path).expanduser()
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{self.path} is missing")
+        self.image_root = self.path.parent if image_root is None else Path(image_root).expanduser()
+        self.name = name or self.path.stem
+        encoded, files = [], set()
+        for place, record in self._records():
+            try:
+                item = _conversation(record)
+            except ValueError as error:
+                raise ValueError(f"{self.path}, {place}: {error}") from error
+            files.update(item["image"])
+            encoded.append(json.dumps(item).encode())
+        if not encoded:
+            raise ValueError(f"{self.path} is empty")
+        check_files(self.image_root, sorted(files), allow_none=False)
+        # One buffer instead of many objects: reference counts would make every worker copy them.
+        self._buffer = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self._ends = np.cumsum([len(record) for record in encoded])
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.path}: item {index} of {len(self)}")
+        index %= len(self)
+        start = self._ends[index - 1] if index else 0
+        item = json.loads(self._buffer[start : self._ends[index]].tobytes())
+        return {
+            "image": [self._image(path, index) for path in item["image"]],
+            "messages": item["messages"],
+            "dataset": self.name,
+        }
+
+    def __repr__(self) -> str:
+        return f"LlavaDataset({str(self.path)!r}, {len(self)} conversations)"
+
+    def _parsed(self, text: str, what: str) -> Any:
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{self.path}: {what} no valid JSON: {error}") from error
+
+    def _image(self, path: str, index: int) -> Image.Image:
+        try:
+            with Image.open(self.image_root / path) as image:
+                return image.convert("RGB")
+        except OSError as error:
+            raise OSError(f"{self.path}, record {index}: image {self.image_root / path}: {error}") from error
+
+    def _records(self) -> Iterator[tuple[str, Any]]:
+        if self.path.suffix == ".jsonl":
+            with self.path.open(encoding="utf-8") as lines:
+                for number, line in enumerate(lines, start=1):
+                    if line.strip():
+                        yield f"line {number}", self._parsed(line, f"line {number} is")
+            return
+        records = self._parsed(self.path.read_text(encoding="utf-8"), "this is")
+        if not isinstance(records, list):
+            raise ValueError(f"{self.path} holds a {type(records).__name__}; expected a list of records")
+        for index, record in enumerate(records):
+            yield f"record {index}", record
+
+
+def _conversation(record: Any) -> dict[str, Any]:
+    """The image paths and messages of one record."""
+    if not isinstance(record, dict):
+        raise ValueError(f"a {type(record).__name__} is no record")
+    turns = record.get("conversations") or record.get("messages")
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
+        raise ValueError(f"no conversations or messages; the record has {', '.join(record)}")
+    images = record.get("images", record.get("image")) or []
+    images = [images] if isinstance(images, str) else list(images)
+    if not all(isinstance(path, str) for path in images):
+        raise ValueError("image and images must be paths")
+
+    messages = []
+    for position, turn in enumerate(turns):
+        given, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
+        if given not in _ROLES:
+            raise ValueError(f"turn {position} is from {given!r}; possible: {', '.join(_ROLES)}")
+        if not isinstance(text, str):
+            raise ValueError(f"turn {position} holds no text but a {type(text).__name__}")
+        content = _content(text)
+        if not content:
+            raise ValueError(f"turn {position} is empty")
+        messages.append({"role": _ROLES[given], "content": content})
+    roles = [message["role"] for message in messages]
+    spoken = roles[1:] if roles[0] == "system" else roles
+    if not spoken or spoken != ["user", "assistant"] * (len(spoken) // 2):
+        raise ValueError(f"turns must alternate between user and assistant and end with the assistant, got {roles}")
+    placeholders = sum(part["type"] == "image" for message in messages for part in message["content"])
+    if placeholders == 0 and images:  # as many files of plain LLaVA data leave it to the reader
+        messages[roles.index("user")]["content"][:0] = [{"type": "image"}] * len(images)
+    elif placeholders != len(images):
+        raise ValueError(f"{placeholders} {_PLACEHOLDER} in the text for {len(images)} images")
+    return {"image": images, "messages": messages}
+
+
+def _content(text: str) -> list[dict[str, str]]:
+    """The text as parts; line breaks beside a placeholder belong to it."""
+    parts: list[dict[str, str]] = []
+    pieces = text.split(_PLACEHOLDER)
+    for index, piece in enumerate(pieces):
+        if index:
+            parts.append({"type": "image"})
+            piece = piece.removeprefix("\n")
+        if index < len(pieces) - 1:
+            piece = piece.removesuffix("\n")
+        if piece.strip():
+            parts.append({"type": "text", "text": piece})
+    return parts
