@@ -69,6 +69,17 @@ def test_auto_classes_read_a_native_folder(pristine_run, base_vlm):
     assert processor.image_size == [96, 64] and "{instruction}" in processor.prompt_template
 
 
+def test_concrete_classes_read_it_too(pristine_run, base_vlm, tmp_path):
+    assert hf_vla.QwenPIV3Config.from_pretrained(pristine_run, base_vlm=base_vlm).action_hidden_size == 48
+    model = hf_vla.QwenPIV3ForActionPrediction.from_pretrained(pristine_run, base_vlm=base_vlm)
+    assert model.config.action_hidden_size == 48
+    assert hf_vla.QwenPIV3Processor.from_pretrained(pristine_run, base_vlm=base_vlm).image_size == [96, 64]
+    with pytest.raises(ValueError, match="holds a QwenPI_v3 policy"):
+        hf_vla.QwenOFTConfig.from_pretrained(pristine_run, base_vlm=base_vlm)
+    with pytest.raises(OSError, match="no config.json"):
+        hf_vla.QwenPIV3Config.from_pretrained(tmp_path)
+
+
 def test_config_yaml_is_enough(run, base_vlm):
     (run / "config.full.yaml").unlink()
     assert AutoConfig.from_pretrained(run, base_vlm=base_vlm).action_hidden_size == 48

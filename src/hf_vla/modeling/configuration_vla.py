@@ -1,5 +1,7 @@
 """What the configurations of all frameworks share."""
 
+from pathlib import Path
+
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
@@ -50,6 +52,30 @@ class VLAConfig(PreTrainedConfig):
                 f"hidden_states_convention is {self.hidden_states_convention!r}; "
                 f"known are {', '.join(map(repr, HIDDEN_STATES_CONVENTIONS))}"
             )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """Load a configuration from a folder or Hub repository, in this format or in StarVLA's native one.
+
+        Args:
+            pretrained_model_name_or_path: folder or repository.
+            base_vlm: for native checkpoints, the folder or repository of the backbone's config.
+            kwargs: fields to override, Hub options, `return_unused_kwargs`.
+
+        Raises:
+            OSError: there is no configuration (transformers itself would return the defaults for such a folder).
+        """
+        from ..checkpoints import starvla
+
+        native_kwargs = starvla.pop_native_kwargs(kwargs)
+        repository = starvla.find_repository(pretrained_model_name_or_path, **kwargs)
+        if repository is not None:
+            return repository.config(cls, **native_kwargs, **kwargs)
+        starvla.refuse_native_kwargs(native_kwargs, pretrained_model_name_or_path)
+        folder = Path(pretrained_model_name_or_path)
+        if folder.is_dir() and not (folder / kwargs.get("subfolder", "") / "config.json").is_file():
+            raise OSError(f"{folder} holds no config.json: it is no policy's folder")
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @property
     def vlm_hidden_size(self) -> int:
