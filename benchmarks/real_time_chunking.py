@@ -1,0 +1,128 @@
+"""What real-time chunking does to the seam between two chunks, and what it costs, in one run.
+
+    python benchmarks/real_time_chunking.py
+
+Seams: a small action head learns two modes (circles to the left and to the right) without being told which, once with blocks
+that attend the action tokens (as in PI, GR00T, Dual) and once without (PI_v3). It draws a chunk, 3 actions of it are executed,
+2 more while the next chunk is computed; that one is drawn from other noise. Cost: a larger head, the backbone apart.
+"""
+
+import argparse
+import math
+import statistics
+import time
+
+import torch
+
+from hf_vla import QwenGR00TConfig
+from hf_vla.modeling.action_head import FlowMatchingActionHead
+from hf_vla.modeling.diffusion_transformer import Conditioning
+
+HORIZON, EXECUTED, DELAY, PAIRS = 8, 3, 2, 1024
+
+
+def build(interleave: bool, horizon: int, dim: int, width: int, layers: int, tokens: int):
+    """A head and the states of one observation."""
+    config = QwenGR00TConfig(
+        action_dim=dim,
+        state_dim=0,
+        action_horizon=horizon,
+        interleave_self_attention=interleave,
+        dropout=0.0,
+        attention_head_dim=min(64, width // 2),
+    )
+    head = FlowMatchingActionHead(config, hidden_size=width, num_layers=layers, key_size=width)
+    return head, torch.randn(1, tokens, width)
+
+
+def condition(head, state: torch.Tensor, batch: int) -> Conditioning:
+    return Conditioning([state.expand(batch, -1, -1)] * len(head.transformer.transformer_blocks))
+
+
+def curves(samples: int) -> torch.Tensor:
+    side = torch.tensor([[1.0], [-1.0]]).repeat(samples // 2, 1)
+    phase = 2 * math.pi * torch.rand(samples, 1) + 0.5 * torch.arange(HORIZON)
+    return torch.stack([0.7 * side + 0.25 * phase.cos(), 0.25 * phase.sin()], dim=-1)
+
+
+def train(head, state: torch.Tensor, steps: int, batch: int = 64) -> None:
+    conditioning = condition(head, state, batch)
+    optimizer = torch.optim.Adam(head.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, total_steps=steps)
+    for _ in range(steps):
+        loss = head.loss(conditioning, curves(batch))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+
+@torch.no_grad()
+def seams(head, state: torch.Tensor, weight: float) -> dict[str, float]:
+    conditioning = condition(head, state, PAIRS)
+    previous = head.sample(conditioning, generator=torch.Generator().manual_seed(1))[:, EXECUTED:]
+    new = head.sample(
+        conditioning,
+        generator=torch.Generator().manual_seed(2),
+        previous_chunk=previous,
+        inference_delay=DELAY,
+        max_guidance_weight=weight,
+    )
+    side = new[..., :1].sign()
+    radius = torch.cat([new[..., :1] - 0.7 * side, new[..., 1:]], dim=-1)[:, DELAY:].norm(dim=-1)
+    same = new[:, DELAY:, 0].mean(1).sign() == previous[..., 0].mean(1).sign()
+    return {
+        "seam": (new[:, DELAY] - previous[:, DELAY]).abs().mean().item(),
+        "jump": (new[:, DELAY] - previous[:, DELAY - 1]).abs().mean().item(),
+        "same mode": same.float().mean().item(),
+        "off the data": (radius - 0.25).abs().mean().item(),
+    }
+
+
+def seconds(function, repeats: int) -> float:
+    function()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in {"layers": 12, "width": 512, "tokens": 120, "horizon": 16}.items():
+        parser.add_argument(f"--{name}", type=int, default=value, help="of the head whose cost is measured")
+    parser.add_argument("--train-steps", type=int, default=400)
+    parser.add_argument("--repeats", type=int, default=9, help="timed runs; the median counts")
+    parser.add_argument("--threads", type=int, default=1)
+    a = parser.parse_args()
+    torch.set_num_threads(a.threads)
+    print("blocks | guidance | seam | jump | same mode | off the data")
+    for interleave in (True, False):
+        torch.manual_seed(0)
+        head, state = build(interleave, HORIZON, dim=2, width=32, layers=4, tokens=8)
+        train(head, state, a.train_steps)
+        for weight in (0.0, 1.0, 5.0, 10.0):
+            row = seams(head, state, weight)
+            print(
+                f"{'self and cross' if interleave else 'cross only'} | {weight:g} | {row['seam']:.3f} | {row['jump']:.3f} | "
+                f"{row['same mode']:.0%} | {row['off the data']:.3f}"
+            )
+    for interleave in (True, False):
+        head, state = build(interleave, a.horizon, dim=7, width=a.width, layers=a.layers, tokens=a.tokens)
+        conditioning = condition(head, state, 1)
+        previous = torch.randn(1, a.horizon // 2, 7)
+        plain = seconds(torch.no_grad()(lambda: head.sample(conditioning)), a.repeats)  # noqa: B023 - called at once
+        guided = seconds(
+            torch.no_grad()(lambda: head.sample(conditioning, previous_chunk=previous, inference_delay=2)),  # noqa: B023
+            a.repeats,
+        )
+        print(
+            f"cost, {'self and cross' if interleave else 'cross only'}: {plain * 1e3:.1f} ms without, {guided * 1e3:.1f} ms "
+            f"with, {guided / plain:.2f} times as long"
+        )
+
+
+if __name__ == "__main__":
+    main()
