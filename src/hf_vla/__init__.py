@@ -7,6 +7,7 @@ when it is used.
 import importlib
 
 from . import registration
+from .registration import register_framework
 
 __version__ = "0.1.0"
 
@@ -23,7 +24,7 @@ for _type, _stem in registration.FRAMEWORKS.items():
     _LAZY[f"{_stem}ForActionPrediction"] = f"modeling.modeling_{_type}"
     _LAZY[f"{_stem}Processor"] = f"processing.processing_{_type}"
 
-__all__ = ["__version__", *sorted(_LAZY)]
+__all__ = ["__version__", "register_framework", *sorted(_LAZY)]
 
 
 def __getattr__(name: str):

@@ -1,6 +1,7 @@
 """A policy as simulators, servers and demos use it: model and processor together, observations in, robot units out."""
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -55,12 +56,21 @@ class Policy:
         if seed is not None:
             self._generator = torch.Generator(device=self.model.device).manual_seed(seed)
 
-    def infer(self, observation: Mapping | Sequence[Mapping]) -> np.ndarray:
+    def infer(
+        self,
+        observation: Mapping | Sequence[Mapping],
+        previous_chunk: np.ndarray | None = None,
+        inference_delay: int = 0,
+    ) -> np.ndarray:
         """Action chunks for one observation or a batch of them.
 
         Args:
             observation: {"image": [PIL images or HWC arrays], "lang": instruction, "state": (1, S) or (S,), optional}, in
                 robot units, or a list of these.
+            previous_chunk: for real-time chunking with the flow-matching frameworks, what was not yet executed of the previous
+                chunk when the observation was taken: (H', action_dim), robot units; (B, H', action_dim) for a list.
+            inference_delay: how many steps of it are executed before this call's chunk is ready. They are returned as
+                they are; execute the new chunk from step `inference_delay` on.
 
         Returns:
             float32 array (action_horizon, action_dim) in robot units; (B, action_horizon, action_dim) for a list.
@@ -76,9 +86,36 @@ class Policy:
             state=np.stack([np.reshape(o["state"], (1, -1)) for o in batch]) if all(with_state) else None,
             unnorm_key=self.unnorm_key,
         ).to(self.model.device)
-        normalized = self.model.predict_action(**inputs, generator=self._generator)
+        real_time = {}
+        if previous_chunk is not None or inference_delay:
+            real_time = self._real_time_chunking(previous_chunk, inference_delay, single)
+        normalized = self.model.predict_action(**inputs, generator=self._generator, **real_time)
         actions = self.processor.unnormalize_actions(normalized, self.unnorm_key)
         return actions[0] if single else actions
+
+    def _real_time_chunking(self, previous_chunk, inference_delay: int, single: bool) -> dict:
+        """The arguments of `predict_action` for it, of a previous chunk in robot units."""
+        if "previous_chunk" not in inspect.signature(self.model.predict_action).parameters:
+            raise ValueError(
+                f"{type(self.model).__name__} does not denoise its actions and has no real-time chunking; leave out "
+                "previous_chunk and inference_delay, or use a flow-matching framework"
+            )
+        if previous_chunk is not None:
+            previous_chunk = self._normalize_executed(np.asarray(previous_chunk, dtype=np.float32))
+            previous_chunk = torch.from_numpy(previous_chunk[None] if single else previous_chunk)
+        return {"previous_chunk": previous_chunk, "inference_delay": inference_delay}
+
+    def _normalize_executed(self, actions: np.ndarray) -> np.ndarray:
+        """The inverse of `unnormalize_actions`: robot units (…, action_dim) -> normalised.
+
+        `Normalizer.normalize` clips in mode q99, for training; predictions beyond the clip are executed all the same.
+        Un-normalising is affine in every dimension (a binary one is 0 or 1 both ways): two points tell its inverse.
+        """
+        normalizer = self.processor.normalizer(self.processor.resolve_key(self.unnorm_key), "action")
+        as_in_training = normalizer.normalize(actions)
+        zero, one = (normalizer.unnormalize(np.full(normalizer.dim, x)) for x in (0, 1))
+        constant = zero == one  # in robot units, whatever was predicted
+        return np.where(constant, as_in_training, (actions - zero) / np.where(constant, 1, one - zero))
 
     def untrained(self, seed: int = 0) -> "Policy":
         """The same policy with new random weights: a baseline."""

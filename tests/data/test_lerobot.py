@@ -1,6 +1,7 @@
 """`LeRobotDataset` against datasets whose every number and frame is known."""
 
 import json
+import os
 import pickle
 import shutil
 import time
@@ -380,6 +381,68 @@ def test_fifty_thousand_episodes_start_fast(v3):
     dataset = LeRobotDataset(v3, HORIZON)
     assert time.perf_counter() - start < 10
     assert len(dataset) == 50_000 * LENGTHS[0]
+
+
+@pytest.mark.parametrize("with_files", [True, False])
+def test_fifty_thousand_episodes_in_files_of_their_own_start_fast(copied, with_files, caplog):
+    root, count = copied("v21_video"), 50_000
+    lines = [json.dumps({"episode_index": e, "tasks": [], "length": 30}) for e in range(count)]
+    (root / "meta/episodes.jsonl").write_text("\n".join(lines))
+    edit_json(root / "meta/info.json", total_episodes=count, total_frames=30 * count)
+    shutil.rmtree(root / "data")
+    shutil.rmtree(root / "videos")
+    if with_files:
+        for chunk in range(count // 1000):
+            folder = root / f"data/chunk-{chunk:03d}"
+            folder.mkdir(parents=True)
+            for episode in range(1000 * chunk, 1000 * chunk + 1000):
+                (folder / f"episode_{episode:06d}.parquet").touch()
+    start = time.perf_counter()
+    dataset = LeRobotDataset(root, HORIZON, cameras=[])
+    assert time.perf_counter() - start < 10
+    assert len(dataset) == 30 * count
+    # Metadata alone can be looked at, but not for anything else.
+    assert ("there is only meta/" in caplog.text) is not with_files
+    with pytest.raises(OSError, match="episode_049999.parquet"):
+        dataset[-1]
+    if with_files:
+        (root / "data/chunk-031/episode_031415.parquet").unlink()
+        with pytest.raises(FileNotFoundError, match="episode_031415.parquet is missing"):
+            LeRobotDataset(root, HORIZON, cameras=[])
+
+
+def test_tables_and_decoders_in_memory_are_bounded(copied, monkeypatch):
+    root = copied("v21_video")
+    whole = LeRobotDataset(root, HORIZON)
+    bounded = LeRobotDataset(root, HORIZON, max_table_bytes=1, max_open_videos=1)
+    read = []
+    reading = bounded._tables.read
+    bounded._tables.read = lambda file: (read.append(file), reading(file))[1]
+    order = [0, 1, 20, 2, 76, 75]
+    for index in order:
+        np.testing.assert_array_equal(bounded[index]["action"], whole[index]["action"])
+    assert len(read) == 4  # again for every change of the episode, not for every item
+    for index in order:
+        assert whole[index]["lang"]
+    monkeypatch.setattr("hf_vla.data.lerobot.read_frame_table", None)
+    assert [whole[index]["lang"] for index in order]  # all tables are still there
+
+
+def test_memory_is_flat_over_an_epoch(copied):
+    dataset = LeRobotDataset(copied("v21_video"), HORIZON)
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    rng = np.random.default_rng(0)
+    for index in rng.permutation(len(dataset)).tolist():
+        assert dataset[index]
+    before = resident()
+    for _ in range(6):
+        for index in rng.permutation(len(dataset)).tolist():
+            assert dataset[index]
+    # 462 items of two images take 20 MB as pixels; decoders that leak take more.
+    assert resident() - before < 8e6
 
 
 # ---- the Hub

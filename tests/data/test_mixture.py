@@ -1,14 +1,21 @@
 """`DatasetMixture`: what is drawn, how often, and that it is always the same."""
 
+import logging
 import pickle
 import shutil
 from collections import Counter
 
 import numpy as np
 import pytest
+import torch
+from accelerate.data_loader import prepare_data_loader
+from synthetic_v3 import encode
 from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer, TrainingArguments
 
 from hf_vla.data import DatasetMixture, LeRobotDataset
+from hf_vla.data.named_mixtures import read_mixture
+from hf_vla.processing.robots import modes_for
 
 
 class Numbers(Dataset):
@@ -25,9 +32,6 @@ class Numbers(Dataset):
 
     def __getitem__(self, index):
         return self.key, index
-
-    def rows(self):
-        return np.arange(2 * self.size, dtype=np.float32).reshape(self.size, 2), None
 
 
 def draws(mixture):
@@ -79,6 +83,171 @@ def test_frequencies_are_those_of_the_report(weights):
     assert min(frames) < 10 and max(frames) >= 990 and max(frames.values()) < 15
 
 
+def test_report_counts_what_was_drawn():
+    mixture = DatasetMixture([Numbers("a", 300), Numbers("b", 100)], [1, 2], epoch_size=1000)
+    assert len(mixture) == 1000
+    for epoch in (0, 3):
+        mixture.set_epoch(epoch)
+        keys = [key for key, _ in draws(mixture)]
+        for start, stop in ((0, None), (0, 0), (120, 777)):
+            counted = [entry["draws"] for entry in mixture.report(start, stop)]
+            assert counted == [keys[start:stop].count("a"), keys[start:stop].count("b")]
+
+
+def test_balance_by_size():
+    def shares(**options):
+        members = [Numbers("a", 300), Numbers("b", 100)]
+        return DatasetMixture(members, **options).probabilities.tolist()
+
+    assert shares() == shares(balance_by_size=True) == [0.75, 0.25]
+    assert shares(weights=[1, 1]) == [0.5, 0.5]
+    assert shares(weights=[1, 3], balance_by_size=True) == [0.5, 0.5]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_restart_in_mid_epoch(workers):
+    def items(start, epoch):
+        mixture = DatasetMixture([Numbers("a", 30), Numbers("b", 10)], [1, 3], seed=5)
+        mixture.set_epoch(epoch)
+        options = {"batch_size": 4, "collate_fn": list, "num_workers": workers}
+        return [item for batch in DataLoader(mixture, sampler=range(start, len(mixture)), **options) for item in batch]
+
+    whole = items(0, 2)
+    assert items(17, 2) == whole[17:]
+    expected = DatasetMixture([Numbers("a", 30), Numbers("b", 10)], [1, 3], seed=5)
+    expected.set_epoch(2)
+    assert whole == draws(expected)
+
+
+def test_ranks_deal_out_one_sequence():
+    mixture = DatasetMixture([Numbers("a", 30), Numbers("b", 10)], [1, 3])
+    mixture.set_epoch(1)
+    whole = draws(mixture)
+    for ranks, batch_size in ((1, 8), (2, 4), (4, 2)):
+        loaders = [
+            prepare_data_loader(
+                DataLoader(mixture, batch_size, collate_fn=list), num_processes=ranks, process_index=rank
+            )
+            for rank in range(ranks)
+        ]
+        for loader in loaders:
+            loader.set_epoch(1)
+        steps = zip(*loaders, strict=True)
+        assert [item for step in steps for batch in step for item in batch] == whole
+
+
+class Recorder(Trainer):
+    """Trains nothing, and keeps the items that it is given."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.seen = []
+
+    def compute_loss(self, model, inputs, **kwargs):
+        self.seen += inputs["items"]
+        return model.weight.sum()
+
+
+@pytest.mark.filterwarnings("ignore:.*pin_memory")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_trainer_follows_the_epochs_and_resumes(tmp_path, workers):
+    def trainer(max_steps):
+        mixture = DatasetMixture([Numbers("a", 15), Numbers("b", 5)], [1, 3], seed=2)
+        arguments = TrainingArguments(
+            tmp_path,
+            max_steps=max_steps,
+            per_device_train_batch_size=4,
+            train_sampling_strategy="sequential",
+            dataloader_num_workers=workers,
+            dataloader_persistent_workers=workers > 0,
+            save_steps=8,
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+        collate = lambda items: {"items": items}  # noqa: E731
+        return Recorder(torch.nn.Linear(1, 1), arguments, train_dataset=mixture, data_collator=collate), mixture
+
+    whole, mixture = trainer(13)  # 5 steps an epoch
+    whole.train()
+    expected = []
+    for epoch in range(3):
+        mixture.set_epoch(epoch)
+        expected += draws(mixture)
+    assert whole.seen == expected[: 13 * 4]
+    resumed, _ = trainer(13)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    assert resumed.seen == expected[8 * 4 : 13 * 4]
+
+
+class Flaky(Numbers):
+    """Every third item cannot be read."""
+
+    def __getitem__(self, index):
+        if index % 3 == 0:
+            raise OSError(f"item {index} is damaged")
+        return super().__getitem__(index)
+
+
+def test_errors_are_raised_unless_skipping_is_asked_for(caplog):
+    with pytest.raises(OSError, match="is damaged"):
+        draws(DatasetMixture([Flaky("a", 30)]))
+    mixture = DatasetMixture([Flaky("a", 30), Numbers("b", 30)], on_error="skip")
+    with caplog.at_level(logging.WARNING, logger="hf_vla"):
+        once = draws(mixture)
+    assert len(once) == 60 and not [index for key, index in once if key == "a" and index % 3 == 0]
+    damaged = mixture.num_skipped
+    assert 3 < damaged == caplog.text.count("is damaged")
+    assert [i for i in range(60) if once[i] != (mixture.datasets[mixture.draw(i)[0]].key, mixture.draw(i)[1])]
+    loader = DataLoader(mixture, batch_size=None, num_workers=2)
+    assert [tuple(item) for item in loader] == once
+    assert mixture.num_skipped == 2 * damaged
+    mixture = DatasetMixture([Flaky("a", 1)], on_error="skip")
+    with pytest.raises(OSError, match="100 draws in a row.*item 0 is damaged"):
+        mixture[0]
+
+
+def test_named_mixtures(shared_dir, tmp_path):
+    for name in ("bridge_orig_1.0.0_lerobot", "fractal20220817_data_0.1.0_lerobot"):
+        root = shutil.copytree(shared_dir / "datasets" / "v20_bridge_like", tmp_path / name)
+    info = root / "meta/info.json"  # of the second, whose camera has another name
+    info.write_text(info.read_text().replace("observation.images.image_0", "observation.images.image"))
+    (root / "meta/modality.json").unlink()
+    (root / "videos/chunk-000/observation.images.image_0").rename(root / "videos/chunk-000/observation.images.image")
+    mixture = DatasetMixture.from_name("bridge_rt_1", tmp_path, seed=4)
+    assert [dataset.key for dataset in mixture.datasets] == ["oxe_bridge", "oxe_rt1"]
+    assert [dataset.action_horizon for dataset in mixture.datasets] == [16, 16]
+    assert [dataset.cameras for dataset in mixture.datasets] == [
+        ["observation.images.image_0"],
+        ["observation.images.image"],
+    ]
+    assert mixture.probabilities.tolist() == [0.5, 0.5] and mixture.seed == 4
+    assert DatasetMixture.from_name("bridge_rt_1", tmp_path, action_horizon=4)[0]["action"].shape == (4, 7)
+    modes = modes_for("oxe_bridge", mixture.statistics["oxe_bridge"])
+    assert modes == {"action": ["q99"] * 6 + ["binary"], "state": ["q99"] * 7 + ["binary"]}
+    assert [entry["dataset"] for entry in read_mixture("libero_all")] == [
+        f"libero_{suite}_no_noops_1.0.0_lerobot" for suite in ("object", "goal", "spatial", "10")
+    ]
+
+    own = tmp_path / "own.yaml"
+    own.write_text("- {dataset: bridge_orig_1.0.0_lerobot, robot: mine, weight: 2, action_horizon: 3, episodes: [1]}")
+    assert len(DatasetMixture.from_name(own, tmp_path)) == 34
+    with pytest.raises(FileNotFoundError, match="libero_object_no_noops_1.0.0_lerobot is missing"):
+        DatasetMixture.from_name("libero_all", tmp_path)
+    with pytest.raises(ValueError, match="'bridge_rt'.*bridge_rt_1, libero_all; did you mean bridge_rt_1"):
+        DatasetMixture.from_name("bridge_rt", tmp_path)
+    own.write_text("- {dataset: bridge_orig_1.0.0_lerobot, robot: mine}")
+    with pytest.raises(ValueError, match="'mine' is no known robot type; give action_horizon"):
+        DatasetMixture.from_name(own, tmp_path)
+    own.write_text("- {dataset: bridge_orig_1.0.0_lerobot, robot: oxe_bridge, horizon: 3}")
+    with pytest.raises(ValueError, match="does not fit LeRobotDataset.*horizon"):
+        DatasetMixture.from_name(own, tmp_path)
+    own.write_text("dataset: bridge")
+    with pytest.raises(ValueError, match="must be a list"):
+        DatasetMixture.from_name(own, tmp_path)
+
+
 def test_pickle_keeps_the_sequence():
     mixture = DatasetMixture([Numbers("a", 20), Numbers("b", 10)], seed=1)
     mixture.set_epoch(2)
@@ -94,6 +263,10 @@ def test_bad_weights(weights):
 def test_bad_arguments():
     with pytest.raises(ValueError, match="at least one dataset"):
         DatasetMixture([])
+    with pytest.raises(ValueError, match="on_error is 'ignore'; possible: 'raise', 'skip'"):
+        DatasetMixture([Numbers("a", 3)], on_error="ignore")
+    with pytest.raises(ValueError, match="epoch_size"):
+        DatasetMixture([Numbers("a", 3)], epoch_size=0)
     with pytest.raises(ValueError, match="seed"):
         DatasetMixture([Numbers("a", 3)], seed=-1)
     mixture = DatasetMixture([Numbers("a", 3)])
@@ -134,3 +307,40 @@ def test_shared_key_pools_statistics(shared_dir, tmp_path):
     for name in ("action", "state"):
         for key, values in whole[name].items():
             np.testing.assert_allclose(pooled["synthetic"][name][key], values, rtol=1e-12, atol=1e-15)
+
+
+def test_shared_key_needs_one_action_mode(shared_dir, tmp_path):
+    root = shutil.copytree(shared_dir / "datasets" / "v21_video", tmp_path / "v21_video")
+    parts = [LeRobotDataset(root, 4), LeRobotDataset(root, 4, action_mode="relative")]
+    with pytest.raises(ValueError, match="'synthetic' must agree in action_mode: 'stored' of.*'relative' of"):
+        _ = DatasetMixture(parts).statistics
+
+
+def test_check_before_training(shared_dir, tmp_path):
+    root = shutil.copytree(shared_dir / "datasets" / "v21_video", tmp_path / "v21_video")
+    videos = root / "videos/chunk-000/observation.images.wrist"
+    DatasetMixture([LeRobotDataset(root, 4)]).check()
+    whole = (videos / "episode_000001.mp4").read_bytes()
+    (videos / "episode_000001.mp4").write_bytes(whole[: len(whole) // 2])
+    mixture = DatasetMixture([LeRobotDataset(root, 4)])
+    for _ in range(2):  # only success is remembered
+        with pytest.raises(OSError, match="episode 1, camera 'observation.images.wrist'.*episode_000001.mp4 cannot be"):
+            mixture.check()
+    shutil.copy(videos / "episode_000002.mp4", videos / "episode_000001.mp4")
+    with pytest.raises(OSError, match="episode 1, camera.*ends at 0.500 s, but the last of the episode's 28 frames is at 2.7"):
+        DatasetMixture([LeRobotDataset(root, 4)]).check()
+    DatasetMixture([LeRobotDataset(root, 4, cameras=["front"])]).check()
+    (videos / "episode_000001.mp4").write_bytes(whole)
+    DatasetMixture([LeRobotDataset(root, 4)]).check()
+
+
+@pytest.mark.parametrize("episodes", [None, [1, 3]])
+def test_check_of_shared_files(written, episodes, tmp_path):
+    root = shutil.copytree(written["libsvtav1"][0], tmp_path / "v3")
+    DatasetMixture([LeRobotDataset(root, 4, episodes=episodes)]).check()
+    file = root / "videos/observation.images.front/chunk-000/file-001.mp4"
+    shutil.copy(root / "videos/observation.images.front/chunk-000/file-000.mp4", file)
+    DatasetMixture([LeRobotDataset(root, 4, episodes=episodes)]).check()  # that one is longer
+    encode(file, np.zeros((3, 96, 128, 3), np.uint8), "libx264", 30)
+    with pytest.raises(OSError, match="episode [34], camera 'observation.images.front'.*file-001.mp4 ends at 0.100 s"):
+        DatasetMixture([LeRobotDataset(root, 4, episodes=episodes)]).check()

@@ -7,11 +7,21 @@ from ..registration import class_of
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
-def load_processor_parts(base_vlm, **hub) -> dict:
-    """The `image_processor`, `tokenizer` and `chat_template` of a backbone's folder or repository."""
+def load_processor_parts(base_vlm, image_processor_config: dict | None = None, **hub) -> dict:
+    """The `image_processor`, `tokenizer` and `chat_template` of a backbone's folder or repository.
+
+    `image_processor_config` are fields of the image processor that replace the backbone's own.
+    """
     from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin
 
-    image_processor = AutoImageProcessor.from_pretrained(base_vlm, **hub)
+    changed = image_processor_config or {}
+    image_processor = AutoImageProcessor.from_pretrained(base_vlm, **changed, **hub)
+    known = {*image_processor.to_dict(), *image_processor.valid_kwargs.__annotations__}
+    if unknown := sorted(set(changed) - known):
+        raise ValueError(
+            f"image_processor_config has {', '.join(unknown)}; a {type(image_processor).__name__} has "
+            f"{', '.join(sorted(known))}"
+        )
     tokenizer = AutoTokenizer.from_pretrained(base_vlm, **hub)
     # Qwen's repositories keep the chat template beside the tokenizer, in the processor's files.
     chat_template = ProcessorMixin.get_processor_dict(base_vlm, **hub)[0].get("chat_template")
@@ -22,20 +32,22 @@ def load_processor_parts(base_vlm, **hub) -> dict:
     }
 
 
-def build_from_vlm(model_type: str, base_vlm, **kwargs) -> tuple:
+def build_from_vlm(model_type: str, base_vlm, image_processor_config: dict | None = None, **kwargs) -> tuple:
     """The configuration and the processor of a new policy, and the Hub options among `kwargs`.
 
     Args:
         model_type: the framework.
         base_vlm: folder or Hub repository of the backbone.
+        image_processor_config: fields of the backbone's image processor to change.
         kwargs: fields of the framework's configuration, settings of its processor, Hub options.
 
     Raises:
-        ValueError: an argument that is none of these.
+        ValueError: an argument that is none of these, or a backbone whose images can't be laid out.
     """
     from transformers import AutoConfig
 
     from ..processing.action_tokenizer import FastActionTokenizer
+    from ..processing.image_layouts import layout_for
 
     config_class, processor_class = class_of(model_type, "config"), class_of(model_type, "processor")
     of_config = set(config_class.__dataclass_fields__) - {"vlm_config", "vlm_name_or_path"}
@@ -51,7 +63,8 @@ def build_from_vlm(model_type: str, base_vlm, **kwargs) -> tuple:
             )
     hub = {name: value for name, value in kwargs.items() if name in HUB_KWARGS}
     vlm_config = AutoConfig.from_pretrained(base_vlm, **hub)
-    parts = load_processor_parts(base_vlm, **hub)
+    parts = load_processor_parts(base_vlm, image_processor_config, **hub)
+    layout_for(parts["image_processor"])
     processor_class.extend_tokenizer(parts["tokenizer"])
     text_config = vlm_config.get_text_config()
     text_config.vocab_size = max(text_config.vocab_size, len(parts["tokenizer"]))
@@ -59,7 +72,10 @@ def build_from_vlm(model_type: str, base_vlm, **kwargs) -> tuple:
     fields = processor_class.config_fields(parts["tokenizer"], **fast)
     fields |= {name: value for name, value in kwargs.items() if name in of_config}
     config = config_class(vlm_config=vlm_config, vlm_name_or_path=str(base_vlm), **fields)
-    settings = {"resize_to_patches": resizes_to_patches(vlm_config)}
+    settings = {
+        "resize_to_patches": resizes_to_patches(vlm_config),
+        "image_seq_len": image_seq_len(vlm_config, parts["image_processor"]),
+    }
     settings |= {name: getattr(config, name) for name in ("action_dim", "state_dim", "action_horizon")}
     settings |= {name: value for name, value in kwargs.items() if name in of_processor} | fast
     return config, processor_class(**(parts | settings)), hub
@@ -68,6 +84,14 @@ def build_from_vlm(model_type: str, base_vlm, **kwargs) -> tuple:
 def resizes_to_patches(vlm_config) -> bool:
     """Whether StarVLA resizes images to a multiple of the patch size before the backbone's own image processor."""
     return vlm_config.model_type == "qwen2_5_vl"
+
+
+def image_seq_len(vlm_config, image_processor) -> int | None:
+    """Tokens of one square frame of an image, for backbones where it is fixed (Idefics3, SmolVLM2)."""
+    if vlm_config.model_type not in ("idefics3", "smolvlm"):
+        return None
+    side = image_processor.max_image_size["longest_edge"] // vlm_config.vision_config.patch_size
+    return (side // vlm_config.scale_factor) ** 2
 
 
 __all__ = ["build_from_vlm", "load_processor_parts", "resizes_to_patches"]

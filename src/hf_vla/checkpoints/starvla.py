@@ -361,6 +361,8 @@ def save_repository(model, processor, folder: str | os.PathLike, step: int = 0) 
     )
     if framework is None:
         raise ValueError(f"StarVLA has no framework for {model.config.model_type!r}")
+    if not (backbone := model.config.vlm_config.model_type).startswith("qwen"):
+        raise ValueError(f"StarVLA's {name} has Qwen-VL backbones only; this policy's is a {backbone!r}")
     action_model, trainer = framework.to_yaml(model.config)
     vla_data = {"obs_image_size": processor.image_size}
     if processor.prompt_template is not None:
@@ -418,7 +420,12 @@ def understand_native_repositories(auto_config) -> None:
         for name in ("code_revision", "trust_remote_code", "_from_auto", "_from_pipeline"):
             kwargs.pop(name, None)
         native = {name: kwargs[name] for name in kwargs if name in NATIVE_KWARGS}
-        result = repository.config(**kwargs)
+        try:
+            result = repository.config(**kwargs)
+        except ValueError as error:
+            raise OSError(
+                str(error)
+            ) from error  # AutoProcessor takes a ValueError for "not mine" and drops its message
         return (result[0], result[1] | native) if kwargs.get("return_unused_kwargs") else result
 
     from_pretrained._reads_starvla = True

@@ -125,7 +125,9 @@ def make_window(
         raise ValueError(f"absolute_dims {list(absolute_dims)} have no meaning with action_mode 'stored'")
     if mode != "stored":
         if given["action"] != tuple(range(len(given["action"]))):
-            raise ValueError(f"action_mode {mode!r} needs the actions 0, 1, 2, …; delta_indices gives {given['action']}")
+            raise ValueError(
+                f"action_mode {mode!r} needs the actions 0, 1, 2, …; delta_indices gives {given['action']}"
+            )
         relative = [d for d in range(action_dim) if d not in absolute_dims]
         clash = [d for d in relative if d in delta_dims]
         if clash:

@@ -130,7 +130,9 @@ def map_columns(
         named = named if isinstance(named, dict) else {key: key for key in named}
         absent = [key for key in named.values() if key not in image_keys]
         if absent:
-            raise ValueError(f"{source}: images names {absent[0]!r}; the cameras are {', '.join(image_keys) or 'none'}")
+            raise ValueError(
+                f"{source}: images names {absent[0]!r}; the cameras are {', '.join(image_keys) or 'none'}"
+            )
         mapping = replace(mapping, cameras=cameras | named, order=tuple(named.values()))
     if "instruction" in columns:
         if columns["instruction"] not in features:
@@ -149,7 +151,9 @@ def _read_columns(columns: str | Path | Mapping[str, Any] | None) -> tuple[str, 
     if isinstance(columns, (str, Path)):
         source = str(columns)
         if not Path(columns).is_file():
-            raise FileNotFoundError(f"{columns} is missing: columns names a YAML file, or is the dict that it would hold")
+            raise FileNotFoundError(
+                f"{columns} is missing: columns names a YAML file, or is the dict that it would hold"
+            )
         try:
             columns = yaml.safe_load(Path(columns).read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
@@ -164,7 +168,9 @@ def _read_columns(columns: str | Path | Mapping[str, Any] | None) -> tuple[str, 
 def _slice(where: str, entry: Any, features: dict[str, dict[str, Any]]) -> Slice:
     entry = {"column": entry} if isinstance(entry, str) else entry
     if not isinstance(entry, Mapping) or "column" not in entry:
-        raise ValueError(f"{where}: each entry is a column's name or {{column: NAME, start: …, end: …}}, got {entry!r}")
+        raise ValueError(
+            f"{where}: each entry is a column's name or {{column: NAME, start: …, end: …}}, got {entry!r}"
+        )
     _check_names(where, entry, _ENTRY)
     rotation = entry.get("rotation")
     if rotation is not None:

@@ -133,7 +133,9 @@ def _read_csv(path: Path) -> tuple[np.ndarray, np.ndarray | None, list[str], lis
     for part in ("action", "state"):
         parts[part] = [column for column, name in enumerate(header) if name.startswith(f"{part}_")]
     if not parts["action"] or len(rows) < 2:
-        raise ValueError(f"{path} has no rows or no columns action_NAME; its columns are {', '.join(header) or 'none'}")
+        raise ValueError(
+            f"{path} has no rows or no columns action_NAME; its columns are {', '.join(header) or 'none'}"
+        )
     values = {part: np.empty((len(rows) - 1, len(columns)), np.float32) for part, columns in parts.items()}
     for line, row in enumerate(rows[1:], start=2):
         if len(row) != len(header):
@@ -167,7 +169,9 @@ def _check_alike(episodes: list[Episode]) -> None:
         for part, values in (("action", episode.action), ("state", episode.state)):
             if values is not None and not np.isfinite(values).all():
                 frame, dimension = np.argwhere(~np.isfinite(values))[0]
-                raise ValueError(f"{episode.folder}: {part}[{dimension}] at frame {frame} is {values[frame, dimension]}")
+                raise ValueError(
+                    f"{episode.folder}: {part}[{dimension}] at frame {frame} is {values[frame, dimension]}"
+                )
 
 
 def _features(episode: Episode, image_size: tuple[int, int] | None) -> dict[str, dict]:

@@ -85,7 +85,11 @@ def _odd_numbers(dataset: LeRobotDataset, part: str, rows: list[dict[str, Any]])
 
     label = [f"{part}[{row['index']}]" + (f" ({row['name']})" if row["name"] else "") for row in rows]
     low, high = (np.array([row[name] for row in rows]) for name in ("q01", "q99"))
-    lines = [f"{name} is {row['min']:g} in every frame" for name, row in zip(label, rows, strict=True) if row["min"] == row["max"]]
+    lines = [
+        f"{name} is {row['min']:g} in every frame"
+        for name, row in zip(label, rows, strict=True)
+        if row["min"] == row["max"]
+    ]
     if (dataset.metadata.length <= 1).all():
         return lines
     usual = np.array(compute_statistics({"step": steps}, 0, 0)["step"]["q99"])
@@ -98,9 +102,13 @@ def _odd_numbers(dataset: LeRobotDataset, part: str, rows: list[dict[str, Any]])
         jumps.add(episode, moved, moved > jump)
         beyond = np.maximum(low - of_episode, of_episode - high)
         outliers.add(episode, np.abs(of_episode), beyond > spread)
-    lines += jumps.lines(lambda d, n, worst: f"{n} jumps, the largest of {worst:g} (99 % of steps are below {usual[d]:g})")
+    lines += jumps.lines(
+        lambda d, n, worst: f"{n} jumps, the largest of {worst:g} (99 % of steps are below {usual[d]:g})"
+    )
     lines += outliers.lines(
-        lambda d, n, worst: f"{n} frames far outside of q01 to q99 ({low[d]:g} to {high[d]:g}), up to a size of {worst:g}"
+        lambda d, n, worst: (
+            f"{n} frames far outside of q01 to q99 ({low[d]:g} to {high[d]:g}), up to a size of {worst:g}"
+        )
     )
     return lines
 
@@ -163,7 +171,9 @@ def odd_clocks(dataset: LeRobotDataset) -> list[str]:
             except (av.FFmpegError, OSError, IndexError) as error:
                 raise OSError(f"{dataset.root / path} cannot be opened ({error}); it may be truncated") from error
         odd = {rate: path for rate, path in rates.items() if abs(rate - dataset.fps) > 0.02 * dataset.fps}
-        lines += [f"{path} has {rate:g} frames a second, meta/info.json says {dataset.fps}" for rate, path in odd.items()]
+        lines += [
+            f"{path} has {rate:g} frames a second, meta/info.json says {dataset.fps}" for rate, path in odd.items()
+        ]
         # A subset of the episodes leaves frames over in every shared file.
         if longer and dataset.num_episodes == dataset.metadata.info.get("total_episodes"):
             lines.append(f"{len(longer)} videos of {camera} are longer than their tables: {longer[0]}")

@@ -104,7 +104,9 @@ def _figure(dataset: LeRobotDataset) -> bytes:
             shown = values[:, :_MAX_CURVES]
             axis.plot(np.arange(len(shown)) / dataset.fps, shown, linewidth=1)
             axis.set(title=name, xlabel="seconds")
-            axis.legend((names or [str(d) for d in range(values.shape[1])])[:_MAX_CURVES], fontsize=7, loc="upper right")
+            axis.legend(
+                (names or [str(d) for d in range(values.shape[1])])[:_MAX_CURVES], fontsize=7, loc="upper right"
+            )
     stream = BytesIO()
     figure.savefig(stream, format="png", dpi=70)
     return stream.getvalue()

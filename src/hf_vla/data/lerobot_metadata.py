@@ -121,7 +121,9 @@ def check_files(root: Path, files: Iterable[str], allow_none: bool = True) -> No
         logger.warning("%s: there is only meta/, no data: what it describes can be listed, no item can be read", root)
         return
     others = f" (and {len(missing) - 1} other files)" if len(missing) > 1 else ""
-    raise FileNotFoundError(f"{root}: {root / missing[0]} is missing{others}, but the dataset names it; download it again")
+    raise FileNotFoundError(
+        f"{root}: {root / missing[0]} is missing{others}, but the dataset names it; download it again"
+    )
 
 
 def _load_v2(root: Path, info: dict[str, Any], modality: dict[str, Any] | None) -> LeRobotMetadata:

@@ -132,14 +132,24 @@ class DatasetMixture(Dataset):
                 logger.warning("skipped item %d of %r: %s", position, self.datasets[member], error)
                 failure = error
         else:
-            raise OSError(
-                f"{_MAX_ATTEMPTS} draws in a row cannot be read, the last because: {failure}"
-            ) from failure
+            raise OSError(f"{_MAX_ATTEMPTS} draws in a row cannot be read, the last because: {failure}") from failure
         if self.augmentation is not None:
             generator = np.random.default_rng([self.seed, self.epoch, index])
             cameras = len(getattr(self.datasets[member], "cameras", item["image"]))
             item = item | {"image": self.augmentation(item["image"], generator, cameras)}
         return item
+
+    def check(self) -> None:
+        """Find what can be known to be wrong before training: read all tables, open all videos, see `check_videos`.
+
+        Raises:
+            OSError, ValueError: what is wrong, with dataset, episode, frame and file as far as they apply.
+        """
+        from .preflight import check_videos
+
+        _ = self.statistics
+        for dataset in self.datasets:
+            check_videos(dataset)
 
     @property
     def num_skipped(self) -> int:

@@ -6,6 +6,7 @@ on in order that costs nothing. For frames here and there it is made to give awa
 
 import os
 from collections import OrderedDict, deque
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -14,6 +15,8 @@ from av.video.reformatter import VideoReformatter
 
 # Decoding this many frames onwards is cheaper than a seek, which flushes the decoder and starts at a key frame again.
 _FRAMES_WORTH_DECODING = 3
+# Frames this near to the wanted one are always decoded, so that its neighbours are known.
+_NEIGHBOURS = 2
 
 
 class VideoReader:
@@ -50,8 +53,10 @@ class VideoReader:
         # The index holds decode timestamps, which lie before the presentation ones when frames are reordered.
         first_decode = self._index[0].timestamp if len(self._index) else 0
         self._reordering = (stream.start_time or 0) - first_decode
+        # FFmpeg's own decoders can leave out frames that no other frame is predicted from.
+        self._can_skip = stream.codec_context.name in ("h264", "hevc")
         self._reformatter = VideoReformatter()
-        self._last_target: float | None = None
+        self._last_target = 0.0
         self._rewind()
 
     def close(self) -> None:
@@ -72,14 +77,17 @@ class VideoReader:
         target = timestamp * self._ticks_per_second
         # Whether the next request will probably not follow on this one, judging by how this one follows on the last.
         last, self._last_target = self._last_target, target
-        here_and_there = last is not None and not 0 <= target - last <= (_FRAMES_WORTH_DECODING + 1) * self._frame_ticks
-        try:
-            frame = self._decode_to(target, here_and_there)
-        except av.FFmpegError as error:
-            self._rewind()
-            raise OSError(
-                f"{self.path}: decoding at {timestamp:.3f} s failed ({error}); the file is damaged"
-            ) from error
+        here_and_there = not 0 <= target - last <= (_FRAMES_WORTH_DECODING + 1) * self._frame_ticks
+        for attempt in range(3):
+            try:
+                frame = self._decode_to(target, here_and_there or attempt > 0, attempt)
+                break
+            except av.FFmpegError as error:
+                self._rewind()
+                if attempt == 2:
+                    raise OSError(
+                        f"{self.path}: decoding at {timestamp:.3f} s failed ({error}); the file is damaged"
+                    ) from error
         if frame is None or abs(frame.pts - target) > self._frame_ticks / 2:
             found = (
                 "none follows" if frame is None else f"the nearest is at {frame.pts / self._ticks_per_second:.3f} s"
@@ -94,30 +102,41 @@ class VideoReader:
         self._frame = None  # the latest frame that was looked at
         self._previous = None  # the one before
 
-    def _decode_to(self, target: float, here_and_there: bool) -> av.VideoFrame | None:
+    def _decode_to(self, target: float, here_and_there: bool, attempt: int) -> av.VideoFrame | None:
+        """The frame nearest to `target` of those about it.
+
+        The second attempt seeks, as what comes before or after the frame may be damaged. The third begins a group of
+        pictures earlier: those of an open group may be predicted from the one before.
+        """
         # Timestamps are stored as float32 and offsets as sums of durations: a tenth of a frame early still counts.
         slack = self._frame_ticks / 10
-        if not self._is_ahead(target, slack):
-            self._seek(target, slack)
+        if attempt or not self._is_ahead(target, slack):
+            self._seek(target, slack, attempt == 2)
         while self._frame is None or self._frame.pts < target - slack:
-            following = self._next(target if here_and_there else None, slack)
+            following = self._next(target, slack, here_and_there)
             if following is None:
                 break
             self._previous, self._frame = self._frame, following
+        if self._emptied or (self._previous and self._previous.pts < target - _NEIGHBOURS * self._frame_ticks):
+            self._previous = None  # frames between the two may have been left out
         candidates = [frame for frame in (self._previous, self._frame) if frame is not None]
         return min(candidates, key=lambda frame: abs(frame.pts - target), default=None)
 
-    def _next(self, target: float | None = None, slack: float = 0.0) -> av.VideoFrame | None:
-        """The next frame; the decoder is emptied as soon as it has the packet of a frame at `target`."""
+    def _next(self, target: float, slack: float, here_and_there: bool) -> av.VideoFrame | None:
+        """The next frame on the way to `target`, possibly without some that no other frame needs."""
+        decoder = self._stream.codec_context
         while not self._decoded and not self._emptied:
             packet = next(self._packets, None)
             if packet is None:
                 return None
+            if self._can_skip and packet.pts is not None:
+                far = packet.pts < target - _NEIGHBOURS * self._frame_ticks
+                decoder.skip_frame = "NONREF" if far else "DEFAULT"
             self._decoded.extend(packet.decode())
-            if target is not None and packet.pts is not None and abs(packet.pts - target) <= slack:
-                if not self._decoded or self._decoded[-1].pts < target - slack:
-                    self._decoded.extend(self._stream.codec_context.decode(None))
-                    self._emptied = True
+            arrived = packet.pts is not None and abs(packet.pts - target) <= slack
+            if here_and_there and arrived and (not self._decoded or self._decoded[-1].pts < target - slack):
+                self._decoded.extend(decoder.decode(None))
+                self._emptied = True
         return self._decoded.popleft() if self._decoded else None
 
     def _is_ahead(self, target: float, slack: float) -> bool:
@@ -128,28 +147,33 @@ class VideoReader:
         if target < oldest.pts - slack:
             return False
         if self._emptied:
-            return target <= (self._decoded[-1] if self._decoded else self._frame).pts + slack
+            return target <= self._frame.pts + slack
         if target - self._frame.pts <= _FRAMES_WORTH_DECODING * self._frame_ticks + slack:
             return True
         key = self._key_frame_before(target + slack)
         return key is not None and key + self._reordering <= self._frame.pts
 
-    def _seek(self, target: float, slack: float) -> None:
-        """Begin at the last key frame at or before `target`."""
-        key = self._key_frame_before(target + slack)
+    def _seek(self, target: float, slack: float, group_before: bool) -> None:
+        """Begin at the last key frame at or before `target`, or the one before that."""
+        position = int(target + slack)
         while True:
             self._rewind()
-            position = int(target) if key is None else key
             self._container.seek(position, stream=self._stream, backward=True)
-            self._frames = self._container.decode(self._stream)
-            self._frame = next(self._frames, None)
+            packets = self._container.demux(self._stream)
+            first = next(packets, None)
+            if first is not None and first.pts is not None:
+                # Frames of an open group that are shown before its key frame are predicted from the group before.
+                packets = (packet for packet in packets if packet.pts is None or packet.pts >= first.pts)
+                packets = chain([first], packets)
+            self._packets = packets
+            if first is None or first.pts is None or (first.pts <= target + slack and not group_before):
+                return
+            group_before = group_before and first.pts > target + slack
             # Reordered streams can show a key frame later than its place in the index says: take the one before.
-            if key is None or self._frame is None or self._frame.pts <= target + slack:
+            earlier = self._key_frame_before(first.dts + self._reordering - 1)
+            if earlier is None or earlier >= position:
                 return
-            earlier = self._key_frame_before(key + self._reordering - 1)
-            if earlier is None or earlier == key:
-                return
-            key = earlier
+            position = earlier
 
     def _key_frame_before(self, ticks: float) -> int | None:
         """Decode timestamp of the last key frame whose presentation is at or before `ticks`."""

@@ -182,6 +182,9 @@ class FlowMatchingActionHead(nn.Module):
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         num_steps: int | None = None,
+        previous_chunk: torch.Tensor | None = None,
+        inference_delay: int = 0,
+        max_guidance_weight: float = 5.0,
     ) -> torch.Tensor:
         """Draw an action chunk: Euler integration from noise.
 
@@ -190,6 +193,8 @@ class FlowMatchingActionHead(nn.Module):
             state: (B, 1, state_dim), normalised, or None.
             noise: (B, H, action_dim), drawn from `generator` where None.
             num_steps: denoising steps, by default the config's `num_inference_steps`.
+            previous_chunk, inference_delay, max_guidance_weight: real-time chunking, as in
+                [`~hf_vla.modeling.flow_matching_policy.FlowMatchingPolicy.predict_action`].
 
         Returns:
             float32 tensor (B, H, action_dim), normalised.
@@ -205,6 +210,7 @@ class FlowMatchingActionHead(nn.Module):
             noise = torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
         elif noise.shape != shape:
             raise ValueError(f"noise has shape {tuple(noise.shape)}; this policy draws from {shape}")
+        _check_previous_chunk(previous_chunk, inference_delay, max_guidance_weight, shape)
         conditioning = self.transformer.prepare(conditioning)
         buckets = torch.tensor(
             flow_matching.inference_buckets(num_steps, config.num_timestep_buckets), device=reference.device
@@ -218,4 +224,42 @@ class FlowMatchingActionHead(nn.Module):
                 x[:, None], buckets[step].view(1, 1), conditioning, state, tembs[step].view(1, 1, -1), at_step
             )[:, 0]
 
-        return flow_matching.integrate(velocity, noise.to(reference.device, torch.float32), num_steps)
+        noise = noise.to(reference.device, torch.float32)
+        if previous_chunk is None:
+            return flow_matching.integrate(velocity, noise, num_steps)
+        previous_chunk = previous_chunk.to(reference.device, torch.float32)
+        velocity = flow_matching.guide(velocity, previous_chunk, inference_delay, num_steps, max_guidance_weight)
+        chunk = flow_matching.integrate(velocity, noise, num_steps)
+        # The robot executes these whatever the guidance, never quite exact, made of them.
+        return torch.cat([previous_chunk[:, :inference_delay], chunk[:, inference_delay:]], dim=1)
+
+
+def _check_previous_chunk(
+    previous_chunk: torch.Tensor | None, inference_delay: int, max_guidance_weight: float, shape: tuple[int, int, int]
+) -> None:
+    """Raise a ValueError where the arguments of real-time chunking do not fit chunks of `shape` (B, H, action_dim)."""
+    if previous_chunk is None:
+        if inference_delay:
+            raise ValueError(
+                f"inference_delay is {inference_delay}, but there is no previous_chunk whose actions are executed meanwhile; "
+                "give it, or leave both out for an episode's first chunk"
+            )
+        return
+    batch, horizon, dim = shape
+    given = tuple(previous_chunk.shape)
+    if len(given) != 3 or (given[0], given[2]) != (batch, dim) or not 1 <= given[1] <= horizon:
+        raise ValueError(
+            f"previous_chunk has shape {given}; give the normalised actions of the previous chunk from the step at which this "
+            f"chunk begins, ({batch}, 1 to {horizon}, {dim}), or None where none are left"
+        )
+    if not previous_chunk.isfinite().all():
+        raise ValueError("previous_chunk holds NaN or infinite numbers")
+    if not 0 <= inference_delay <= given[1]:
+        raise ValueError(
+            f"inference_delay is {inference_delay}; it must be from 0 to the {given[1]} steps of previous_chunk, which are "
+            "executed until the new chunk is there"
+        )
+    if not 0 <= max_guidance_weight < math.inf:
+        raise ValueError(f"max_guidance_weight is {max_guidance_weight}; it must be a finite number, 0 or more")
+    if torch.is_inference_mode_enabled():
+        raise ValueError("real-time chunking needs gradients, which torch.inference_mode rules out; use torch.no_grad")

@@ -21,7 +21,14 @@ def build_backbone(vlm_config: PreTrainedConfig) -> PreTrainedModel:
     for config in (vlm_config, *(getattr(vlm_config, name, None) for name in vlm_config.sub_configs)):
         if config is not None:
             config.dtype = torch.get_default_dtype()
-    return mapping[type(vlm_config)](vlm_config)
+    vlm = mapping[type(vlm_config)](vlm_config)
+    decoder = vlm.get_decoder()
+    if missing := [name for name in ("layers", "norm") if not hasattr(decoder, name)]:
+        raise ValueError(
+            f"{type(vlm).__name__} can't be a policy's backbone: its decoder, a {type(decoder).__name__}, has no "
+            f"{' and no '.join(missing)}, where the states of its layers are read"
+        )
+    return vlm
 
 
 def run_backbone(vlm: PreTrainedModel, **inputs):
@@ -40,16 +47,29 @@ def run_backbone(vlm: PreTrainedModel, **inputs):
             f"{type(vlm).__name__} takes no {', '.join(unknown)}; its inputs are "
             f"{', '.join(name for name, p in accepted.items() if p.kind is not p.VAR_KEYWORD)}"
         )
-    return vlm.model(**with_token_types(vlm, inputs), use_cache=False, return_dict=True)
+    inputs = with_positions(vlm, with_token_types(vlm, inputs))
+    return vlm.model(**inputs, use_cache=False, return_dict=True)
 
 
 def with_token_types(vlm: PreTrainedModel, inputs: dict) -> dict:
     """The backbone's inputs with `mm_token_type_ids` (B, L), 1 at image tokens, where the backbone takes them."""
     image_token_id = getattr(vlm.config, "image_token_id", None)
-    takes_them = "mm_token_type_ids" in inspect.signature(vlm.model.forward).parameters
-    if not takes_them or inputs.get("mm_token_type_ids") is not None or image_token_id is None:
+    if inputs.get("mm_token_type_ids") is not None:
         return inputs
+    if image_token_id is None or "mm_token_type_ids" not in inspect.signature(vlm.model.forward).parameters:
+        return {name: value for name, value in inputs.items() if name != "mm_token_type_ids"}
     return inputs | {"mm_token_type_ids": (inputs["input_ids"] == image_token_id).int()}
+
+
+def with_positions(vlm: PreTrainedModel, inputs: dict) -> dict:
+    """The backbone's inputs with `position_ids` (B, L) that count from each sample's first token, as in generation.
+
+    For backbones with one-dimensional positions, which would count left padding; Qwen-VL's find their own by the mask.
+    """
+    mask = inputs.get("attention_mask")
+    if mask is None or inputs.get("position_ids") is not None or hasattr(vlm.model, "get_rope_index"):
+        return inputs
+    return inputs | {"position_ids": (mask.long().cumsum(dim=1) - 1).clamp(min=0)}
 
 
 def layer_states(vlm: PreTrainedModel, convention: str, **inputs) -> list[torch.Tensor]:

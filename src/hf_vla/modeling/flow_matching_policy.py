@@ -43,7 +43,7 @@ class FlowMatchingPolicy(VLAPreTrainedModel):
             noise, timestep: (R * B, H, action_dim) and (R * B,), tiled (b0 b1 … b0 b1 …), to fix the draw.
             state: (B, 1, state_dim), normalised, where the framework's head reads it.
             labels: (B, L) token ids, -100 where a token does not count; in place of actions, for co-training.
-            vlm_inputs: the backbone's other inputs: `pixel_values`, `image_grid_thw`, `mm_token_type_ids`.
+            vlm_inputs: the backbone's other inputs: `pixel_values`, and what else its family has.
         """
         if labels is not None:
             return self.language_model_output(labels, actions, input_ids, attention_mask, **vlm_inputs)
@@ -64,22 +64,50 @@ class FlowMatchingPolicy(VLAPreTrainedModel):
         actions: torch.Tensor | None = None,
         action_mask: torch.Tensor | None = None,
         state: torch.Tensor | None = None,
+        previous_chunk: torch.Tensor | None = None,
+        inference_delay: int = 0,
+        max_guidance_weight: float = 5.0,
         **vlm_inputs,
     ) -> torch.Tensor:
         """Draw one action chunk a sample.
+
+        With `previous_chunk`, by real-time chunking (Black, Galliker, Levine 2025, "Real-Time Execution of Action Chunking
+        Flow Policies", arXiv 2506.07339): the new chunk continues the previous one, part of which is executed while the new
+        one is computed. See `docs/real_time_chunking.md`.
 
         Args:
             input_ids, attention_mask, state, vlm_inputs: as in `forward`.
             noise: (B, action_horizon, action_dim), drawn from `generator` where None.
             num_inference_steps: denoising steps, by default the config's.
             actions, action_mask: not read; a training batch may be passed as it is.
+            previous_chunk: (B, H', action_dim), normalised, 1 <= H' <= action_horizon: what was not yet executed of the
+                previous chunk when the observation was taken, so that its step i is the new chunk's step i. Steps from H' on
+                are free. Pass fewer steps to free more.
+            inference_delay: d, 0 <= d <= H', the steps of `previous_chunk` that are executed before the new chunk is ready.
+                They have full weight, and are returned as given; execute the new chunk from step d on. The weight then
+                decays, see [`~hf_vla.modeling.flow_matching.overlap_weights`].
+            max_guidance_weight: beta of the paper, with its default. Beyond `num_inference_steps`, guidance can overshoot. 0
+                switches guidance off.
 
         Returns:
             float32 tensor (B, action_horizon, action_dim), normalised.
+
+        Raises:
+            ValueError: `previous_chunk` has another shape or holds NaN, `inference_delay` is out of range or without
+                `previous_chunk`, or another argument does not fit the policy.
         """
         self._check_state(state, len(input_ids))
         conditioning = self._condition(input_ids, attention_mask, **vlm_inputs)
-        return self.action_head.sample(conditioning, state, noise, generator, num_inference_steps)
+        return self.action_head.sample(
+            conditioning,
+            state,
+            noise,
+            generator,
+            num_inference_steps,
+            previous_chunk,
+            inference_delay,
+            max_guidance_weight,
+        )
 
     def _check_state(self, state: torch.Tensor | None, batch: int) -> None:
         if state is None:

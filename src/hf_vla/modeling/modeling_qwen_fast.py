@@ -44,7 +44,7 @@ class QwenFASTForActionPrediction(VLAPreTrainedModel):
             actions: (B, T, action_dim), which a processor's batch holds; the labels were made of them. Only whether they
                 are there is read: it tells `action_loss` from `vlm_loss`.
             action_mask, noise, timestep: not read, as tokens have no steps and no noise.
-            vlm_inputs: the backbone's other inputs: `pixel_values`, `image_grid_thw`, `mm_token_type_ids`.
+            vlm_inputs: the backbone's other inputs: `pixel_values`, and what else its family has.
         """
         if labels is None:
             raise ValueError(

@@ -89,7 +89,7 @@ class QwenOFTForActionPrediction(VLAPreTrainedModel):
             actions: (B, T, action_dim), normalised; the last `action_horizon` steps are the target.
             action_mask: boolean (B, T), false where a step is padding and does not count.
             labels: (B, L) token ids, -100 where a token does not count; in place of actions, for co-training.
-            vlm_inputs: the backbone's other inputs: `pixel_values`, `image_grid_thw`, `mm_token_type_ids`.
+            vlm_inputs: the backbone's other inputs: `pixel_values`, and what else its family has.
         """
         if labels is not None:
             return self.language_model_output(labels, actions, input_ids, attention_mask, **vlm_inputs)

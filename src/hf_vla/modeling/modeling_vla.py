@@ -178,7 +178,9 @@ class VLAPreTrainedModel(PreTrainedModel):
             dtype: of the policy; "auto" is that of the backbone's weights, or torch's default where there are none.
             attn_implementation, device_map: as for `from_pretrained`.
             kwargs: fields of the policy's configuration (`action_dim`, `action_horizon`, …), settings of its processor
-                (`statistics`, `normalization_modes`, `image_size`, `prompt_template`, …) and Hub options (`revision`, …).
+                (`statistics`, `normalization_modes`, `image_size`, `prompt_template`, …), Hub options (`revision`, …), and
+                `image_processor_config`, a dict of fields of the backbone's image processor to change, for example
+                {"do_image_splitting": False} for one frame an image with SmolVLM2.
 
         Returns:
             The policy, in evaluation mode, and the processor.

@@ -32,6 +32,8 @@ class VLAProcessor(ProcessorMixin):
         image_size (`[width, height]`, *optional*): images are resized to it (bicubic, aspect not kept); `None` leaves them.
         resize_to_patches (`bool`, *optional*, defaults to `False`):
             Then resize by PIL to a multiple of the patch size, as StarVLA does for Qwen2.5-VL.
+        image_seq_len (`int`, *optional*):
+            Tokens of one frame of an image, for backbones where it is fixed (Idefics3, SmolVLM2).
         action_dim, state_dim, action_horizon (`int`, *optional*): the policy's, to check what is given.
     """
 
@@ -53,6 +55,7 @@ class VLAProcessor(ProcessorMixin):
         prompt_template=None,
         image_size=None,
         resize_to_patches=False,
+        image_seq_len=None,
         action_dim=None,
         state_dim=None,
         action_horizon=None,
@@ -68,6 +71,7 @@ class VLAProcessor(ProcessorMixin):
         self.prompt_template = prompt_template
         self.image_size = None if image_size is None else list(image_size)
         self.resize_to_patches = resize_to_patches
+        self.image_seq_len = image_seq_len
         self.action_dim = action_dim
         self.state_dim = state_dim
         self.action_horizon = action_horizon
@@ -101,7 +105,7 @@ class VLAProcessor(ProcessorMixin):
         Args:
             vlm_name_or_path: folder or repository with the backbone's configuration, tokenizer and image processor.
             settings: arguments of `__init__` (`statistics`, `image_size`, `prompt_template`, …), fields of the policy's
-                configuration (`action_dim`, `action_horizon`, …), Hub options.
+                configuration (`action_dim`, `action_horizon`, …), Hub options, `image_processor_config`.
         """
         from ..checkpoints.base_vlm import build_from_vlm
         from ..registration import model_type_of

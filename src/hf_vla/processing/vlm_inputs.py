@@ -3,16 +3,7 @@
 import torch
 from PIL import Image
 
-# qwen_vl_utils, which StarVLA puts before Qwen2.5-VL's image processor, resizes with these bounds.
-_QWEN_VL_UTILS_PIXELS = {"min_pixels": 4 * 28 * 28, "max_pixels": 16384 * 28 * 28}
-
-
-def align_to_patches(image: Image.Image, factor: int) -> Image.Image:
-    """Resize to multiples of `factor`, bicubic on 8-bit pixels, as qwen_vl_utils does before Qwen2.5-VL's processor."""
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-
-    height, width = smart_resize(image.height, image.width, factor=factor, **_QWEN_VL_UTILS_PIXELS)
-    return image.resize((width, height))
+from .image_layouts import layout_for
 
 
 def chat_prompt(processor, num_images: int, text: str, answer: str | None = None) -> str:
@@ -30,35 +21,32 @@ def chat_prompt(processor, num_images: int, text: str, answer: str | None = None
 def encode(
     processor, images: list[list[Image.Image]], texts: list[str], answers: list[str] | None = None
 ) -> dict[str, torch.Tensor]:
-    """Images and texts of B samples as a left-padded batch for a Qwen-VL backbone.
+    """Images and texts of B samples as a left-padded batch for the backbone.
 
     Args:
         processor: with `image_processor`, `tokenizer` and `apply_chat_template`.
         images: V >= 1 images a sample. texts: one text a sample. answers: one a sample, for training texts; optional.
 
     Returns:
-        input_ids, attention_mask, mm_token_type_ids (B, L), pixel_values (patches, channels), image_grid_thw (images, 3)
+        input_ids, attention_mask (B, L), and the image inputs of the backbone's family ([`~hf_vla.processing.image_layouts`])
     """
-    tokenizer, image_processor = processor.tokenizer, processor.image_processor
-    image_token = getattr(tokenizer, "image_token", None) or "<|image_pad|>"
+    tokenizer = processor.tokenizer
+    laid_out = layout_for(processor.image_processor)(processor, images)
+    image_token = laid_out.image_token
     for index, text in enumerate(texts):
         if image_token in text:
             raise ValueError(f"the instruction of sample {index} contains {image_token!r}, which stands for an image")
-    flat = [view for views in images for view in views]
-    if processor.resize_to_patches:
-        factor = image_processor.patch_size * image_processor.merge_size
-        flat = [align_to_patches(view, factor) for view in flat]
-    encoded = dict(image_processor(images=flat, return_tensors="pt"))
-    counts = (encoded["image_grid_thw"].prod(dim=1) // image_processor.merge_size**2).tolist()
+    replacements = iter(laid_out.texts)
     prompts = []
     for views, text, answer in zip(images, texts, answers or [None] * len(texts), strict=True):
         head, *tail = chat_prompt(processor, len(views), text, answer).split(image_token)
         if len(tail) != len(views):
             raise ValueError(f"the chat template wrote {len(tail)} {image_token!r} for {len(views)} images")
         for piece in tail:
-            head += image_token * counts.pop(0) + piece
+            head += next(replacements) + piece
         prompts.append(head)
     tokens = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False)
-    encoded["input_ids"], encoded["attention_mask"] = tokens["input_ids"], tokens["attention_mask"]
-    encoded["mm_token_type_ids"] = (tokens["input_ids"] == tokenizer.convert_tokens_to_ids(image_token)).int()
+    encoded = laid_out.tensors | {name: tokens[name] for name in ("input_ids", "attention_mask")}
+    if laid_out.marks_tokens:
+        encoded["mm_token_type_ids"] = (tokens["input_ids"] == tokenizer.convert_tokens_to_ids(image_token)).int()
     return encoded

@@ -135,9 +135,7 @@ def _new_policy(policy: PolicyArguments, data: "DataArguments", datasets: list[L
         horizon = fields.get("action_horizon", class_of(policy.framework, "config").action_horizon)
         fields["fast"] = _fit_fast(datasets, data, horizon)
     if policy.base_vlm:
-        return model_class.from_vlm(
-            policy.base_vlm, image_processor_config=policy.image_processor_config, **fields
-        )
+        return model_class.from_vlm(policy.base_vlm, image_processor_config=policy.image_processor_config, **fields)
     texts = sorted({text for dataset in datasets for text in dataset.instructions})
     with tempfile.TemporaryDirectory() as folder:
         write_new_backbone(Path(folder), policy.vlm_config, texts, policy.image_processor_config)

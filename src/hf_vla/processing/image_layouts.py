@@ -1,0 +1,113 @@
+"""What each family of backbones makes of camera images: tensors, and the text that stands for an image in a prompt.
+
+This is the one place of the processors that knows families. A family is found by its image processor; another one takes a
+function and a line in `LAYOUTS`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+# qwen_vl_utils, which StarVLA puts before Qwen2.5-VL's image processor, resizes with these bounds.
+_QWEN_VL_UTILS_PIXELS = {"min_pixels": 4 * 28 * 28, "max_pixels": 16384 * 28 * 28}
+
+
+@dataclass
+class LaidOutImages:
+    """
+    Args:
+        image_token: what the chat template writes for an image, and the token at which the backbone puts image features.
+        texts: what takes the place of the template's image token, one text for each image of the batch, in order.
+        tensors: the backbone's image inputs.
+        marks_tokens: whether the backbone takes `mm_token_type_ids` (B, L), 1 at image tokens.
+    """
+
+    image_token: str
+    texts: list[str]
+    tensors: dict[str, torch.Tensor]
+    marks_tokens: bool = False
+
+
+def qwen_vl(processor, samples: list[list[Image.Image]]) -> LaidOutImages:
+    """Qwen2.5-VL, Qwen3-VL: any resolution; an image token for each `merge_size` x `merge_size` patches.
+
+    Tensors: pixel_values (patches, channels), image_grid_thw (images, 3).
+    """
+    image_processor = processor.image_processor
+    image_token = getattr(processor.tokenizer, "image_token", None) or "<|image_pad|>"
+    flat = [view for views in samples for view in views]
+    if processor.resize_to_patches:
+        factor = image_processor.patch_size * image_processor.merge_size
+        flat = [align_to_patches(view, factor) for view in flat]
+    tensors = dict(image_processor(images=flat, return_tensors="pt"))
+    counts = (tensors["image_grid_thw"].prod(dim=1) // image_processor.merge_size**2).tolist()
+    return LaidOutImages(image_token, [image_token * count for count in counts], tensors, marks_tokens=True)
+
+
+def idefics3(processor, samples: list[list[Image.Image]]) -> LaidOutImages:
+    """Idefics3, SmolVLM, SmolVLM2: an image is one square frame or, split, a grid of them and a view of the whole.
+
+    Each frame is `processor.image_seq_len` image tokens. The text around them, row and column marks in it, is transformers'.
+    Whether images are split is the image processor's `do_image_splitting`.
+
+    Tensors: pixel_values (B, frames, 3, side, side), zeros where a sample has fewer frames; pixel_attention_mask likewise.
+    """
+    from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
+
+    if processor.image_seq_len is None:
+        raise ValueError(
+            "this processor's image_seq_len is not set; it is the backbone's number of tokens for one frame of an image, "
+            "(max_image_size / patch_size / scale_factor) ** 2, for example 64"
+        )
+    tokenizer = processor.tokenizer
+    image_token = getattr(tokenizer, "image_token", None) or "<image>"
+    tensors = dict(processor.image_processor(images=samples, return_row_col_info=True, return_tensors="pt"))
+    rows, columns = (sum(map(list, tensors.pop(name)), []) for name in ("rows", "cols"))
+    texts = [
+        get_image_prompt_string(
+            *grid,
+            processor.image_seq_len,
+            fake_token_around_image=getattr(tokenizer, "fake_image_token", None) or "<fake_token_around_image>",
+            image_token=image_token,
+            global_image_token=getattr(tokenizer, "global_image_token", None) or "<global-img>",
+        )
+        for grid in zip(rows, columns, strict=True)
+    ]
+    return LaidOutImages(image_token, texts, tensors)
+
+
+def align_to_patches(image: Image.Image, factor: int) -> Image.Image:
+    """Resize to multiples of `factor`, bicubic on 8-bit pixels, as qwen_vl_utils does before Qwen2.5-VL's processor."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    height, width = smart_resize(image.height, image.width, factor=factor, **_QWEN_VL_UTILS_PIXELS)
+    return image.resize((width, height))
+
+
+#: how the name of the image processor's class begins (backends differ in how it ends) -> what lays its images out
+LAYOUTS: dict[str, Callable] = {
+    "Qwen2VLImageProcessor": qwen_vl,
+    "Idefics3ImageProcessor": idefics3,
+    "SmolVLMImageProcessor": idefics3,
+}
+
+
+def layout_for(image_processor) -> Callable[..., LaidOutImages]:
+    """The layout of the family that an image processor belongs to.
+
+    Raises:
+        ValueError: a family that none is known for.
+    """
+    name = type(image_processor).__name__
+    for beginning, layout in LAYOUTS.items():
+        if name.startswith(beginning):
+            return layout
+    raise ValueError(
+        f"no image layout is known for backbones with a {name}; known are those with {', '.join(LAYOUTS)}. "
+        "Add the family to hf_vla.processing.image_layouts.LAYOUTS"
+    )
+
+
+__all__ = ["LAYOUTS", "LaidOutImages", "layout_for"]

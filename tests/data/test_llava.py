@@ -1,0 +1,128 @@
+"""`LlavaDataset`: LLaVA's and ShareGPT's forms, and what is wrong with a file before training begins."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_vla.data import LlavaDataset
+
+LLAVA = [
+    {
+        "id": "a",
+        "image": "one.png",
+        "conversations": [
+            {"from": "human", "value": "<image>\nWhat is it?"},
+            {"from": "gpt", "value": "A robot."},
+            {"from": "human", "value": "Which?"},
+            {"from": "gpt", "value": "A small one."},
+        ],
+    },
+    {"conversations": [{"from": "human", "value": "Say hi."}, {"from": "gpt", "value": "Hi."}]},
+]
+SHAREGPT = [
+    {
+        "images": ["one.png", "deep/two.png"],
+        "messages": [
+            {"role": "system", "content": "You see."},
+            {"role": "user", "content": "First <image> then\n<image>"},
+            {"role": "assistant", "content": "Two."},
+        ],
+    }
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "deep").mkdir()
+    Image.new("L", (8, 6), 200).save(tmp_path / "one.png")
+    Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "deep/two.png")
+    return tmp_path
+
+
+def write(folder, records, name="chat.json"):
+    file = folder / name
+    lines = name.endswith("l")
+    file.write_text("\n".join(map(json.dumps, records)) + "\n\n" if lines else json.dumps(records))
+    return file
+
+
+def text(words):
+    return {"type": "text", "text": words}
+
+
+@pytest.mark.parametrize("name", ["chat.json", "chat.jsonl"])
+def test_llava(folder, name):
+    dataset = LlavaDataset(write(folder, LLAVA, name))
+    assert len(dataset) == 2
+    item = dataset[0]
+    assert item["dataset"] == "chat"
+    assert [(image.mode, image.size) for image in item["image"]] == [("RGB", (8, 6))]
+    assert [message["role"] for message in item["messages"]] == ["user", "assistant"] * 2
+    assert item["messages"][0]["content"] == [{"type": "image"}, text("What is it?")]
+    assert item["messages"][1]["content"] == [text("A robot.")]
+    assert dataset[-1] == dataset[1] and dataset[1]["image"] == []
+    assert pickle.loads(pickle.dumps(dataset))[0]["messages"] == item["messages"]
+    with pytest.raises(IndexError, match="item 2 of 2"):
+        dataset[2]
+
+
+def test_sharegpt_with_several_images(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    item = LlavaDataset(write(elsewhere, SHAREGPT), image_root=folder, name="mine")[0]
+    assert item["dataset"] == "mine"
+    assert np.asarray(item["image"][1])[0, 0].tolist() == [1, 2, 3]
+    assert item["messages"][0] == {"role": "system", "content": [text("You see.")]}
+    parts = [text("First "), {"type": "image"}, text(" then"), {"type": "image"}]
+    assert item["messages"][1]["content"] == parts
+
+
+def test_image_without_a_placeholder_comes_first(folder):
+    record = {
+        "image": ["one.png"],
+        "conversations": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "I."}],
+    }
+    assert LlavaDataset(write(folder, [record]))[0]["messages"][0]["content"] == [{"type": "image"}, text("Who?")]
+
+
+def turns(*texts):
+    roles = ["human", "gpt"] * len(texts)
+    return [{"from": role, "value": value} for role, value in zip(roles, texts, strict=False)]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"image": "one.png", "conversations": turns("<image><image>", "x")}, "record 1: 2 <image> in the text for 1"),
+        ({"conversations": turns("<image>", "x")}, "1 <image> in the text for 0"),
+        ({"conversations": turns("a", "b", "c")}, "end with the assistant"),
+        ({"conversations": turns("a", " ")}, "turn 1 is empty"),
+        ({"conversations": [{"from": "robot", "value": "a"}]}, "'robot'; possible: human"),
+        ({"conversations": [{"from": "human", "value": 3}]}, "no text but a int"),
+        ({"text": "a"}, "no conversations"),
+        ("a", "a str is no record"),
+    ],
+)
+def test_records_that_are_no_conversation(folder, record, message):
+    with pytest.raises(ValueError, match=message):
+        LlavaDataset(write(folder, [LLAVA[1], record]))
+
+
+def test_bad_files(folder):
+    with pytest.raises(FileNotFoundError, match="none.json is missing"):
+        LlavaDataset(folder / "none.json")
+    with pytest.raises(ValueError, match="empty"):
+        LlavaDataset(write(folder, []))
+    with pytest.raises(ValueError, match="holds a dict"):
+        LlavaDataset(write(folder, {"a": 1}))
+    (folder / "broken.jsonl").write_text(json.dumps(LLAVA[1]) + "\n{")
+    with pytest.raises(ValueError, match="line 2 is no valid JSON"):
+        LlavaDataset(folder / "broken.jsonl")
+    (folder / "one.png").unlink()
+    with pytest.raises(FileNotFoundError, match="one.png is missing"):
+        LlavaDataset(write(folder, LLAVA))
+    (folder / "one.png").write_bytes(b"no image")
+    with pytest.raises(OSError, match="record 0: image .*one.png"):
+        LlavaDataset(write(folder, LLAVA))[0]

@@ -1,0 +1,107 @@
+"""`VideoReader`: whatever the order of access and the structure of the stream, the frames are those of decoding in order."""
+
+import av
+import numpy as np
+import pytest
+from synthetic_v3 import draw_frames
+
+from hf_vla.data.video import VideoReader
+
+FPS, LENGTH = 20, 60
+STREAMS = {
+    "h264 without reordering": ("libx264", {"g": "2", "bf": "0"}),
+    "h264 as LeRobot writes it": ("libx264", {"g": "2", "crf": "30"}),
+    "h264 with a pyramid of B-frames": (
+        "libx264",
+        {"g": "24", "bf": "5", "x264-params": "b-pyramid=normal:scenecut=0"},
+    ),
+    "h264 with open groups": ("libx264", {"g": "10", "bf": "3", "x264-params": "open-gop=1:scenecut=0"}),
+    "h264 with one key frame": ("libx264", {"g": "250", "bf": "2"}),
+    "hevc": ("libx265", {"g": "12", "x265-params": "log-level=none"}),
+    "av1": ("libsvtav1", {"g": "2", "crf": "30", "preset": "10"}),
+    "av1 with long groups": ("libsvtav1", {"g": "30", "crf": "30", "preset": "10"}),
+}
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    """By name, a file and its frames as decoded in order; made once."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            path = tmp_path_factory.mktemp("video") / "video.mp4"
+            codec, options = STREAMS[name]
+            with av.open(str(path), "w") as container:
+                stream = container.add_stream(codec, rate=FPS, options=options)
+                stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+                for frame in draw_frames(LENGTH, 1, 0, (64, 96)):
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+                container.mux(stream.encode())
+            with av.open(str(path)) as container:
+                made[name] = path, [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        return made[name]
+
+    return make
+
+
+def orders():
+    rng = np.random.default_rng(0)
+    yield "in order", list(range(LENGTH))
+    yield "backwards", list(range(LENGTH))[::-1]
+    yield "at random", rng.integers(0, LENGTH, 150).tolist()
+    runs = [range(start, min(LENGTH, start + length)) for start, length in rng.integers(1, 9, (40, 2)) * [6, 1]]
+    yield "in runs", [frame for run in runs for frame in run]
+    yield (
+        "back and forth",
+        [
+            frame
+            for centre in rng.integers(3, LENGTH - 3, 40).tolist()
+            for frame in (centre, centre - 1, centre + 2, centre)
+        ],
+    )
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_frames_are_those_of_decoding_in_order(video, name):
+    path, expected = video(name)
+    assert len(expected) == LENGTH
+    reader = VideoReader(path, FPS)
+    for order, frames in orders():
+        for frame in frames:
+            np.testing.assert_array_equal(reader.frame_at(frame / FPS), expected[frame], err_msg=f"{order}: {frame}")
+
+
+@pytest.mark.parametrize("name", ["h264 as LeRobot writes it", "h264 with one key frame"])
+def test_frames_here_and_there_do_not_wait_for_reordering(video, name, monkeypatch):
+    path, _ = video(name)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].codec_context.has_b_frames
+    read = []
+    reader = VideoReader(path, FPS)
+    following = reader._container.demux
+
+    def counted(stream):
+        for packet in following(stream):
+            read.append(packet.pts)
+            yield packet
+
+    class Container:
+        seek, demux = reader._container.seek, staticmethod(counted)
+
+    monkeypatch.setattr(reader, "_container", Container)
+    wanted = [30, 11, 44, 21]
+    for frame in wanted:
+        reader.frame_at(frame / FPS)
+    # No more packets than lie between the key frame and the wanted one, but for those that B-frames are made of.
+    limit = 2 * len(wanted) if "LeRobot" in name else sum(wanted) + 4 * len(wanted)
+    assert len(read) <= limit
+
+
+def test_no_frame_past_the_end(video):
+    path, expected = video("h264 with a pyramid of B-frames")
+    reader = VideoReader(path, FPS)
+    for _ in range(2):
+        with pytest.raises(OSError, match="no frame at 3.000 s"):
+            reader.frame_at(LENGTH / FPS)
+        np.testing.assert_array_equal(reader.frame_at((LENGTH - 1) / FPS), expected[-1])

@@ -1,0 +1,181 @@
+"""`scripts/convert_episodes.py`: from folders of images and numbers to a dataset that reads back equal."""
+
+import importlib.util
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_vla.data import LeRobotDataset
+from hf_vla.data.inspection import check
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "convert_episodes.py"
+LENGTHS = [4, 6]
+
+
+@pytest.fixture(scope="module")
+def main():
+    spec = importlib.util.spec_from_file_location("convert_episodes", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def picture(episode, frame, camera, size=(48, 32)):
+    return Image.new("RGB", size, (40 * episode + 20, 30 * frame, 200 if camera == "front" else 20))
+
+
+@pytest.fixture(params=["csv", "npz"])
+def recordings(request, tmp_path):
+    """A folder of recordings, its actions and its states."""
+    rng = np.random.default_rng(0)
+    source, actions, states = tmp_path / "recordings", [], []
+    for episode, length in enumerate(LENGTHS):
+        folder = source / f"episode_{episode:03d}"
+        for camera in ("front", "wrist"):
+            (folder / camera).mkdir(parents=True)
+            for frame in range(length):
+                picture(episode, frame, camera).save(folder / camera / f"{frame:06d}.png")
+        action, state = rng.normal(size=(length, 2)), rng.normal(size=(length, 3))
+        if request.param == "csv":
+            header = "time,state_x,action_dx,state_y,action_grip,state_z"
+            columns = np.stack(
+                [np.arange(length), state[:, 0], action[:, 0], state[:, 1], action[:, 1], state[:, 2]], 1
+            )
+            np.savetxt(folder / "data.csv", columns, delimiter=",", header=header, comments="", fmt="%.9g")
+        else:
+            np.savez(folder / "data.npz", action=action, state=state)
+        (folder / "instruction.txt").write_text(f"task {episode}\n")
+        actions.append(action)
+        states.append(state)
+    return source, actions, states
+
+
+def convert(main, source, output, *more):
+    main(["--input", str(source), "--output", str(output), "--fps", "10", *more])
+
+
+def test_reads_back_equal(main, recordings, tmp_path, capsys):
+    source, actions, states = recordings
+    convert(main, source, tmp_path / "dataset", "--robot-type", "my_arm")
+    assert "dataset written to" in capsys.readouterr().out
+    dataset = LeRobotDataset(tmp_path / "dataset", action_horizon=3, cameras=["front", "wrist"])
+    assert (len(dataset), dataset.key, dataset.fps, dataset.num_episodes) == (10, "my_arm", 10, 2)
+    if (source / "episode_000/data.csv").exists():
+        assert (dataset.action_names, dataset.state_names) == (["dx", "grip"], ["x", "y", "z"])
+    frames = [(episode, frame) for episode, length in enumerate(LENGTHS) for frame in range(length)]
+    for item, (episode, frame) in zip(dataset, frames, strict=True):
+        np.testing.assert_allclose(item["action"][0], actions[episode][frame], rtol=1e-6)
+        np.testing.assert_allclose(item["state"][0], states[episode][frame], rtol=1e-6)
+        assert item["lang"] == f"task {episode}"
+        for camera, image in zip(("front", "wrist"), item["image"], strict=True):
+            difference = np.asarray(image).astype(int) - np.asarray(picture(episode, frame, camera)).astype(int)
+            assert np.abs(difference).mean() < 5
+    assert check(tmp_path / "dataset") == []
+
+
+def test_size_and_one_instruction_for_all(main, recordings, tmp_path):
+    source = recordings[0]
+    for folder in source.iterdir():
+        (folder / "instruction.txt").unlink()
+    convert(main, source, tmp_path / "small", "--image-size", "16", "24", "--instruction", "open it")
+    item = LeRobotDataset(tmp_path / "small", 3)[0]
+    assert (item["image"][0].size, item["lang"]) == ((16, 24), "open it")
+
+
+def damage(name):
+    def change(source):
+        folder = source / "episode_001"
+        if name == "instruction":
+            (folder / "instruction.txt").write_text(" ")
+        elif name == "images":
+            (folder / "wrist/000002.png").unlink()
+        elif name == "camera":
+            shutil.rmtree(folder / "wrist")
+        elif name == "size":
+            Image.new("RGB", (16, 16)).save(folder / "front/000001.png")
+        elif name == "image":
+            (folder / "front/000001.png").write_bytes(b"no image")
+        elif name == "numbers":
+            (folder / "data.csv").unlink(missing_ok=True)
+            (folder / "data.npz").unlink(missing_ok=True)
+        elif name == "nan":
+            (folder / "data.csv").unlink(missing_ok=True)
+            action = np.zeros((6, 2))
+            action[3, 1] = np.nan
+            np.savez(folder / "data.npz", action=action, state=np.zeros((6, 3)))
+        elif name == "text":
+            (folder / "data.npz").unlink(missing_ok=True)
+            (folder / "data.csv").write_text("action_dx\n" + "0\n" * 3 + "zero\n" + "0\n" * 2)
+        elif name == "array":
+            (folder / "data.csv").unlink(missing_ok=True)
+            np.savez(folder / "data.npz", actions=np.zeros((6, 2)))
+        elif name == "dimensions":
+            (folder / "data.csv").unlink(missing_ok=True)
+            np.savez(folder / "data.npz", action=np.zeros((6, 5)), state=np.zeros((6, 3)))
+
+    return change
+
+
+@pytest.mark.parametrize("recordings", ["csv"], indirect=True)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("instruction", "episode_001: there is no instruction.txt, or it is empty"),
+        ("images", "episode_001/wrist has 5 images for 6 rows"),
+        ("camera", r"cameras of .*episode_001 are \['front'\]"),
+        ("size", "episode_001/front/000001.png is 16 x 16, the first of its camera 48 x 32"),
+        ("image", "episode_001/front/000001.png cannot be read"),
+        ("numbers", "episode_001 has neither data.csv nor data.npz"),
+        ("nan", r"action names of .*episode_001 are None"),
+        ("text", "data.csv, line 5: could not convert string to float: 'zero'"),
+        ("array", "data.npz has no array 'action'; it has actions"),
+        ("dimensions", "action dimensions of .*episode_001 are 5, those of .*episode_000 2"),
+    ],
+)
+def test_one_clear_error_and_nothing_left_behind(main, recordings, tmp_path, capsys, name, message):
+    damage(name)(recordings[0])
+    with pytest.raises(SystemExit) as exit:
+        convert(main, recordings[0], tmp_path / "dataset")
+    assert exit.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(f"error: .*{message}", error)
+    assert [path.name for path in tmp_path.iterdir()] == ["recordings"]
+
+
+@pytest.mark.parametrize("recordings", ["npz"], indirect=True)
+def test_nan_is_found_before_anything_is_written(main, recordings, tmp_path, capsys):
+    damage("nan")(recordings[0])
+    with pytest.raises(SystemExit):
+        convert(main, recordings[0], tmp_path / "dataset")
+    assert re.search(r"episode_001: action\[1\] at frame 3 is nan", capsys.readouterr().err)
+
+
+def test_empty_and_missing_folders(main, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    for source, message in ((tmp_path / "empty", "holds no folders"), (tmp_path / "none", "is no folder")):
+        with pytest.raises(SystemExit):
+            convert(main, source, tmp_path / "dataset")
+        assert message in capsys.readouterr().err
+
+
+def test_the_guide_leads_to_a_dataset(main, tmp_path, monkeypatch, capsys):
+    guide = (SCRIPT.parents[1] / "docs" / "your_dataset.md").read_text()
+    (recording,) = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(recording, {})
+    commands = re.findall(r"^python (scripts/(?:convert|inspect).*)$", guide, flags=re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        script, *arguments = shlex.split(command)
+        spec = importlib.util.spec_from_file_location("script", SCRIPT.parents[1] / script)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        assert not module.main(arguments)
+    assert "all 40 frames of 2 episodes can be read" in capsys.readouterr().out
+    assert (tmp_path / "datasets/my-robot.html").is_file()
+    assert LeRobotDataset("datasets/my-robot", 16)[0]["lang"] == "wave at the camera"
