@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 import sys
-from importlib.abc import MetaPathFinder
+from importlib.abc import Loader, MetaPathFinder
 
 #: model_type -> stem of the class names; modules are modeling/{configuration,modeling}_T.py and processing/processing_T.py
 FRAMEWORKS = {
@@ -107,6 +107,19 @@ _WHEN_LOADED = {
 }
 
 
+class _Loaded(Loader):
+    """Hands out a module that was imported while it was searched for, in place of a second copy."""
+
+    def __init__(self, module):
+        self.module, self.spec = module, module.__spec__
+
+    def create_module(self, spec):
+        return self.module
+
+    def exec_module(self, module):
+        module.__spec__, module.__loader__ = self.spec, self.spec.loader
+
+
 class _AfterImport(MetaPathFinder):
     """Runs a registration right after the module of an Auto class was loaded, whoever loads it."""
 
@@ -116,6 +129,9 @@ class _AfterImport(MetaPathFinder):
             # configuration not more than AutoConfig: transformers' modeling_utils may be half imported at that time.
             auto = "configuration_auto" if ".configuration_" in fullname else "modeling_auto"
             importlib.import_module(f"transformers.models.auto.{auto}")
+            if (module := sys.modules.get(fullname)) is not None:
+                module.__spec__ = importlib.util.spec_from_loader(fullname, _Loaded(module))
+                return module.__spec__  # which the import system takes anyway, now that the module is there
         if fullname not in _WHEN_LOADED:
             return None
         sys.meta_path.remove(self)
