@@ -122,10 +122,17 @@ class OpeningReader:
         raise OSError(f"no frame of {camera} at {timestamp}")
 
 
+def collate(items: list[dict]) -> dict:
+    """Tensors, as a collator makes them in the workers: they come back in shared memory, PIL images would be copied."""
+    batch = {name: torch.from_numpy(np.stack([item[name] for item in items])) for name in ("action", "state")}
+    images = [np.asarray(image) for item in items for image in item["image"]]
+    return batch | ({"pixels": torch.from_numpy(np.stack(images))} if images else {})
+
+
 def samples_per_second(dataset, seconds: float, workers: int = 0) -> float:
     """Batches of 16 in random order for at least `seconds`, the better of two runs; files are open when time starts."""
     order = np.random.default_rng(0).permutation(len(dataset)).tolist() * 200
-    loader = DataLoader(dataset, 16, sampler=order, num_workers=workers, collate_fn=list)
+    loader = DataLoader(dataset, 16, sampler=order, num_workers=workers, collate_fn=collate)
     best = 0.0
     for _ in range(2):
         batches = iter(loader)
@@ -133,7 +140,7 @@ def samples_per_second(dataset, seconds: float, workers: int = 0) -> float:
             next(batches)
         start, read = time.perf_counter(), 0
         while time.perf_counter() - start < seconds:
-            read += len(next(batches))
+            read += len(next(batches)["action"])
         best = max(best, read / (time.perf_counter() - start))
         del batches
     return best

@@ -117,7 +117,10 @@ def test_everything_wrong_is_listed(copied, v3):
         return rows
 
     rewrite(v3 / "data/chunk-000/file-000.parquet", "action", spoil)
-    (problem,) = check(v3)  # once, though two episodes share the file
+    video = v3 / "videos/observation.images.wrist/chunk-000/file-002.mp4"
+    video.write_bytes(video.read_bytes()[:500])
+    problem, other = check(v3)  # the first once, though two episodes share the file and two cameras the table
+    assert re.search("episode 4, frame 0, camera 'observation.images.wrist'.*file-002.mp4", other)
     assert re.search(r"file-000.parquet: episode 1, frame 4: action\[3\] is nan", problem)
 
 

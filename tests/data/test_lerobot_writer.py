@@ -127,7 +127,7 @@ def test_equal_frames_give_equal_bytes(tmp_path):
 def test_files_roll_over_when_full(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_vla.data.lerobot_writer._DATA_FILES_SIZE_IN_MB", 1e-6)
     monkeypatch.setattr("hf_vla.data.lerobot_writer._VIDEO_FILES_SIZE_IN_MB", 1e-6)
-    monkeypatch.setattr("hf_vla.data.lerobot_writer._CHUNKS_SIZE", 2)
+    monkeypatch.setattr("hf_vla.data.lerobot_features.CHUNKS_SIZE", 2)
     write(tmp_path / "toy")
     episodes = pd.read_parquet(tmp_path / "toy/meta/episodes/chunk-000/file-000.parquet")
     for prefix in ("data", f"videos/{CAMERA}"):

@@ -102,6 +102,7 @@ def turns(*texts):
         ({"conversations": [{"from": "robot", "value": "a"}]}, "'robot'; possible: human"),
         ({"conversations": [{"from": "human", "value": 3}]}, "no text but a int"),
         ({"text": "a"}, "no conversations"),
+        ({"video": "a.mp4", "conversations": turns("a", "b")}, "has a video; only images"),
         ("a", "a str is no record"),
     ],
 )
@@ -121,8 +122,22 @@ def test_bad_files(folder):
     with pytest.raises(ValueError, match="line 2 is no valid JSON"):
         LlavaDataset(folder / "broken.jsonl")
     (folder / "one.png").unlink()
-    with pytest.raises(FileNotFoundError, match="one.png is missing"):
+    with pytest.raises(FileNotFoundError, match="record 0: .*one.png is missing; image_root"):
         LlavaDataset(write(folder, LLAVA))
     (folder / "one.png").write_bytes(b"no image")
     with pytest.raises(OSError, match="record 0: image .*one.png"):
         LlavaDataset(write(folder, LLAVA))[0]
+
+
+def test_skipping_is_asked_for_counted_and_logged(folder, caplog):
+    absent = LLAVA[0] | {"image": "three.png"}
+    file = write(folder, [LLAVA[1], {"text": "a"}, absent, LLAVA[0]])
+    dataset = LlavaDataset(file, on_error="skip")
+    assert (len(dataset), dataset.num_skipped) == (2, 2)
+    assert [len(dataset[index]["image"]) for index in (0, 1)] == [0, 1]
+    assert "record 1: no conversations" in caplog.text and "three.png is missing" in caplog.text
+    assert "left out 2 of 4 records" in caplog.text
+    with pytest.raises(ValueError, match="empty, after leaving out"):
+        LlavaDataset(write(folder, [absent]), on_error="skip")
+    with pytest.raises(ValueError, match="on_error is 'ignore'; possible: 'raise', 'skip'"):
+        LlavaDataset(file, on_error="ignore")

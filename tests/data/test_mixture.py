@@ -324,10 +324,14 @@ def test_check_before_training(shared_dir, tmp_path):
     (videos / "episode_000001.mp4").write_bytes(whole[: len(whole) // 2])
     mixture = DatasetMixture([LeRobotDataset(root, 4)])
     for _ in range(2):  # only success is remembered
-        with pytest.raises(OSError, match="episode 1, camera 'observation.images.wrist'.*episode_000001.mp4 cannot be"):
+        with pytest.raises(
+            OSError, match="episode 1, camera 'observation.images.wrist'.*episode_000001.mp4 cannot be"
+        ):
             mixture.check()
     shutil.copy(videos / "episode_000002.mp4", videos / "episode_000001.mp4")
-    with pytest.raises(OSError, match="episode 1, camera.*ends at 0.500 s, but the last of the episode's 28 frames is at 2.7"):
+    with pytest.raises(
+        OSError, match="episode 1, camera.*ends at 0.500 s, but the last of the episode's 28 frames is at 2.7"
+    ):
         DatasetMixture([LeRobotDataset(root, 4)]).check()
     DatasetMixture([LeRobotDataset(root, 4, cameras=["front"])]).check()
     (videos / "episode_000001.mp4").write_bytes(whole)

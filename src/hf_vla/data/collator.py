@@ -12,7 +12,9 @@ class VLADataCollator:
     """Makes a training batch of dataset items by one call of the processor.
 
     The items' raw states and actions are stacked to (B, 1, S) and (B, T, D), and normalised by the processor with the
-    statistics that each item's `dataset` names. `action_mask` (B, T), bool, is passed on where the items have one.
+    statistics that each item's `dataset` names. `action_mask` (B, T), bool, is passed on where the items have one; the
+    `image_mask` and `state_mask` of history are not, as no processor takes them. The tensors are pinned by the loader
+    (`pin_memory=True`, the Trainer's default), not here: a worker must not touch the accelerator.
 
     Args:
         processor: called as `processor(images=, text=, state=, actions=, unnorm_key=, return_tensors="pt")`, with

@@ -213,12 +213,13 @@ def check(path: str | Path, action_horizon: int = 1, **options: Any) -> list[str
     """
     cameras = LeRobotDataset(path, action_horizon, **options).cameras
     options.pop("cameras", None)
-    numbers = LeRobotDataset(path, action_horizon, cameras=[], **options)
-    problems = _unreadable(numbers, "tables")
-    if not problems:
-        for camera in cameras:
-            problems += _unreadable(LeRobotDataset(path, action_horizon, cameras=[camera], **options), camera)
-    return problems
+    # Camera by camera, so that one that cannot be read hides nothing of the others; what is wrong with a table comes again
+    # with each of them and is kept once.
+    problems: dict[str, None] = {}
+    for camera in [None, *cameras]:
+        dataset = LeRobotDataset(path, action_horizon, cameras=[camera] if camera else [], **options)
+        problems |= dict.fromkeys(_unreadable(dataset, camera or "tables"))
+    return list(problems)
 
 
 def _unreadable(dataset: LeRobotDataset, what: str) -> list[str]:

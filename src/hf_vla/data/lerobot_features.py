@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-__all__ = ["OWN_FEATURES", "arrow_array", "arrow_schema", "checked_features", "checked_value"]
+__all__ = [
+    "CHUNKS_SIZE",
+    "OWN_FEATURES",
+    "arrow_array",
+    "arrow_schema",
+    "checked_features",
+    "checked_value",
+    "file_indices",
+    "video_info",
+    "write_json",
+]
+
+CHUNKS_SIZE = 1000  # files in a folder
 
 # Filled by the writer itself, in every LeRobot dataset.
 OWN_FEATURES = {
@@ -94,3 +108,27 @@ def arrow_array(values: np.ndarray, arrow_type: pa.DataType) -> pa.Array:
     return (
         pa.FixedSizeListArray.from_arrays(flat, type=arrow_type) if pa.types.is_fixed_size_list(arrow_type) else flat
     )
+
+
+def video_info(shape: tuple[int, int, int], fps: int) -> dict[str, Any]:
+    """What `info.json` says about a camera's videos of (height, width, channels) pictures, as `VideoWriter` makes them."""
+    height, width, channels = shape
+    return {
+        "video.height": height,
+        "video.width": width,
+        "video.codec": "h264",
+        "video.pix_fmt": "yuv420p",
+        "video.is_depth_map": False,
+        "video.fps": fps,
+        "video.channels": channels,
+        "has_audio": False,
+    }
+
+
+def file_indices(file: int) -> dict[str, int]:
+    """In which folder the `file`-th file lies, and its number there."""
+    return {"chunk_index": file // CHUNKS_SIZE, "file_index": file % CHUNKS_SIZE}
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -99,12 +99,11 @@ def load_metadata(root: Path) -> LeRobotMetadata:
     return metadata
 
 
-def check_files(root: Path, files: Iterable[str], allow_none: bool = True) -> None:
+def check_files(root: Path, files: Iterable[str]) -> None:
     """Raise FileNotFoundError unless every one of `files` lies under `root`.
 
     Folders are listed once instead of asking for each file: a dataset can have hundreds of thousands of them. Where none
-    of the folders exists there is only `meta/`: with `allow_none` this is a warning, as it is enough to look at what a
-    dataset holds.
+    of the folders exists there is only `meta/`: enough to look at what a dataset holds, so that this is a warning.
     """
     present: dict[str, set[str] | None] = {}
     missing = []
@@ -117,13 +116,11 @@ def check_files(root: Path, files: Iterable[str], allow_none: bool = True) -> No
             missing.append(file)
     if not missing:
         return
-    if allow_none and all(names is None for names in present.values()):
+    if all(names is None for names in present.values()):
         logger.warning("%s: there is only meta/, no data: what it describes can be listed, no item can be read", root)
         return
     others = f" (and {len(missing) - 1} other files)" if len(missing) > 1 else ""
-    raise FileNotFoundError(
-        f"{root}: {root / missing[0]} is missing{others}, but the dataset names it; download it again"
-    )
+    raise FileNotFoundError(f"{root}: {root / missing[0]} is missing{others}, but meta/ names it; download it again")
 
 
 def _load_v2(root: Path, info: dict[str, Any], modality: dict[str, Any] | None) -> LeRobotMetadata:

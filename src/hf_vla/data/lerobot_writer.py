@@ -7,7 +7,6 @@ each episode lies (`episodes/*.parquet`).
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import uuid
@@ -20,7 +19,17 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_vla.data.lerobot_features import OWN_FEATURES, arrow_array, arrow_schema, checked_features, checked_value
+from hf_vla.data.lerobot_features import (
+    CHUNKS_SIZE,
+    OWN_FEATURES,
+    arrow_array,
+    arrow_schema,
+    checked_features,
+    checked_value,
+    file_indices,
+    video_info,
+    write_json,
+)
 from hf_vla.data.lerobot_statistics import EpisodeStatistics, ImageStatistics, vector_statistics
 from hf_vla.data.video_writer import VideoWriter
 
@@ -30,9 +39,7 @@ _FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 _DATA_PATH = f"data/{_FILE}.parquet"
 _VIDEO_PATH = f"videos/{{video_key}}/{_FILE}.mp4"
 _EPISODES_PATH = f"meta/episodes/{_FILE}.parquet"
-_CHUNKS_SIZE = 1000
-_DATA_FILES_SIZE_IN_MB = 100
-_VIDEO_FILES_SIZE_IN_MB = 200
+_DATA_FILES_SIZE_IN_MB, _VIDEO_FILES_SIZE_IN_MB = 100, 200
 
 
 class LeRobotWriter:
@@ -93,8 +100,7 @@ class LeRobotWriter:
         self._vector_keys = [key for key in self.features if key not in self._video_keys]
         self._schema = arrow_schema({**self.features, **OWN_FEATURES})
 
-        self.num_episodes = 0
-        self.num_frames = 0
+        self.num_episodes = self.num_frames = 0
         self._frames: list[dict[str, np.ndarray]] = []
         self._tasks: dict[str, int] = {}
         self._episodes: list[dict[str, Any]] = []
@@ -164,8 +170,7 @@ class LeRobotWriter:
 
         episode: dict[str, Any] = {"episode_index": self.num_episodes, "tasks": [task], "length": length}
         episode.update(self._write_data(columns))
-        episode["dataset_from_index"] = self.num_frames
-        episode["dataset_to_index"] = self.num_frames + length
+        episode.update(dataset_from_index=self.num_frames, dataset_to_index=self.num_frames + length)
         statistics: EpisodeStatistics = {}
         for key in self._video_keys:
             frames = [frame[key] for frame in self._frames]
@@ -221,18 +226,18 @@ class LeRobotWriter:
             raise ValueError(f"the writer of {self.root} is finalized or aborted; make a new LeRobotWriter")
 
     def _write_data(self, columns: dict[str, np.ndarray]) -> dict[str, int]:
-        path = self._partial / _DATA_PATH.format(**_indices(max(self._data_file, 0)))
+        path = self._partial / _DATA_PATH.format(**file_indices(max(self._data_file, 0)))
         if self._data_writer is not None and path.stat().st_size >= _DATA_FILES_SIZE_IN_MB * 2**20:
             self._data_writer.close()
             self._data_writer = None
         if self._data_writer is None:
             self._data_file += 1
-            path = self._partial / _DATA_PATH.format(**_indices(self._data_file))
+            path = self._partial / _DATA_PATH.format(**file_indices(self._data_file))
             path.parent.mkdir(parents=True, exist_ok=True)
             self._data_writer = pq.ParquetWriter(path, self._schema, compression="snappy")
         arrays = [arrow_array(columns[field.name], field.type) for field in self._schema]
         self._data_writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
-        return {f"data/{name}": index for name, index in _indices(self._data_file).items()}
+        return {f"data/{name}": index for name, index in file_indices(self._data_file).items()}
 
     def _write_video(self, key: str, frames: list[np.ndarray]) -> dict[str, Any]:
         writer = self._video_writers.get(key)
@@ -240,7 +245,7 @@ class LeRobotWriter:
             if writer is not None:
                 writer.close()
             self._video_file[key] += 1
-            path = self._partial / _VIDEO_PATH.format(video_key=key, **_indices(self._video_file[key]))
+            path = self._partial / _VIDEO_PATH.format(video_key=key, **file_indices(self._video_file[key]))
             path.parent.mkdir(parents=True, exist_ok=True)
             writer = VideoWriter(path, self.fps, *frames[0].shape[:2], crf=self._crf, gop_size=self._gop_size)
             self._video_writers[key] = writer
@@ -248,7 +253,7 @@ class LeRobotWriter:
         for index, frame in enumerate(frames):
             writer.add(frame, key_frame=index == 0)
         return {
-            **{f"videos/{key}/{name}": index for name, index in _indices(self._video_file[key]).items()},
+            **{f"videos/{key}/{name}": index for name, index in file_indices(self._video_file[key]).items()},
             f"videos/{key}/from_timestamp": first / self.fps,
             f"videos/{key}/to_timestamp": writer.num_frames / self.fps,
         }
@@ -263,21 +268,21 @@ class LeRobotWriter:
 
     def _write_metadata(self) -> None:
         meta = self._partial / "meta"
-        episodes = self._partial / _EPISODES_PATH.format(**_indices(0))
+        episodes = self._partial / _EPISODES_PATH.format(**file_indices(0))
         episodes.parent.mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(self._episodes), episodes)
         index = pd.Index(list(self._tasks), name="task")
         pd.DataFrame({"task_index": list(self._tasks.values())}, index=index).to_parquet(meta / "tasks.parquet")
         statistics = {key: images.total() for key, images in self._images.items()}
         statistics.update({key: vector_statistics(np.concatenate(v)) for key, v in self._vectors.items()})
-        _write_json(meta / "stats.json", statistics)
+        write_json(meta / "stats.json", statistics)
         info = {
             "codebase_version": "v3.0",
             "robot_type": self.robot_type,
             "total_episodes": self.num_episodes,
             "total_frames": self.num_frames,
             "total_tasks": len(self._tasks),
-            "chunks_size": _CHUNKS_SIZE,
+            "chunks_size": CHUNKS_SIZE,
             "data_files_size_in_mb": _DATA_FILES_SIZE_IN_MB,
             "video_files_size_in_mb": _VIDEO_FILES_SIZE_IN_MB,
             "fps": self.fps,
@@ -287,26 +292,8 @@ class LeRobotWriter:
             "features": {**self.features, **OWN_FEATURES},
         }
         for key in self._video_keys:
-            height, width, channels = self.features[key]["shape"]
-            info["features"][key]["info"] = {
-                "video.height": height,
-                "video.width": width,
-                "video.codec": "h264",
-                "video.pix_fmt": "yuv420p",
-                "video.is_depth_map": False,
-                "video.fps": self.fps,
-                "video.channels": channels,
-                "has_audio": False,
-            }
+            info["features"][key]["info"] = video_info(self.features[key]["shape"], self.fps)
         clashing = sorted(info.keys() & self.extra_info.keys())
         if clashing:
             raise ValueError(f"info names entries that the writer fills itself: {clashing}; rename them")
-        _write_json(meta / "info.json", {**info, **self.extra_info})
-
-
-def _indices(file: int) -> dict[str, int]:
-    return {"chunk_index": file // _CHUNKS_SIZE, "file_index": file % _CHUNKS_SIZE}
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(meta / "info.json", {**info, **self.extra_info})

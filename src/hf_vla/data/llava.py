@@ -1,6 +1,8 @@
 """`LlavaDataset`: conversations about images, for training a policy's language model along with its actions."""
 
 import json
+import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from .lerobot_metadata import check_files
+logger = logging.getLogger(__name__)
 
 _PLACEHOLDER = "<image>"
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -34,29 +36,52 @@ class LlavaDataset(Dataset):
         path: the JSON or JSON lines file.
         image_root: the folder that image paths are relative to. Default: the file's folder.
         name: default: the file's name without its ending.
+        on_error: "raise", or "skip": records that are no conversation, or whose images are missing, are left out, counted
+            in `num_skipped` and logged.
 
     Raises:
         FileNotFoundError: the file, or an image that it names, is missing.
         ValueError: an empty file, no valid JSON, or a record that is no conversation; the message says which record.
     """
 
-    def __init__(self, path: str | Path, image_root: str | Path | None = None, name: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        image_root: str | Path | None = None,
+        name: str | None = None,
+        *,
+        on_error: str = "raise",
+    ) -> None:
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error is {on_error!r}; possible: 'raise', 'skip'")
         self.path = Path(path).expanduser()
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path} is missing")
         self.image_root = self.path.parent if image_root is None else Path(image_root).expanduser()
         self.name = name or self.path.stem
-        encoded, files = [], set()
+        self.num_skipped = 0
+        present: dict[Path, set[str]] = {}
+        encoded = []
         for place, record in self._records():
             try:
                 item = _conversation(record)
-            except ValueError as error:
-                raise ValueError(f"{self.path}, {place}: {error}") from error
-            files.update(item["image"])
+                for image in item["image"]:
+                    self._check_image(image, present)
+            except (ValueError, FileNotFoundError) as error:
+                if on_error == "raise":
+                    raise type(error)(f"{self.path}, {place}: {error}") from error
+                self.num_skipped += 1
+                logger.warning("left out %s, %s: %s", self.path, place, error)
+                continue
             encoded.append(json.dumps(item).encode())
         if not encoded:
-            raise ValueError(f"{self.path} is empty")
-        check_files(self.image_root, sorted(files), allow_none=False)
+            raise ValueError(
+                f"{self.path} is empty" + (", after leaving out what is wrong" if self.num_skipped else "")
+            )
+        if self.num_skipped:
+            logger.warning(
+                "%s: left out %d of %d records", self.path, self.num_skipped, self.num_skipped + len(encoded)
+            )
         # One buffer instead of many objects: reference counts would make every worker copy them.
         self._buffer = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         self._ends = np.cumsum([len(record) for record in encoded])
@@ -84,6 +109,14 @@ class LlavaDataset(Dataset):
             return json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"{self.path}: {what} no valid JSON: {error}") from error
+
+    def _check_image(self, image: str, present: dict[Path, set[str]]) -> None:
+        # Folders are listed once: there can be hundreds of thousands of images.
+        path = self.image_root / image
+        if path.parent not in present:
+            present[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
+        if path.name not in present[path.parent]:
+            raise FileNotFoundError(f"{path} is missing; image_root is the folder that image paths are relative to")
 
     def _image(self, path: str, index: int) -> Image.Image:
         try:
@@ -115,6 +148,8 @@ def _conversation(record: Any) -> dict[str, Any]:
         raise ValueError(f"no conversations or messages; the record has {', '.join(record)}")
     images = record.get("images", record.get("image")) or []
     images = [images] if isinstance(images, str) else list(images)
+    if record.get("video") or record.get("videos"):
+        raise ValueError("it has a video; only images are read")
     if not all(isinstance(path, str) for path in images):
         raise ValueError("image and images must be paths")
 

@@ -171,9 +171,9 @@ class VideoReader:
             group_before = group_before and first.pts > target + slack
             # Reordered streams can show a key frame later than its place in the index says: take the one before.
             earlier = self._key_frame_before(first.dts + self._reordering - 1)
-            if earlier is None or earlier >= position:
+            if earlier is None or earlier + self._reordering >= position:
                 return
-            position = earlier
+            position = earlier + self._reordering
 
     def _key_frame_before(self, ticks: float) -> int | None:
         """Decode timestamp of the last key frame whose presentation is at or before `ticks`."""
