@@ -23,6 +23,7 @@ from hf_vla.cli import one_line_errors
 
 def main(argv: list[str] | None = None) -> None:
     with one_line_errors():
+        from hf_vla.data import VLADataCollator
         from hf_vla.training_args.arguments import VLATrainingArguments
         from hf_vla.training_args.parse import parse_dataclasses
         from hf_vla.training_args.recipe import DataArguments, PolicyArguments, build
@@ -35,7 +36,10 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError("set output_dir: where checkpoints and the trained policy go")
         model, processor, dataset = build(policy, data, args.seed)
         output = Path(args.output_dir)
-        trainer = VLATrainer(model, args, train_dataset=dataset, processing_class=processor)
+        collator = VLADataCollator(processor, use_state=data.use_state)
+        trainer = VLATrainer(model, args, train_dataset=dataset, processing_class=processor, data_collator=collator)
+        with args.main_process_first(desc="checking the data"):
+            dataset.check()
         if trainer.is_world_process_zero():
             output.mkdir(parents=True, exist_ok=True)
             settings = dataclasses.asdict(policy) | dataclasses.asdict(data) | given
@@ -43,6 +47,12 @@ def main(argv: list[str] | None = None) -> None:
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         trainer.save_model()
     if trainer.is_world_process_zero():
+        for member in dataset.report():
+            print(
+                f"{member['dataset']}: {member['expected_passes'] * trainer.state.epoch:.1f} passes over {member['frames']} frames"
+            )
+        if dataset.num_skipped:
+            print(f"skipped {dataset.num_skipped} items that can't be read")
         print(f"policy written to {output}")
 
 

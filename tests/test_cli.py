@@ -66,7 +66,7 @@ def test_flags_win_over_yaml(parser, recipe):
         ("episodes: 7\nmode: c", "invalid choice: 'c'"),
         ("episodes: 7\nflip: maybe", "possible: true, false"),
         ("episodes: 7\nlearning-rate: [1, 2]", "possible: one value"),
-        ("episodes: 7\nmode: {a: 1}", "possible: a value"),
+        ("episodes: 7\nmode: {a: 1}", "invalid choice"),
         ("- 7", "must map flag names to values"),
         ("episodes: [", "is not valid YAML"),
         ("mode: a", "required: --episodes"),

@@ -13,7 +13,10 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "DatasetMixture": "data",
+    "ImageAugmentation": "data",
     "LeRobotDataset": "data",
+    "LeRobotWriter": "data",
+    "LlavaDataset": "data",
     "VLADataCollator": "data",
     "Policy": "inference",
     "VLATrainer": "training_args.trainer",

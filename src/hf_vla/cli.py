@@ -12,9 +12,10 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import difflib
+import json
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,7 +40,8 @@ class ArgumentParser(argparse.ArgumentParser):
     """An `argparse.ArgumentParser` whose first positional argument may be a YAML file with values for its flags.
 
     The file is a mapping from flag names (without dashes, "-" or "_") to values; lists are for flags that take several
-    values, booleans for switches, null keeps the default. Flags on the command line win over the file. A required flag
+    values, booleans for switches, null keeps the default. Its key `base` names another file, whose values hold where it has
+    none. Flags on the command line win over the file. A required flag
     may be in either. An unknown key or flag, like every other mistake, ends the program with status 2 and one line
     `error: ...` that names the nearest known ones.
     """
@@ -56,7 +58,7 @@ class ArgumentParser(argparse.ArgumentParser):
         flags = list(sys.argv[1:] if args is None else args)
         if "-h" in flags or "--help" in flags:
             return self._parse(flags, namespace)
-        given = vars(self._lenient()._parse(flags, None))
+        given = self._given(flags)
         if given.get("config") is None:
             return self._parse(flags, namespace)
         # Behind the flags: in front of CONFIG.yaml, a flag that takes several values would swallow it.
@@ -73,15 +75,20 @@ class ArgumentParser(argparse.ArgumentParser):
             self.error(f"unknown argument {unknown[0]!r}{_did_you_mean(unknown[0].split('=')[0], known)}")
         return namespace
 
-    def _lenient(self) -> ArgumentParser:
-        """A copy that yields only what was given, and requires nothing."""
-        parser = copy.deepcopy(self)
-        for action in parser._actions:
-            action.required = False
-            action.default = argparse.SUPPRESS
-        return parser
+    def _given(self, flags: Sequence[str]) -> dict[str, Any]:
+        """What the flags themselves say, without defaults; nothing is required."""
+        before = [(action, action.required, action.default) for action in self._actions]
+        try:
+            for action in self._actions:
+                action.required = False
+                action.default = argparse.SUPPRESS
+            return vars(self._parse(flags, None))
+        finally:
+            for action, required, default in before:
+                action.required, action.default = required, default
 
-    def _flags_from_yaml(self, path: str, already: dict[str, Any]) -> list[str]:
+    def _read_yaml(self, path: str, including: tuple[str, ...] = ()) -> dict[str, Any]:
+        """The file's mapping; what it lacks is taken from the file that its key `base` names, relative to it."""
         try:
             with open(path, encoding="utf-8") as file:
                 content = yaml.safe_load(file)
@@ -91,14 +98,25 @@ class ArgumentParser(argparse.ArgumentParser):
             self.error(f"{path} is not valid YAML: {' '.join(str(error).split())}")
         if not isinstance(content, dict):
             self.error(f"{path} holds a {type(content).__name__}; it must map flag names to values")
-        actions = {a.dest: a for a in self._actions if a.option_strings and a.dest != "help"}
+        content = {str(key).replace("-", "_"): value for key, value in content.items()}
+        base = content.pop("base", None)
+        if base is None:
+            return content
+        file = os.path.normpath(os.path.join(os.path.dirname(path), str(base)))
+        if file in (including := (*including, os.path.normpath(path))):
+            self.error(f"{path} is its own base, by way of {', '.join(including)}")
+        return {**self._read_yaml(file, including), **content}
+
+    def _flags_from_yaml(self, path: str, already: dict[str, Any]) -> list[str]:
+        content = self._read_yaml(path)
+        # Reversed, so that of `--flag` and its opposite `--no_flag` the first counts.
+        actions = {a.dest: a for a in reversed(self._actions) if a.option_strings and a.dest != "help"}
         flags: list[str] = []
-        for key, value in content.items():
-            name = str(key).replace("-", "_")
+        for name, value in content.items():
             if name not in actions:
-                self.error(f"{path}: unknown key {key!r}{_did_you_mean(name, list(actions))}")
+                self.error(f"{path}: unknown key {name!r}{_did_you_mean(name, list(actions))}")
             if value is not None and name not in already:
-                flags += self._as_flags(actions[name], value, f"{path}: {key!r}")
+                flags += self._as_flags(actions[name], value, f"{path}: {name!r}")
         return flags
 
     def _as_flags(self, action: argparse.Action, value: Any, where: str) -> list[str]:
@@ -109,6 +127,8 @@ class ArgumentParser(argparse.ArgumentParser):
             if isinstance(action, argparse.BooleanOptionalAction):
                 return [option if value else "--no-" + option.removeprefix("--")]
             return [option] if value else []
+        if isinstance(value, dict):
+            value = json.dumps(value)  # a flag that takes a mapping takes it as JSON
         values = value if isinstance(value, list) else [value]
         if any(isinstance(item, (dict, list)) or item is None for item in values):
             self.error(f"{where} is {value!r}; possible: a value" + (" or a list of values" if action.nargs else ""))

@@ -19,13 +19,15 @@ class VLADataCollator:
     Args:
         processor: called as `processor(images=, text=, state=, actions=, unnorm_key=, return_tensors="pt")`, with
             `unnorm_key` a list of one statistics key per sample.
+        use_state: whether the items' states are given to the processor.
 
     Raises:
         ValueError: an item lacks a key, or the items differ in having a state or a mask, or in their shapes.
     """
 
-    def __init__(self, processor: Any) -> None:
+    def __init__(self, processor: Any, use_state: bool = True) -> None:
         self.processor = processor
+        self.use_state = use_state
 
     def __call__(self, items: list[dict[str, Any]]) -> Any:
         if not items:
@@ -37,7 +39,7 @@ class VLADataCollator:
         batch = self.processor(
             images=[item["image"] for item in items],
             text=[item["lang"] for item in items],
-            state=_stack(items, "state"),
+            state=_stack(items, "state") if self.use_state else None,
             actions=_stack(items, "action"),
             unnorm_key=[item["dataset"] for item in items],
             return_tensors="pt",

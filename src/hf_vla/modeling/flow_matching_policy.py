@@ -47,7 +47,7 @@ class FlowMatchingPolicy(VLAPreTrainedModel):
         """
         if labels is not None:
             return self.language_model_output(labels, actions, input_ids, attention_mask, **vlm_inputs)
-        actions, action_mask = self.target_actions(actions, action_mask)
+        actions, action_mask = self.target_actions(len(input_ids), actions, action_mask)
         self._check_state(state, len(input_ids))
         conditioning = self._condition(input_ids, attention_mask, **vlm_inputs)
         loss = self.action_head.loss(conditioning, actions, state, noise, timestep, action_mask)

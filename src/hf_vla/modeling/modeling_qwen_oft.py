@@ -79,6 +79,8 @@ class QwenOFTForActionPrediction(VLAPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         actions: torch.Tensor | None = None,
         action_mask: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        timestep: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **vlm_inputs,
     ) -> VLAOutput:
@@ -88,12 +90,13 @@ class QwenOFTForActionPrediction(VLAPreTrainedModel):
             input_ids, attention_mask: (B, L); prompts with at least `action_horizon` action placeholders.
             actions: (B, T, action_dim), normalised; the last `action_horizon` steps are the target.
             action_mask: boolean (B, T), false where a step is padding and does not count.
+            noise, timestep: not read, as nothing is drawn; here so that all policies are called alike.
             labels: (B, L) token ids, -100 where a token does not count; in place of actions, for co-training.
             vlm_inputs: the backbone's other inputs: `pixel_values`, and what else its family has.
         """
         if labels is not None:
             return self.language_model_output(labels, actions, input_ids, attention_mask, **vlm_inputs)
-        actions, action_mask = self.target_actions(actions, action_mask)
+        actions, action_mask = self.target_actions(len(input_ids), actions, action_mask)
         predicted = self._regress(input_ids, attention_mask, **vlm_inputs)
         loss = masked_mean((predicted.float() - actions.float()).abs(), action_mask)
         return VLAOutput(loss=loss, action_loss=loss)

@@ -87,7 +87,7 @@ class VLAPreTrainedModel(PreTrainedModel):
         return VLAOutput(loss=loss, vlm_loss=loss)
 
     def target_actions(
-        self, actions: torch.Tensor | None, action_mask: torch.Tensor | None = None
+        self, batch: int, actions: torch.Tensor | None, action_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The last `action_horizon` of the given steps, (B, T, action_dim) and mask (B, T), as StarVLA trains on them."""
         horizon, dim = self.config.action_horizon, self.config.action_dim
@@ -96,9 +96,10 @@ class VLAPreTrainedModel(PreTrainedModel):
                 "forward computes a loss and needs `actions` (B, T, action_dim), or `labels` (B, L) for the language-model "
                 "loss of the backbone; to predict, call predict_action"
             )
-        if actions.ndim != 3 or actions.shape[1] < horizon or actions.shape[2] != dim:
+        if actions.ndim != 3 or len(actions) != batch or actions.shape[1] < horizon or actions.shape[2] != dim:
             raise ValueError(
-                f"actions have shape {tuple(actions.shape)}; this policy needs (B, T, {dim}) with T >= {horizon}"
+                f"actions have shape {tuple(actions.shape)}; {batch} prompts of this policy need ({batch}, T, {dim}) with "
+                f"T >= {horizon}"
             )
         if action_mask is not None and action_mask.shape != actions.shape[:2]:
             raise ValueError(

@@ -50,6 +50,13 @@ class VLATrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        for name in ("freeze_modules", "reload_modules"):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} is the string {getattr(self, name)!r}; give a list of regular expressions")
+        if self.module_learning_rates is not None and not isinstance(self.module_learning_rates, dict):
+            raise ValueError(
+                f"module_learning_rates is {self.module_learning_rates!r}; give a mapping from regular expressions to rates"
+            )
         rates = {str(pattern): float(rate) for pattern, rate in (self.module_learning_rates or {}).items()}
         if bad := [pattern for pattern, rate in rates.items() if not rate >= 0]:
             raise ValueError(f"module_learning_rates of {bad} must be 0 or more")

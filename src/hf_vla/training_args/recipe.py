@@ -9,9 +9,9 @@ import numpy as np
 from transformers import AutoModel, AutoProcessor, set_seed
 
 from ..checkpoints.new_backbone import write_new_backbone
-from ..data import DatasetMixture, LeRobotDataset
+from ..data import DatasetMixture, ImageAugmentation, LeRobotDataset
 from ..processing.action_tokenizer import FastActionTokenizer
-from ..processing.normalization import Normalizer
+from ..processing.normalization import MODES, Normalizer
 from ..processing.robots import modes_for
 from ..registration import FRAMEWORKS, class_of, frameworks
 
@@ -33,7 +33,7 @@ class PolicyArguments:
 
     Args:
         policy: continue from this policy (folder or Hub repository): its configuration, weights and processor.
-        framework: the framework of a new policy.
+        framework: the framework of a new policy, by default qwen_pi_v3.
         base_vlm: a new policy's backbone (folder or Hub repository) with its weights, tokenizer and image processor.
         vlm_config: a new policy's backbone, from scratch: fields of its configuration. Its vocabulary is made from the data's
             instructions.
@@ -42,7 +42,7 @@ class PolicyArguments:
     """
 
     policy: str | None = field(default=None, metadata={"help": "continue from this policy (folder or Hub repository)"})
-    framework: str = field(default="qwen_pi_v3", metadata={"help": f"of a new policy: {', '.join(FRAMEWORKS)}"})
+    framework: str | None = field(default=None, metadata={"help": f"of a new policy: {', '.join(FRAMEWORKS)}"})
     base_vlm: str | None = field(default=None, metadata={"help": "backbone of a new policy (folder or repository)"})
     vlm_config: dict | str | None = field(
         default=None, metadata={"help": "JSON: configuration of a new policy's backbone from scratch"}
@@ -57,14 +57,20 @@ class PolicyArguments:
     def __post_init__(self):
         for name in ("vlm_config", "policy_config", "image_processor_config"):
             setattr(self, name, _as_dict(getattr(self, name), name))
-        if self.framework not in frameworks():
-            raise ValueError(f"unknown framework {self.framework!r}; known are {', '.join(frameworks())}")
-        given = [name for name in ("policy", "base_vlm", "vlm_config") if getattr(self, name)]
-        if len(given) != 1:
+        backbones = [name for name in ("policy", "base_vlm", "vlm_config") if getattr(self, name)]
+        if len(backbones) != 1:
             raise ValueError(
                 "set one of policy, base_vlm and vlm_config, which say what backbone is trained; "
-                f"set are: {', '.join(given) or 'none'}"
+                f"set are: {', '.join(backbones) or 'none'}"
             )
+        of_new = [name for name in ("framework", "policy_config", "image_processor_config") if getattr(self, name)]
+        if self.policy and of_new:
+            raise ValueError(
+                f"{', '.join(of_new)} describe a new policy; {self.policy} brings its own, so leave them out"
+            )
+        self.framework = self.framework or "qwen_pi_v3"
+        if self.framework not in frameworks():
+            raise ValueError(f"unknown framework {self.framework!r}; known are {', '.join(frameworks())}")
 
 
 @dataclass
@@ -72,40 +78,62 @@ class DataArguments:
     """The demonstrations.
 
     Args:
-        dataset: LeRobot datasets (folders or Hub repositories).
-        dataset_weights: how often each is drawn from, relative to the others.
+        dataset: LeRobot datasets (folders or Hub repositories) …
+        mixture, data_root: … or a mixture's name or YAML file, and the folder that its datasets are in.
+        dataset_weights: how often each dataset is drawn from, relative to the others; by default as its frames.
         cameras: names of the cameras, in the order the policy sees them; by default all.
+        columns: YAML file that says which columns are state, action, images and instruction; see docs/data.md.
         image_size: [width, height] to which images are resized; by default they are left alone.
         prompt_template: text around the instruction, "{instruction}" in it.
         use_state: whether the policy is given the robot's state.
         action_mode, state_mode: normalisation of robots whose own is not known to the package.
+        augmentation: fields of `hf_vla.data.ImageAugmentation`; by default images are not changed.
+        on_error: "raise", or "skip" frames that can't be read, which is counted and logged.
     """
 
     dataset: list[str] | None = field(default=None, metadata={"help": "LeRobot datasets (folders or repositories)"})
+    mixture: str | None = field(default=None, metadata={"help": "in place of dataset: a mixture's name or YAML file"})
+    data_root: str | None = field(default=None, metadata={"help": "folder of the mixture's datasets"})
     dataset_weights: list[float] | None = field(default=None, metadata={"help": "one weight a dataset"})
     cameras: list[str] | None = field(default=None, metadata={"help": "cameras in the policy's order; default all"})
+    columns: str | None = field(default=None, metadata={"help": "YAML file: which columns are state, action, images"})
     image_size: list[int] | None = field(default=None, metadata={"help": "width and height of images"})
     prompt_template: str | None = field(default=None, metadata={"help": "text around {instruction}"})
     use_state: bool = field(default=True, metadata={"help": "give the policy the robot's state"})
     action_mode: str = field(default="q99", metadata={"help": "normalisation of actions: q99, min_max, mean_std"})
     state_mode: str = field(default="q99", metadata={"help": "normalisation of states: q99, min_max, mean_std"})
+    augmentation: dict | str | None = field(default=None, metadata={"help": "JSON: fields of ImageAugmentation"})
+    on_error: str = field(default="raise", metadata={"help": "raise, or skip frames that can't be read"})
 
     def __post_init__(self):
-        if not self.dataset:
-            raise ValueError("set dataset: one or more LeRobot datasets")
+        if bool(self.dataset) == bool(self.mixture):
+            raise ValueError("set dataset (one or more LeRobot datasets) or mixture (a mixture's name or YAML file)")
+        of_datasets = [name for name in ("dataset_weights", "cameras", "columns") if getattr(self, name)]
+        if self.mixture and of_datasets:
+            raise ValueError(f"{', '.join(of_datasets)} belong to dataset; a mixture's file says its own")
+        if self.data_root and not self.mixture:
+            raise ValueError("data_root is the folder of a mixture's datasets, and no mixture is set")
+        if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 1):
+            raise ValueError(f"image_size is {self.image_size}; give width and height")
+        for name in ("action_mode", "state_mode"):
+            if getattr(self, name) not in MODES:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; known are {', '.join(MODES)}")
+        self.augmentation = _as_dict(self.augmentation, "augmentation")
+        if unknown := set(self.augmentation) - set(ImageAugmentation.__dataclass_fields__):
+            known = ", ".join(ImageAugmentation.__dataclass_fields__)
+            raise ValueError(f"augmentation has no {', '.join(sorted(unknown))}; it has {known}")
 
-
-class WithoutState:
-    """A dataset whose items have no state."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict:
-        return {name: value for name, value in self.dataset[index].items() if name != "state"}
+    def build(self, action_horizon: int, seed: int) -> DatasetMixture:
+        """The training dataset."""
+        options = {
+            "seed": seed,
+            "on_error": self.on_error,
+            "augmentation": ImageAugmentation(**self.augmentation) if self.augmentation else None,
+        }
+        if self.mixture:
+            return DatasetMixture.from_name(self.mixture, self.data_root, action_horizon=action_horizon, **options)
+        datasets = [LeRobotDataset(path, action_horizon, self.cameras, columns=self.columns) for path in self.dataset]
+        return DatasetMixture(datasets, weights=self.dataset_weights, **options)
 
 
 def build(policy: PolicyArguments, data: DataArguments, seed: int):
@@ -114,18 +142,16 @@ def build(policy: PolicyArguments, data: DataArguments, seed: int):
     if policy.policy:
         model = AutoModel.from_pretrained(policy.policy)
         processor = AutoProcessor.from_pretrained(policy.policy)
-        horizon = model.config.action_horizon
+        mixture = data.build(model.config.action_horizon, seed)
     else:
         horizon = policy.policy_config.get("action_horizon", class_of(policy.framework, "config").action_horizon)
-    datasets = [LeRobotDataset(path, action_horizon=horizon, cameras=data.cameras) for path in data.dataset]
-    mixture = DatasetMixture(datasets, weights=data.dataset_weights, seed=seed)
-    if not policy.policy:
-        model, processor = _new_policy(policy, data, datasets)
-    _describe_data(processor, mixture.statistics, datasets, data)
-    return model, processor, mixture if data.use_state else WithoutState(mixture)
+        mixture = data.build(horizon, seed)
+        model, processor = _new_policy(policy, data, mixture.datasets)
+    _describe_data(processor, mixture.statistics, mixture.datasets, data)
+    return model, processor, mixture
 
 
-def _new_policy(policy: PolicyArguments, data: "DataArguments", datasets: list[LeRobotDataset]):
+def _new_policy(policy: PolicyArguments, data: DataArguments, datasets: list[LeRobotDataset]):
     statistics = datasets[0].statistics
     fields = {"action_dim": len(statistics["action"]["mean"]), **policy.policy_config}
     if "state" in statistics:
@@ -140,7 +166,7 @@ def _new_policy(policy: PolicyArguments, data: "DataArguments", datasets: list[L
     with tempfile.TemporaryDirectory() as folder:
         write_new_backbone(Path(folder), policy.vlm_config, texts, policy.image_processor_config)
         model, processor = model_class.from_vlm(folder, random_init=True, **fields)
-    model.config.vlm_name_or_path = None  # it came from nowhere
+    model.config.vlm_name_or_path, model.config.vlm_config._name_or_path = None, ""  # it came from nowhere
     return model, processor
 
 

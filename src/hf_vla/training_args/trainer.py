@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoModel, Trainer, TrainerCallback
 from transformers.utils import logging
 
-from ..data.collator import VLADataCollator
+from ..data import DatasetMixture, VLADataCollator
 from .arguments import VLATrainingArguments
 from .patterns import freeze, learning_rates, matching_parameters
 
@@ -29,6 +29,8 @@ class VLATrainer(Trainer):
     """
 
     def __init__(self, model=None, args: VLATrainingArguments | None = None, *, processing_class=None, **kwargs):
+        if not isinstance(args, VLATrainingArguments):
+            raise ValueError(f"args is a {type(args).__name__}; give VLATrainingArguments(output_dir=…)")
         if kwargs.get("data_collator") is None:
             if processing_class is None:
                 raise ValueError("pass the policy's processor as processing_class, or a data_collator")
@@ -39,6 +41,10 @@ class VLATrainer(Trainer):
             freeze(model, args.freeze_modules)
         # Found out now rather than when the optimizer is made.
         learning_rates(model, args.learning_rate, args.module_learning_rates or {})
+        if isinstance(kwargs.get("train_dataset"), DatasetMixture):
+            # A mixture's items are random draws already; in order, they are the same under any number of workers and
+            # ranks, and a resumed run goes on where it stopped.
+            args.train_sampling_strategy = "sequential"
         self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(()))
         self._count = 0
         super().__init__(model, args, processing_class=processing_class, **kwargs)
@@ -76,6 +82,8 @@ class VLATrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if outputs.get("vlm_loss") is not None and model.training:
+            loss = loss * self.args.vlm_loss_scale
         if model.training:
             for name in ("action_loss", "vlm_loss"):
                 if (value := outputs.get(name)) is not None:
