@@ -76,3 +76,11 @@ def recipe(dataset, tmp_path) -> Path:
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(settings))
     return file
+
+
+@pytest.fixture(scope="session")
+def golden(tmp_path_factory):
+    """StarVLA's recorded variants; each is written and loaded once a session."""
+    from golden_cases import Golden
+
+    return Golden(tmp_path_factory.mktemp("golden"))

@@ -38,9 +38,15 @@ class Policy:
             device: where the model goes; by default the GPU where there is one.
             dtype: "auto" keeps the checkpoint's.
             kwargs: for both `from_pretrained` (`base_vlm=`, `revision=`, …).
+
+        Raises:
+            OSError: no such folder or repository, or files of it are missing.
         """
         from transformers import AutoModel, AutoProcessor
 
+        from .checkpoints.sources import check_source
+
+        check_source(name_or_path, **kwargs)
         if device is None:
             device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         model = AutoModel.from_pretrained(name_or_path, dtype=dtype, **kwargs).to(device)
@@ -74,16 +80,16 @@ class Policy:
 
         Returns:
             float32 array (action_horizon, action_dim) in robot units; (B, action_horizon, action_dim) for a list.
+
+        Raises:
+            ValueError: an observation lacks an image or the instruction, or something has another shape, type or value.
         """
         single = isinstance(observation, Mapping)
-        batch = [observation] if single else list(observation)
-        with_state = [o.get("state") is not None for o in batch]
-        if any(with_state) and not all(with_state):
-            raise ValueError("some observations of the batch have a state and some have none")
+        batch = _checked([observation] if single else observation)
         inputs = self.processor(
-            images=[list(o["image"]) for o in batch],
+            images=[_views(o["image"]) for o in batch],
             text=[o["lang"] for o in batch],
-            state=np.stack([np.reshape(o["state"], (1, -1)) for o in batch]) if all(with_state) else None,
+            state=_states(batch),
             unnorm_key=self.unnorm_key,
         ).to(self.model.device)
         real_time = {}
@@ -123,6 +129,52 @@ class Policy:
             torch.manual_seed(seed)
             model = type(self.model)(copy.deepcopy(self.model.config))
         return Policy(model.to(self.model.device, self.model.dtype), self.processor, self.unnorm_key)
+
+
+def _checked(observations) -> list[Mapping]:
+    """The observations as a list, each with images and an instruction."""
+    batch = list(observations) if isinstance(observations, Sequence) and not isinstance(observations, str) else []
+    if not batch or not all(isinstance(o, Mapping) for o in batch):
+        raise ValueError(
+            f"got {observations!r:.80} for observations; give one {{'image': [...], 'lang': '...', 'state': ...}}, or a list "
+            "of at least one"
+        )
+    for index, o in enumerate(batch):
+        if absent := [name for name in ("image", "lang") if o.get(name) is None]:
+            raise ValueError(
+                f"observation {index} lacks {' and '.join(map(repr, absent))}; it has {', '.join(map(repr, o))}"
+            )
+        if not isinstance(o["lang"], str):
+            raise ValueError(f"'lang' of observation {index} is {o['lang']!r:.80}; give the instruction, a string")
+    return batch
+
+
+def _views(image) -> list:
+    """One image, a list of them or an array (V, height, width, 3) as a list of camera images; the processor checks them."""
+    several = isinstance(image, list | tuple) or (isinstance(image, np.ndarray) and image.ndim == 4)
+    return list(image) if several else [image]
+
+
+def _states(batch: list[Mapping]) -> np.ndarray | None:
+    """The observations' states, (S,) or (1, S) each, as (B, 1, S), or None where they have none."""
+    with_state = [o.get("state") is not None for o in batch]
+    if not any(with_state):
+        return None
+    if not all(with_state):
+        raise ValueError("some observations of the batch have a state and some have none")
+    states = [o["state"].detach().float().cpu() if isinstance(o["state"], torch.Tensor) else o["state"] for o in batch]
+    try:
+        states = [np.asarray(state, dtype=np.float32) for state in states]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a state is no array of numbers: {error}") from None
+    for index, state in enumerate(states):
+        if state.ndim not in (1, 2) or (state.ndim == 2 and len(state) != 1):
+            raise ValueError(
+                f"the state of observation {index} has shape {state.shape}; give (state_dim,) or (1, state_dim)"
+            )
+    if len(sizes := {state.size for state in states}) > 1:
+        raise ValueError(f"the states of the batch have different dimensions: {sorted(sizes)}")
+    return np.stack([state.reshape(1, -1) for state in states])
 
 
 __all__ = ["Policy"]

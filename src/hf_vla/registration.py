@@ -79,7 +79,7 @@ def model_type_of(processor_class: type) -> str:
 def _register_configs() -> None:
     from transformers import AutoConfig
 
-    from .checkpoints.starvla import understand_native_repositories
+    from .checkpoints.auto_config import understand_native_repositories
 
     for model_type in FRAMEWORKS:
         AutoConfig.register(model_type, class_of(model_type, "config"), exist_ok=True)

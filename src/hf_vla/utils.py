@@ -7,6 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+def refuse_full_folder(folder: Path) -> None:
+    """Raise an OSError where `folder` is a file, or holds something."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OSError(f"{folder} exists and is not empty; choose another folder or remove it")
+
+
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its place at the end, and is removed where anything fails.
@@ -15,8 +21,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         OSError: `folder` exists and is not empty.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OSError(f"{folder} exists and is not empty; choose another folder or remove it")
+    refuse_full_folder(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

@@ -12,7 +12,8 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 import hf_vla
-from hf_vla.checkpoints.starvla import StarVLARepository, save_repository
+from hf_vla.checkpoints.starvla import StarVLARepository
+from hf_vla.checkpoints.starvla_writer import save_repository
 
 VARIANT = "QwenPI_v3"
 FILE = "checkpoints/steps_10_pytorch_model.pt"
@@ -133,6 +134,21 @@ def test_highest_step_or_the_one_asked_for(run, base_vlm):
     assert repository.checkpoint("steps_10_pytorch_model.pt") == run / FILE
     with pytest.raises(OSError, match="steps_10_pytorch_model.pt, checkpoints/steps_200"):
         repository.checkpoint("steps_30_pytorch_model.pt")
+
+
+def test_a_file_is_looked_for_in_the_repository_first(run, tmp_path, monkeypatch, caplog):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    name = "steps_10_pytorch_model.pt"
+    shutil.copy(run / FILE, elsewhere / name)
+    shutil.copy(run / FILE, elsewhere / "other.pt")
+    monkeypatch.chdir(elsewhere)
+    repository = StarVLARepository("run", run)
+    for chosen, expected in ((name, run / FILE), (None, run / FILE), ("other.pt", Path("other.pt"))):
+        for _ in range(2):  # every load says which
+            caplog.clear()
+            assert repository.checkpoint(chosen) == expected
+            assert f"run: loading {FILE if expected == run / FILE else 'other.pt'}" in caplog.text
 
 
 def test_safetensors_checkpoint(run, base_vlm):
@@ -270,6 +286,19 @@ def remove_configs(run: Path) -> None:
             "known are .*QwenPI_v3",
         ),
         (lambda run: (run / "config.full.yaml").write_text("framework: [1"), OSError, "no valid YAML"),
+        *(
+            (lambda run, edit=edit: edit_config(run, edit), OSError, message)
+            for edit, message in (
+                (lambda t: t["framework"].update(action_model=None), "framework.action_model is None .* a mapping"),
+                (lambda t: t["framework"].update(name=["QwenPI"]), "names the framework .*known are"),
+                (lambda t: t["framework"]["qwenvl"].update(base_vlm=5), "base_vlm is 5 in .* a path or repository"),
+                (lambda t: t["framework"]["action_model"].update(action_dim="x"), "can't be read: invalid literal"),
+                (lambda t: t["framework"]["action_model"].update(action_dim=[7]), "can't be read: int"),
+                (lambda t: t["datasets"]["vla_data"].update(obs_image_size=224), "obs_image_size is 224 .*width"),
+                (lambda t: t["datasets"]["vla_data"].update(obs_image_size=[224]), r"obs_image_size is \[224\]"),
+                (lambda t: t["datasets"]["vla_data"].update(CoT_prompt=[]), r"CoT_prompt is \[\] .* a text"),
+            )
+        ),
     ],
 )
 def test_broken_repositories_raise(run, base_vlm, breakage, error, message):
@@ -282,6 +311,34 @@ def test_auto_processor_says_what_is_wrong(run, base_vlm):
     edit_config(run, lambda t: t["framework"].update(name="QwenUnheardOf"))
     with pytest.raises(OSError, match="known are .*QwenPI_v3"):
         AutoProcessor.from_pretrained(run, base_vlm=base_vlm)
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        ("[1, 2]", OSError, "holds a list; it must map robot types"),
+        ('{"oxe_bridge": [1]}', ValueError, "statistics of 'oxe_bridge' are"),
+        ('{"oxe_bridge": {"action": {"mask": [true]}}}', ValueError, "are empty"),
+        ("{", OSError, "no valid JSON"),
+    ],
+)
+def test_malformed_statistics_raise(run, base_vlm, content, error, message):
+    (run / "dataset_statistics.json").write_text(content)
+    with pytest.raises(error, match=message):
+        AutoProcessor.from_pretrained(run, base_vlm=base_vlm)
+
+
+def test_overrides_of_native_processors(pristine_run, base_vlm):
+    load = AutoProcessor.from_pretrained
+    assert load(pristine_run, base_vlm=base_vlm, image_size=[32, 32]).image_size == [32, 32]
+    size = {"shortest_edge": 1024, "longest_edge": 4096}
+    assert dict(load(pristine_run, base_vlm=base_vlm, size=size).image_processor.size) == size
+    for wrong, message in (
+        ({"imagesize": [3, 3]}, "did you mean image_size"),
+        ({"image_size": [0, 3]}, "image_size is"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load(pristine_run, base_vlm=base_vlm, **wrong)
 
 
 def test_missing_statistics_raise(run, base_vlm):
@@ -311,6 +368,22 @@ def test_own_format_loads_whole_or_not_at_all(pristine_run, base_vlm, tmp_path, 
         save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises((ValueError, OSError), match="projectors.0.1.weight" if kind != "truncated" else "corrupt"):
         AutoModel.from_pretrained(tmp_path)
+
+
+def test_concrete_classes_refuse_another_framework(pristine_run, base_vlm, tmp_path):
+    AutoModel.from_pretrained(pristine_run, base_vlm=base_vlm).save_pretrained(tmp_path)
+    AutoProcessor.from_pretrained(pristine_run, base_vlm=base_vlm).save_pretrained(tmp_path)
+    for wrong in (hf_vla.QwenPIForActionPrediction, hf_vla.QwenPIConfig):
+        with pytest.raises(ValueError, match="model_type 'qwen_pi_v3', QwenPIConfig is 'qwen_pi'"):
+            wrong.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds a QwenPIV3Processor, not a QwenPIProcessor"):
+        hf_vla.QwenPIProcessor.from_pretrained(tmp_path)
+
+    class MyConfig(hf_vla.QwenPIV3Config):
+        model_type = "my_pi_v3"
+
+    assert type(MyConfig.from_pretrained(tmp_path)) is MyConfig
+    assert hf_vla.QwenPIV3ForActionPrediction.from_pretrained(tmp_path).config.model_type == "qwen_pi_v3"
 
 
 def test_native_arguments_are_refused_elsewhere(pristine_run, base_vlm, tmp_path):

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from hf_vla import QwenOFTForActionPrediction, QwenPIV3ForActionPrediction, QwenPIV3Processor
-from hf_vla.checkpoints.starvla import save_repository
+from hf_vla.checkpoints.starvla_writer import save_repository
 from hf_vla.modeling.backbone import build_backbone, layer_states
 from hf_vla.modeling.configuration_vla import FlowMatchingConfig
 from hf_vla.processing.action_tokenizer import FastActionTokenizer
@@ -279,7 +279,7 @@ class TestBadInput:
 
     def test_an_unknown_field_of_the_image_processor(self, smolvlm):
         with pytest.raises(
-            ValueError, match="image_processor_config has do_splitting; a SmolVLM.* do_image_splitting"
+            ValueError, match=".do_splitting. is no setting.*SmolVLM.* did you mean do_image_splitting"
         ):
             QwenPIV3ForActionPrediction.from_vlm(smolvlm, image_processor_config={"do_splitting": False}, **COMMON)
 

@@ -10,7 +10,7 @@ import torch
 from golden_cases import base_vlm
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from hf_vla.checkpoints.starvla import save_repository
+from hf_vla.checkpoints.starvla_writer import save_repository
 from hf_vla.registration import FRAMEWORKS, class_of
 
 HORIZON, ACTION_DIM, STATE_DIM = 4, 5, 3

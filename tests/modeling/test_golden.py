@@ -1,5 +1,9 @@
 """The policies agree with what was recorded from StarVLA's own code (float32, CPU)."""
 
+import importlib.util
+import shutil
+
+import golden_cases
 import numpy as np
 import pytest
 import torch
@@ -118,3 +122,11 @@ def test_unnormalised_actions(golden, variant):
     recorded = np.load(GOLDEN / variant / "unnorm_oxe_bridge.npz")
     actions = golden.processor(variant).unnormalize_actions(recorded["normalized"], unnorm_key="oxe_bridge")
     assert np.abs(actions - recorded["unnormalized"]).max() < TOLERANCE
+
+
+def test_without_the_recorded_cases_nothing_passes_silently(tmp_path):
+    (tmp_path / "repository" / "tests").mkdir(parents=True)
+    copy = shutil.copy(golden_cases.__file__, tmp_path / "repository" / "tests" / "golden_cases.py")
+    spec = importlib.util.spec_from_file_location("golden_cases_elsewhere", copy)
+    with pytest.raises(FileNotFoundError, match="shared/golden is missing"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, Dinov2Config, Din
 from hf_vla import QwenDualConfig, QwenDualForActionPrediction, QwenDualProcessor
 from hf_vla.checkpoints import dinov2
 from hf_vla.checkpoints.frameworks import FRAMEWORKS
-from hf_vla.checkpoints.starvla import save_repository
+from hf_vla.checkpoints.starvla_writer import save_repository
 from hf_vla.modeling.dino import DinoEncoder
 from hf_vla.processing.processing_qwen_dual import dino_pixels
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 
 from hf_vla import QwenFASTConfig, QwenFASTForActionPrediction, QwenFASTProcessor
 from hf_vla.checkpoints.frameworks import rename
-from hf_vla.checkpoints.starvla import save_repository
+from hf_vla.checkpoints.starvla_writer import save_repository
 from hf_vla.modeling.action_codebook import ActionCodebook, ActionTokenConstraint, inverse_dct
 from hf_vla.processing.action_tokenizer import FastActionTokenizer
 
@@ -217,7 +217,7 @@ class TestFiles:
 
     def test_starvla_knows_no_image_size(self, policy, processor, tmp_path, monkeypatch):
         monkeypatch.setattr(processor, "image_size", [64, 64])
-        with pytest.raises(ValueError, match=r"resizes images to \[64, 64\]; StarVLA's QwenFast knows None"):
+        with pytest.raises(ValueError, match=r"image_size is \[64, 64\], read again None"):
             save_repository(policy, processor, tmp_path / "run")
 
     def test_bf16(self, run, case):

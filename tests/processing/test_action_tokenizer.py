@@ -160,3 +160,13 @@ class TestWords:
             action_token_offset(self.tokenizer(action_word(0), action_word(1)), 3)
         with pytest.raises(ValueError, match="not consecutive"):
             action_token_offset(self.tokenizer(action_word(1), action_word(0)), 2)
+
+
+def test_a_published_tokenizer_that_cannot_be_had(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match="physical-intelligence/fast can't be loaded; pass fast_tokenizer="):
+        FastActionTokenizer.from_pretrained()
+    with pytest.raises(ValueError, match="fast is 5"):
+        FastActionTokenizer.of(5)
+    with pytest.raises(ValueError, match="lack bpe, min_token"):
+        FastActionTokenizer.of({"scale": 10})

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoProcessor
 
 from hf_vla import QwenOFTProcessor, QwenPIProcessor, QwenPIV3Processor
 
@@ -65,11 +66,12 @@ def call(processor, **changed):
         Image.fromarray(FRONT).convert("RGBA"),
         FRONT.astype(np.float32) / 255,
         FRONT.astype(np.float64) / 255,
+        np.where(FRONT == 255, 1.5, np.where(FRONT == 0, -0.5, FRONT / 255)),
     ],
-    ids=["array", "list", "lists", "tuples", "pil", "pil_lists", "rgba", "float32", "float64"],
+    ids=["array", "list", "lists", "tuples", "pil", "pil_lists", "rgba", "float32", "float64", "overshooting"],
 )
 def test_accepted_images(processor, images):
-    for text in ("open the drawer", ["open the drawer"]):
+    for text in ("open the drawer", ["open the drawer"], np.array(["open the drawer"])):
         inputs = call(processor, images=images, text=text)
         assert torch.equal(inputs["pixel_values"], call(processor)["pixel_values"])
         assert inputs["input_ids"].shape[0] == 1
@@ -105,6 +107,8 @@ def test_images_keep_their_size_without_image_size(processor):
         ([[FRONT[:0]]], r"has shape \(0, 64, 3\)"),
         ([[FRONT.astype(np.int64)]], "has dtype int64"),
         ([[np.full((4, 4, 3), np.nan)]], "holds NaN or infinite pixels"),
+        ([[FRONT.astype(np.float32)]], "float32 from 0 to 255; floats are read as .* divide by 255"),
+        ([[np.full((4, 4, 3), -2.1)]], "from -2.1 to -2.1"),
         ([[FRONT], [WRIST]], "received 2 image samples for 1 instructions"),
     ],
 )
@@ -119,6 +123,9 @@ def test_bad_images(processor, images, message):
         (None, "text is None"),
         ([], r"text is \[\]"),
         ([1], r"text is \[1\]"),
+        (5, "text is 5"),
+        ({"open": 1}, "text is {'open': 1}"),
+        (np.array([1.0]), "text is array"),
         (["a", "b"], "received 1 image samples for 2 instructions"),
         ("put <|image_pad|> down", "instruction of sample 0 contains '<|image_pad|>'"),
     ],
@@ -131,7 +138,13 @@ def test_bad_text(processor, text, message):
 @pytest.mark.parametrize("shape", [(1, STATE_DIM), (1, 1, STATE_DIM), (1, 3, STATE_DIM)])
 def test_accepted_states(processor, shape):
     state = np.ones(shape)
-    for form in (state, state.tolist(), torch.from_numpy(state), state.astype(int)):
+    for form in (
+        state,
+        state.tolist(),
+        torch.from_numpy(state),
+        torch.from_numpy(state).bfloat16(),
+        state.astype(int),
+    ):
         inputs = call(processor, state=form, unnorm_key="large_arm")
         assert inputs["state"].dtype == torch.float32
         assert torch.allclose(inputs["state"], torch.full((1, 1, STATE_DIM), 0.1))
@@ -152,6 +165,47 @@ def test_accepted_states(processor, shape):
 def test_bad_state(processor, state, message):
     with pytest.raises(ValueError, match=message):
         call(processor, state=state)
+
+
+def test_half_precision_actions(processor):
+    actions = torch.from_numpy(ACTIONS + 0.5).bfloat16()
+    assert torch.equal(call(processor, actions=actions)["actions"], torch.full((1, HORIZON, ACTION_DIM), 0.5))
+
+
+def test_a_state_that_the_head_has_no_room_for(processor):
+    """As of StarVLA's checkpoints, whose statistics may have more state dimensions than state_dim."""
+    more = statistics(1.0) | {"state": {"min": [-1] * 3, "max": [1] * 3}}
+    processor.statistics = {"small_arm": more}
+    with pytest.raises(ValueError, match="state has 3 dimensions; this policy's has 2"):
+        call(processor, state=np.zeros((1, 3)))
+    assert call(processor, state=STATE, normalized=True)["state"].shape == (1, 1, STATE_DIM)
+    in_prompt = QwenPIV3Processor(processor.image_processor, processor.tokenizer, processor.chat_template, **SETTINGS)
+    in_prompt.statistics = {"small_arm": more}
+    assert "[STATE] 128 128 128" in in_prompt.tokenizer.decode(call(in_prompt, state=np.zeros((1, 3)))["input_ids"][0])
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        ({"min": [0] * 4, "max": [1] * 4}, "'small_arm' are of 4 action dimensions; this policy's actions have 3"),
+        ([0.0] * 3, r"statistics of the actions of 'small_arm' are \[0.0, 0.0, 0.0\]"),
+        ({"min": 0, "max": 1}, "'min' of the actions of 'small_arm' is 0"),
+        ({"min": [0] * 3, "max": [1] * 2}, r"different lengths: \[2, 3\]"),
+        ({}, "are empty"),
+        (None, "have no 'action'"),
+    ],
+)
+def test_malformed_statistics(processor, action, message):
+    processor.statistics = {"small_arm": {"action": action}}
+    for use in (lambda: call(processor, actions=ACTIONS), lambda: processor.unnormalize_actions(ACTIONS, "small_arm")):
+        with pytest.raises(ValueError, match=message):
+            use()
+
+
+def test_statistics_that_are_no_mapping(processor):
+    processor.statistics = {"small_arm": [1, 2]}
+    with pytest.raises(ValueError, match="have no 'action'"):
+        processor.unnormalize_actions(ACTIONS, "small_arm")
 
 
 def test_bad_normalised_state(processor):
@@ -196,11 +250,17 @@ def test_actions_are_normalised_by_their_key_and_come_back(processor):
         ("smal_arm", "unknown unnorm_key 'smal_arm'; known are large_arm, small_arm; did you mean 'small_arm'"),
         (["small_arm"] * 2, "2 unnorm_keys for 1 samples"),
         (["wrong"], "unknown unnorm_key 'wrong'"),
+        (3, "unnorm_key is 3; give one of large_arm, small_arm"),
+        ([3], "unnorm_key is 3"),
     ],
 )
 def test_bad_key(processor, key, message):
     with pytest.raises(ValueError, match=message):
         call(processor, state=STATE, unnorm_key=key)
+    if key is not None:  # wrong also where it is not needed
+        for more in ({}, {"state": STATE, "normalized": True}):
+            with pytest.raises(ValueError, match=message):
+                call(processor, unnorm_key=key, **more)
     with pytest.raises(ValueError, match=message):
         processor.unnormalize_actions(ACTIONS, key)
 
@@ -245,7 +305,7 @@ def test_bad_predictions(processor, actions, message):
 def test_other_settings(processor, base_vlm):
     with pytest.raises(ValueError, match="return_tensors is 'np'"):
         call(processor, return_tensors="np")
-    for size in ([64], [0, 64]):
+    for size in ([64], [0, 64], 64, "64", [64.5, 64]):
         with pytest.raises(ValueError, match="image_size is"):
             QwenPIProcessor(processor.image_processor, processor.tokenizer, image_size=size)
 
@@ -286,3 +346,48 @@ def test_a_saved_processor_comes_back(processor, tmp_path):
     assert set(found) == set(expected) and all(torch.equal(found[name], expected[name]) for name in expected)
     changed = QwenPIProcessor.from_pretrained(tmp_path, image_size=[32, 32], statistics={})
     assert changed.image_size == [32, 32] and changed.statistics == {}
+
+
+class TestOverrides:
+    """Settings that `from_pretrained` is given in place of those that were saved."""
+
+    @pytest.fixture(scope="class")
+    def saved(self, base_vlm, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("saved")
+        QwenPIProcessor.from_vlm(base_vlm, **SETTINGS).save_pretrained(folder)
+        return folder
+
+    @pytest.mark.parametrize("load", [AutoProcessor.from_pretrained, QwenPIProcessor.from_pretrained])
+    def test_they_go_through_the_constructor(self, saved, load):
+        assert load(saved, image_size=(32, 48), action_dim=5, revision="main").image_size == [32, 48]
+        for wrong, message in (
+            ({"image_size": [0, 5]}, "image_size is"),
+            ({"statistics": [1]}, "statistics is"),
+            ({"normalization_modes": "q99"}, "normalization_modes is"),
+            ({"prompt_template": 3}, "prompt_template is"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                load(saved, **wrong)
+
+    @pytest.mark.parametrize("load", [AutoProcessor.from_pretrained, QwenPIProcessor.from_pretrained])
+    def test_misspelt_ones_are_an_error(self, saved, load):
+        with pytest.raises(ValueError, match="'imagesize' is no setting .* did you mean image_size"):
+            load(saved, imagesize=[32, 32])
+        with pytest.raises(ValueError, match="'xyzzy' is no setting .* possible are .*statistics"):
+            load(saved, xyzzy=1)
+
+    def test_fields_of_the_image_processor(self, saved):
+        size = {"shortest_edge": 32 * 32, "longest_edge": 64 * 64}
+        processor = AutoProcessor.from_pretrained(saved, size=size, trust_remote_code=False)
+        assert dict(processor.image_processor.size) == size
+
+    def test_another_frameworks_folder(self, saved):
+        with pytest.raises(
+            ValueError, match="holds a QwenPIProcessor, not a QwenOFTProcessor; load it with AutoProcessor"
+        ):
+            QwenOFTProcessor.from_pretrained(saved)
+
+        class Mine(QwenPIProcessor):
+            pass
+
+        assert type(Mine.from_pretrained(saved)) is Mine

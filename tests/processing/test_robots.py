@@ -57,3 +57,23 @@ def test_target_rotations():
 def test_a_mode_that_does_not_exist():
     with pytest.raises(ValueError, match="'q98'; known are q99"):
         Robot(action_mode="q98", state_mode="none", action_horizon=8)
+
+
+@pytest.mark.parametrize(
+    ("statistics", "message"),
+    [
+        ({"action": {}}, "statistics of the actions of 'oxe_bridge' are empty"),
+        ({"action": [1.0]}, "statistics of the actions of 'oxe_bridge' are"),
+        ([1.0], "statistics of 'oxe_bridge' are"),
+        ({"action": of(3, mask=[True])}, "mask of the actions of 'oxe_bridge' has 1 entries for 3"),
+    ],
+)
+def test_malformed_statistics(statistics, message):
+    with pytest.raises(ValueError, match=message):
+        modes_for("oxe_bridge", statistics)
+
+
+def test_dimensions_are_counted_from_whatever_there_is():
+    assert modes_for("oxe_bridge", {"action": {"q01": [0.0] * 2, "q99": [1.0] * 2}}) == {"action": ["q99", "binary"]}
+    with pytest.raises(ValueError, match="'robotwin' are of 1 action dimensions"):
+        modes_for("robotwin", {"action": of(1)})

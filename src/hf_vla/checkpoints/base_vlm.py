@@ -1,5 +1,6 @@
 """Starting a policy from a plain vision-language model: its configuration, tokenizer, image processor and weights."""
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 
 from ..registration import class_of
@@ -7,21 +8,19 @@ from ..registration import class_of
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
-def load_processor_parts(base_vlm, image_processor_config: dict | None = None, **hub) -> dict:
+def load_processor_parts(
+    base_vlm, image_processor_config: dict | None = None, other_settings: Sequence[str] = (), **hub
+) -> dict:
     """The `image_processor`, `tokenizer` and `chat_template` of a backbone's folder or repository.
 
-    `image_processor_config` are fields of the image processor that replace the backbone's own.
+    `image_processor_config` are fields of the image processor that replace the backbone's own; where one does not exist,
+    the error names `other_settings` beside its fields.
     """
     from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin
 
     changed = image_processor_config or {}
     image_processor = AutoImageProcessor.from_pretrained(base_vlm, **changed, **hub)
-    known = {*image_processor.to_dict(), *image_processor.valid_kwargs.__annotations__}
-    if unknown := sorted(set(changed) - known):
-        raise ValueError(
-            f"image_processor_config has {', '.join(unknown)}; a {type(image_processor).__name__} has "
-            f"{', '.join(sorted(known))}"
-        )
+    check_image_processor_config(image_processor, changed, other_settings)
     tokenizer = AutoTokenizer.from_pretrained(base_vlm, **hub)
     # Qwen's repositories keep the chat template beside the tokenizer, in the processor's files.
     chat_template = ProcessorMixin.get_processor_dict(base_vlm, **hub)[0].get("chat_template")
@@ -30,6 +29,21 @@ def load_processor_parts(base_vlm, image_processor_config: dict | None = None, *
         "tokenizer": tokenizer,
         "chat_template": chat_template or tokenizer.chat_template,
     }
+
+
+def check_image_processor_config(image_processor, changed: dict, other_settings: Sequence[str] = ()) -> None:
+    """Raise a ValueError where `changed` has what is no field of the image processor, with the nearest names.
+
+    `other_settings` are further names that may have been meant.
+    """
+    known = {*image_processor.to_dict(), *image_processor.valid_kwargs.__annotations__}
+    for name in sorted(set(changed) - known):
+        near = get_close_matches(name, [*other_settings, *sorted(known)], n=3)
+        possible = ", ".join([*other_settings, *sorted(known)])
+        raise ValueError(
+            f"{name!r} is no setting of the processor, and a {type(image_processor).__name__} has no such field; "
+            + (f"did you mean {' or '.join(near)}?" if near else f"possible are {possible}")
+        )
 
 
 def build_from_vlm(model_type: str, base_vlm, image_processor_config: dict | None = None, **kwargs) -> tuple:

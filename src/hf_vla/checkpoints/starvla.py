@@ -1,29 +1,26 @@
-"""StarVLA's native run folders and Hub repositories: finding, reading and writing them (StarVLA's semantics, section 1).
+"""StarVLA's native run folders and Hub repositories: finding and reading them (StarVLA's semantics, section 1).
 
-All that lets transformers' Auto classes see the native layout is `understand_native_repositories`. It acts where transformers
-has found no `config.json`, so that no other repository loads differently.
+transformers' Auto classes see them through [`~hf_vla.checkpoints.auto_config`]; writing is
+[`~hf_vla.checkpoints.starvla_writer`].
 """
 
-import contextlib
 import functools
 import json
 import os
-import pickle
 import re
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import yaml
 from huggingface_hub import is_offline_mode
-from safetensors import SafetensorError
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 
 from ..registration import class_of
-from ..utils import new_folder
 from .base_vlm import HUB_KWARGS, load_processor_parts, resizes_to_patches
 from .frameworks import FRAMEWORKS, lookup
+from .run_config import check_tree
+from .sources import hub_file
+from .weights import load_tensors
 
 logger = logging.get_logger(__name__)
 
@@ -33,11 +30,6 @@ FAST_FOLDER = "fast_tokenizer"  # ours: StarVLA has the published one only
 NATIVE_KWARGS = ("base_vlm", "checkpoint", "fast_tokenizer")
 _CHECKPOINT = re.compile(r"(?:^|/)steps_(\d+)_(pytorch_model\.pt|model\.safetensors)$")
 _FINAL = re.compile(r"(?:^|/)final_model/(pytorch_model\.pt|model\.safetensors)$")
-_PROBE = {
-    "_raise_exceptions_for_missing_entries": False,
-    "_raise_exceptions_for_gated_repo": False,
-    "_raise_exceptions_for_connection_errors": False,
-}
 
 
 def pop_native_kwargs(kwargs: dict) -> dict:
@@ -83,16 +75,16 @@ def find_repository(name_or_path, **kwargs) -> "StarVLARepository | None":
     if str(name_or_path).count("/") != 1:
         return None  # no Hub repository
     for spelling in _spellings(str(name_or_path)):
-        if cached_file(spelling, "config.json", **hub, **_PROBE) is not None:
+        if hub_file(spelling, "config.json", hub) is not None:
             return None
         for name in CONFIG_FILES:
-            config_file = cached_file(spelling, name, **hub, **_PROBE)
+            config_file = hub_file(spelling, name, hub)
             if config_file is not None:
                 if spelling != str(name_or_path):
                     logger.warning(
                         f"{name_or_path} is not known; loading {spelling}, as the repository is also spelled"
                     )
-                return StarVLARepository(spelling, Path(config_file).parent, hub)
+                return StarVLARepository(spelling, config_file.parent, hub)
     return None
 
 
@@ -125,10 +117,7 @@ class StarVLARepository:
             tree = yaml.safe_load(file.read_text())
         except yaml.YAMLError as error:
             raise OSError(f"{file} is no valid YAML: {error}") from error
-        if lookup(tree, "framework.name") not in FRAMEWORKS:
-            raise ValueError(
-                f"{file} names the framework {lookup(tree, 'framework.name')!r}; known are {', '.join(FRAMEWORKS)}"
-            )
+        check_tree(tree, file)
         return tree
 
     @property
@@ -139,8 +128,7 @@ class StarVLARepository:
         """A file of the repository, downloaded where needed, or None where there is no such file."""
         if self._hub is None:
             return self.root / name if (self.root / name).is_file() else None
-        path = cached_file(self.name, name, **self._hub, **_PROBE)
-        return None if path is None else Path(path)
+        return hub_file(self.name, name, self._hub)
 
     @property
     def base_vlm(self) -> str:
@@ -178,7 +166,10 @@ class StarVLARepository:
                 f"{self.name} holds a {self.tree['framework']['name']} policy ({own_class.__name__}), "
                 f"not one of {config_class.__name__}"
             )
-        fields = self.framework.to_config(self.tree)
+        try:
+            fields = self.framework.to_config(self.tree)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the configuration of {self.name} can't be read: {error}") from error
         base = base_vlm or self.base_vlm
         try:
             vlm_config = AutoConfig.from_pretrained(base, **self._hub_kwargs_for_base(kwargs))
@@ -213,21 +204,33 @@ class StarVLARepository:
         the repository (where `save_repository` put it), else by the published one."""
         if "fast" not in processor_class.settings():
             return {}
-        from ..processing.action_tokenizer import FILES, PUBLISHED, FastActionTokenizer
+        from ..processing.action_tokenizer import FILES, FastActionTokenizer
 
         if fast_tokenizer is None:
             own = [self._file(f"{FAST_FOLDER}/{name}") for name in FILES]
-            fast_tokenizer = PUBLISHED if None in own else own[0].parent
-        return {"fast": FastActionTokenizer.from_pretrained(fast_tokenizer, **self._hub_kwargs_for_base(kwargs))}
+            fast_tokenizer = None if None in own else own[0].parent
+        return {"fast": FastActionTokenizer.of(fast_tokenizer, **self._hub_kwargs_for_base(kwargs))}
 
-    def processor(self, processor_class=None, base_vlm=None, checkpoint=None, fast_tokenizer=None, **overrides):
-        """The policy's processor: the backbone's tokenizer and image processor, the run's prompt, image size, statistics."""
+    def processor(
+        self,
+        processor_class=None,
+        base_vlm=None,
+        checkpoint=None,
+        fast_tokenizer=None,
+        image_processor_config=None,
+        **overrides,
+    ):
+        """The policy's processor: the backbone's tokenizer and image processor, the run's prompt, image size, statistics.
+
+        `overrides` are settings of the processor, `image_processor_config` fields of the image processor to change.
+        """
         from ..processing.robots import ROBOTS, modes_for
 
         own_class = class_of(self.framework.model_type, "processor")
         if processor_class is not None and not issubclass(own_class, processor_class):
             raise ValueError(f"{self.name} needs {own_class.__name__}, not {processor_class.__name__}")
         base, hub = base_vlm or self.base_vlm, self._hub_kwargs_for_base({})
+        fast_tokenizer = overrides.pop("fast", None) or fast_tokenizer  # two names of one thing
         config = self.config(base_vlm=base_vlm, fast_tokenizer=fast_tokenizer)
         settings = {
             "prompt_template": lookup(self.tree, "datasets.vla_data.CoT_prompt"),
@@ -258,7 +261,9 @@ class StarVLARepository:
                     "Pass normalization_modes={key: {'action': mode, 'state': mode}} to un-normalise its actions"
                 )
         settings |= overrides
-        return own_class(**load_processor_parts(base, **hub), **settings)
+        return own_class(
+            **(load_processor_parts(base, image_processor_config, own_class.settings(), **hub) | settings)
+        )
 
     def _statistics(self) -> dict:
         file = self._file(STATISTICS_FILE)
@@ -268,19 +273,26 @@ class StarVLARepository:
                 "run, or pass statistics= to AutoProcessor.from_pretrained"
             )
         try:
-            return json.loads(file.read_text())
+            statistics = json.loads(file.read_text())
         except json.JSONDecodeError as error:
             raise OSError(f"{file} is no valid JSON: {error}") from error
+        if not isinstance(statistics, dict):
+            raise OSError(f"{file} holds a {type(statistics).__name__}; it must map robot types to their statistics")
+        return statistics
 
     def checkpoint(self, name: str | os.PathLike | None = None) -> Path:
-        """The checkpoint file of that name, else the one of the highest step, else the final model's."""
+        """The checkpoint file of that name, else the one of the highest step, else the final model's.
+
+        A name is looked for in the repository first; a path outside of it is taken where there is no such file in it.
+        """
         files = self._list_files()
         steps = {file: int(match[1]) for file in files if (match := _CHECKPOINT.search(file))}
         finals = [file for file in files if _FINAL.search(file)]
         if name is not None:
-            if Path(name).is_file():
-                return Path(name)
             wanted = [file for file in [*steps, *finals] if file == str(name) or file.endswith(f"/{name}")]
+            if not wanted and Path(name).is_file():
+                logger.warning(f"{self.name}: loading {name}")
+                return Path(name)
         else:
             # Of two formats of one step, "…model.safetensors" sorts before "…pytorch_model.pt".
             wanted = sorted(steps, key=lambda file: (-steps[file], file)) or sorted(finals)
@@ -293,7 +305,7 @@ class StarVLARepository:
         path = self._file(wanted[0])
         if path is None:
             raise OSError(f"{self.name}: {wanted[0]} could not be downloaded")
-        logger.warning_once(f"{self.name}: loading {wanted[0]}" + (f" of {len(steps)}" if len(steps) > 1 else ""))
+        logger.warning(f"{self.name}: loading {wanted[0]}" + (f" of {len(steps)}" if len(steps) > 1 else ""))
         return path
 
     def _list_files(self) -> list[str]:
@@ -311,125 +323,4 @@ class StarVLARepository:
         return self.framework.convert(load_tensors(file), to_starvla=False)
 
 
-def load_tensors(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a `.safetensors` or `.pt` file, memory-mapped; nothing but tensors is unpickled."""
-    with readable_weights(file):
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(file)
-        if not zipfile.is_zipfile(file):
-            raise zipfile.BadZipFile("not what torch.save writes")
-        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    if not isinstance(tensors, dict) or not all(isinstance(x, torch.Tensor) for x in tensors.values()):
-        raise OSError(f"{file} is no state dict: it must hold tensors by name and nothing else")
-    return tensors
-
-
-@contextlib.contextmanager
-def readable_weights(source) -> Iterator[None]:
-    """Turn what corrupt or misfitting weights raise into one clear error that names them."""
-    try:
-        yield
-    except (SafetensorError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile) as error:
-        raise OSError(
-            f"the weights of {source} can't be read ({error}); the file is corrupt or incomplete, get it anew"
-        ) from error
-    except RuntimeError as error:
-        text = str(error)
-        if "PytorchStreamReader" in text or "zip" in text or "mmap" in text or "storage" in text:
-            raise OSError(
-                f"the weights of {source} can't be read ({text.splitlines()[0]}); the file is corrupt or incomplete"
-            ) from error
-        raise
-
-
-# ------------------------------------------------------------------ writing
-
-
-def save_repository(model, processor, folder: str | os.PathLike, step: int = 0) -> Path:
-    """Write a policy as a native run folder, whole or not at all.
-
-    Args:
-        model, processor: a policy of a framework that StarVLA knows.
-        folder: must not exist, or be empty.
-        step: the number in the checkpoint's name.
-    """
-    folder = Path(folder)
-    name, framework = next(
-        (item for item in FRAMEWORKS.items() if item[1].model_type == model.config.model_type), (None, None)
-    )
-    if framework is None:
-        raise ValueError(f"StarVLA has no framework for {model.config.model_type!r}")
-    if not (backbone := model.config.vlm_config.model_type).startswith("qwen"):
-        raise ValueError(f"StarVLA's {name} has Qwen-VL backbones only; this policy's is a {backbone!r}")
-    action_model, trainer = framework.to_yaml(model.config)
-    vla_data = {"obs_image_size": processor.image_size}
-    if processor.prompt_template is not None:
-        vla_data["CoT_prompt"] = processor.prompt_template
-    tree = {
-        "framework": {
-            "name": name,
-            "qwenvl": {
-                "base_vlm": model.config.vlm_name_or_path,
-                "vl_hidden_dim": model.config.vlm_hidden_size,
-                "num_vl_layers": model.config.vlm_num_layers,
-            },
-            "action_model": action_model,
-            **framework.more_yaml(model.config),
-        },
-        "datasets": {"vla_data": vla_data},
-        "trainer": trainer,
-    }
-    if framework.image_size(tree) != processor.image_size:
-        raise ValueError(
-            f"the processor resizes images to {processor.image_size}; StarVLA's {name} knows {framework.image_size(tree)}"
-        )
-    tensors = framework.convert(model.state_dict(), to_starvla=True)
-    tensors = {key: value.contiguous() for key, value in tensors.items()}
-    with new_folder(folder) as work:
-        (work / "checkpoints").mkdir()
-        for file in CONFIG_FILES:
-            (work / file).write_text(yaml.safe_dump(tree, sort_keys=False))
-        (work / STATISTICS_FILE).write_text(json.dumps(processor.statistics, indent=2))
-        if (fast := getattr(processor, "fast", None)) is not None:
-            fast.save_pretrained(work / FAST_FOLDER)
-        (work / "summary.jsonl").write_text(json.dumps({"steps": step}) + "\n")
-        torch.save(tensors, work / "checkpoints" / f"steps_{step}_pytorch_model.pt")
-    return folder
-
-
-# --------------------------------------------------------------- Auto classes
-
-
-def understand_native_repositories(auto_config) -> None:
-    """Let `AutoConfig.from_pretrained` read a native repository; AutoModel and AutoProcessor follow, as they ask it first."""
-    original = auto_config.from_pretrained.__func__
-    if getattr(original, "_reads_starvla", False):
-        return
-
-    @functools.wraps(original)
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        try:
-            return original(cls, pretrained_model_name_or_path, **kwargs)
-        except (OSError, ValueError):
-            repository = find_repository(pretrained_model_name_or_path, **kwargs)
-            if repository is None:
-                raise
-        # AutoModel hands what comes back unused to the model, so what is AutoConfig's own must not come back.
-        for name in ("code_revision", "trust_remote_code", "_from_auto", "_from_pipeline"):
-            kwargs.pop(name, None)
-        native = {name: kwargs[name] for name in kwargs if name in NATIVE_KWARGS}
-        try:
-            result = repository.config(**kwargs)
-        except ValueError as error:
-            raise OSError(
-                str(error)
-            ) from error  # AutoProcessor takes a ValueError for "not mine" and drops its message
-        return (result[0], result[1] | native) if kwargs.get("return_unused_kwargs") else result
-
-    from_pretrained._reads_starvla = True
-    auto_config.from_pretrained = classmethod(from_pretrained)
-
-
-__all__ = ["StarVLARepository", "find_repository", "save_repository"]
+__all__ = ["StarVLARepository", "find_repository"]

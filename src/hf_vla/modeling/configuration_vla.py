@@ -63,6 +63,7 @@ class VLAConfig(PreTrainedConfig):
             kwargs: fields to override, Hub options, `return_unused_kwargs`.
 
         Raises:
+            ValueError: the configuration is another framework's.
             OSError: there is no configuration (transformers itself would return the defaults for such a folder).
         """
         from ..checkpoints import starvla
@@ -75,6 +76,12 @@ class VLAConfig(PreTrainedConfig):
         folder = Path(pretrained_model_name_or_path)
         if folder.is_dir() and not (folder / kwargs.get("subfolder", "") / "config.json").is_file():
             raise OSError(f"{folder} holds no config.json: it is no policy's folder")
+        saved = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)[0].get("model_type")
+        if cls.model_type and saved not in {getattr(base, "model_type", None) for base in cls.__mro__}:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} holds a policy of model_type {saved!r}, {cls.__name__} is {cls.model_type!r}; "
+                "load it with AutoModel (AutoConfig, AutoProcessor), or with its own class"
+            )
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @property

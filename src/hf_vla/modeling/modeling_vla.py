@@ -122,6 +122,7 @@ class VLAPreTrainedModel(PreTrainedModel):
             OSError: no such folder or repository, no weights in it, or weights that cannot be read.
         """
         from ..checkpoints import starvla
+        from ..checkpoints.weights import readable_weights
 
         native_kwargs = starvla.pop_native_kwargs(kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
@@ -142,7 +143,7 @@ class VLAPreTrainedModel(PreTrainedModel):
             starvla.refuse_native_kwargs(native_kwargs, pretrained_model_name_or_path)
             source = pretrained_model_name_or_path
         kwargs["ignore_mismatched_sizes"] = True  # to name them below, with all else that does not fit
-        with starvla.readable_weights(source):
+        with readable_weights(source):
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
             )

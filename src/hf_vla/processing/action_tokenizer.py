@@ -5,6 +5,7 @@ time-major and shifted to be non-negative, are the code points of a string, and 
 """
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -138,11 +139,15 @@ class FastActionTokenizer:
     # --------------------------------------------------------------- files
 
     @classmethod
-    def of(cls, source) -> "FastActionTokenizer":
+    def of(cls, source, **hub_kwargs) -> "FastActionTokenizer":
         """`source` itself, or what it stands for: `to_dict()`'s values, a folder or Hub repository, None = the published."""
         if isinstance(source, cls):
             return source
-        return cls.from_dict(source) if isinstance(source, dict) else cls.from_pretrained(source or PUBLISHED)
+        if isinstance(source, dict):
+            return cls.from_dict(source)
+        if source is not None and not isinstance(source, str | os.PathLike):
+            raise ValueError(f"fast is {source!r:.80}; give a FastActionTokenizer, a folder or a Hub repository")
+        return cls.from_pretrained(source or PUBLISHED, **hub_kwargs)
 
     def to_dict(self) -> dict:
         """All of it as JSON-able values; `from_dict` reads them."""
@@ -150,6 +155,10 @@ class FastActionTokenizer:
 
     @classmethod
     def from_dict(cls, values: dict) -> "FastActionTokenizer":
+        if missing := {"bpe", "scale", "min_token"} - set(values):
+            raise ValueError(
+                f"these values of a FAST tokenizer lack {', '.join(sorted(missing))}; to_dict() gives them"
+            )
         return cls(Tokenizer.from_str(json.dumps(values["bpe"])), values["scale"], values["min_token"])
 
     def save_pretrained(self, folder) -> None:
@@ -168,7 +177,13 @@ class FastActionTokenizer:
             OSError: no such folder or repository, or one of its files is missing.
             ValueError: the settings lack what encoding needs.
         """
-        files = [cached_file(str(name_or_path), name, **hub_kwargs) for name in FILES]
+        try:
+            files = [cached_file(str(name_or_path), name, **hub_kwargs) for name in FILES]
+        except OSError as error:
+            raise OSError(
+                f"the FAST tokenizer {name_or_path} can't be loaded; pass fast_tokenizer= with a folder or Hub repository "
+                f"that holds {' and '.join(FILES)} ({error})"
+            ) from error
         settings = json.loads(Path(files[1]).read_text())
         if missing := [name for name in ("scale", "min_token") if name not in settings]:
             raise ValueError(f"{files[1]} lacks {' and '.join(missing)}: {name_or_path} holds no FAST tokenizer")

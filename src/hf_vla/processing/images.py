@@ -4,12 +4,15 @@ import numpy as np
 from PIL import Image
 
 _HINT = "give PIL images or (height, width, 3) arrays, uint8 or float in [0, 1]"
+#: What resampling and augmentation may overshoot [0, 1] by, amply; beyond it, other units are meant.
+_FLOAT_BOUNDS = (-1.0, 2.0)
 
 
 def to_pil(image, where: str) -> Image.Image:
     """One PIL image or (height, width, 3) array, uint8 or float in [0, 1], as an RGB PIL image.
 
-    Float arrays are clipped to [0, 1] and rounded to 8 bits; uint8 is left alone (StarVLA's semantics, section 3).
+    Float arrays are clipped to [0, 1] and rounded to 8 bits; uint8 is left alone (StarVLA's semantics, section 3). Floats
+    far outside of [0, 1], as of 0 to 255, are an error: clipped, they would be a white image.
     """
     if isinstance(image, Image.Image):
         if not image.width or not image.height:
@@ -22,6 +25,11 @@ def to_pil(image, where: str) -> Image.Image:
     if np.issubdtype(image.dtype, np.floating):
         if not np.isfinite(image).all():
             raise ValueError(f"{where} holds NaN or infinite pixels")
+        if image.min() < _FLOAT_BOUNDS[0] or image.max() > _FLOAT_BOUNDS[1]:
+            raise ValueError(
+                f"{where} is {image.dtype} from {image.min():.4g} to {image.max():.4g}; floats are read as [0, 1]: give "
+                "uint8 pixels, or divide by 255"
+            )
         image = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
     elif image.dtype != np.uint8:
         raise ValueError(f"{where} has dtype {image.dtype}; {_HINT}")

@@ -11,13 +11,32 @@
 Where a range is empty: q99 passes x through going in, min_max and mean_std give 0; all return q01, min or mean coming out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 MODES = ("q99", "min_max", "mean_std", "binary", "none")
 _NEEDED = {"q99": ("q01", "q99"), "min_max": ("min", "max"), "mean_std": ("mean", "std"), "binary": (), "none": ()}
+VECTORS = ("q01", "q99", "min", "max", "mean", "std")
 CLIP = 2.2
+
+
+def dimensions(statistics: Mapping[str, Sequence[float]], name: str) -> int:
+    """How many dimensions the statistics of one modality are of.
+
+    Raises:
+        ValueError: they are no mapping of lists of numbers, empty, or of different lengths.
+    """
+    if not isinstance(statistics, Mapping):
+        raise ValueError(f"the statistics of the {name} are {statistics!r:.80}; they map q01, q99, min, … to numbers")
+    vectors = {key: np.shape(statistics[key]) for key in VECTORS if key in statistics}
+    if wrong := [key for key, shape in vectors.items() if len(shape) != 1]:
+        raise ValueError(f"{wrong[0]!r} of the {name} is {statistics[wrong[0]]!r:.80}; give one number a dimension")
+    if not vectors:
+        raise ValueError(f"the statistics of the {name} are empty; they need {', '.join(_NEEDED['q99'])} or such")
+    if len(lengths := {shape[0] for shape in vectors.values()}) > 1:
+        raise ValueError(f"the statistics of the {name} have different lengths: {sorted(lengths)}")
+    return lengths.pop()
 
 
 class Normalizer:
@@ -34,12 +53,7 @@ class Normalizer:
 
     def __init__(self, statistics: dict[str, Sequence[float]], modes: str | Sequence[str], name: str = "values"):
         self.name = name
-        lengths = {len(v) for k, v in statistics.items() if k in ("q01", "q99", "min", "max", "mean", "std")}
-        if not lengths:
-            raise ValueError(f"the statistics of the {name} are empty; they need {', '.join(_NEEDED['q99'])} or such")
-        if len(lengths) > 1:
-            raise ValueError(f"the statistics of the {name} have different lengths: {sorted(lengths)}")
-        self.dim = lengths.pop()
+        self.dim = dimensions(statistics, name)
         self.modes = [modes] * self.dim if isinstance(modes, str) else list(modes)
         if len(self.modes) != self.dim:
             raise ValueError(f"{len(self.modes)} normalisation modes for the {self.dim} dimensions of the {name}")

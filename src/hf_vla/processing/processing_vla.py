@@ -1,18 +1,34 @@
 """What the processors of all frameworks share: observations in, tensors out; normalised actions in, robot units out."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from numbers import Integral
 
 import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
+from ..checkpoints.base_vlm import HUB_KWARGS, check_image_processor_config
 from .images import resize, to_samples
 from .normalization import Normalizer
 from .prompt import add_state, apply_template
 from .robots import modes_for
 from .vlm_inputs import encode
+
+#: Arguments of `from_pretrained` that say how to load, not what.
+LOADING_OPTIONS = {
+    *HUB_KWARGS,
+    "_commit_hash",
+    "_from_auto",
+    "_from_pipeline",
+    "backend",
+    "code_revision",
+    "repo_type",
+    "trust_remote_code",
+    "use_fast",
+    "user_agent",
+}
 
 
 class VLAProcessor(ProcessorMixin):
@@ -63,13 +79,12 @@ class VLAProcessor(ProcessorMixin):
         super().__init__(
             image_processor, tokenizer, chat_template=chat_template or getattr(tokenizer, "chat_template", None)
         )
-        if image_size is not None and (len(image_size) != 2 or min(image_size) < 1):
-            raise ValueError(f"image_size is {image_size}; give [width, height] or None")
+        _check_settings(image_size, prompt_template, statistics, normalization_modes, action_names)
         self.statistics = statistics or {}
         self.normalization_modes = normalization_modes or {}
         self.action_names = action_names or {}
         self.prompt_template = prompt_template
-        self.image_size = None if image_size is None else list(image_size)
+        self.image_size = None if image_size is None else [int(side) for side in image_size]
         self.resize_to_patches = resize_to_patches
         self.image_seq_len = image_seq_len
         self.action_dim = action_dim
@@ -83,20 +98,39 @@ class VLAProcessor(ProcessorMixin):
         Args:
             pretrained_model_name_or_path: folder or repository.
             base_vlm: for native checkpoints, the folder or repository of the backbone's processor.
-            kwargs: Hub options, and arguments of `__init__` to override what was saved.
+            fast_tokenizer: for native checkpoints of QwenFast, the folder or repository of the FAST tokenizer.
+            kwargs: Hub options, and arguments of `__init__` or fields of the image processor to override what was saved.
+
+        Raises:
+            ValueError: an argument that is none of these or has no possible value, or another class's processor.
+            OSError: no such folder or repository, or files of it are missing.
         """
         from ..checkpoints import starvla
 
         native_kwargs = starvla.pop_native_kwargs(kwargs)
         overrides = {name: kwargs.pop(name) for name in cls.settings() if name in kwargs}
+        others = {name: value for name, value in kwargs.items() if name not in LOADING_OPTIONS}
         repository = starvla.find_repository(pretrained_model_name_or_path, **kwargs)
         if repository is not None:
-            return repository.processor(cls, **native_kwargs, **overrides)
+            return repository.processor(cls, **native_kwargs, image_processor_config=others, **overrides)
         starvla.refuse_native_kwargs(native_kwargs, pretrained_model_name_or_path)
+        cls._refuse_another_class(pretrained_model_name_or_path, kwargs)
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        for name, value in overrides.items():
-            setattr(processor, name, value)
+        check_image_processor_config(processor.image_processor, others, cls.settings())
+        if overrides:  # through the constructor, which checks them
+            settings = {name: getattr(processor, name) for name in cls.settings()} | overrides
+            processor = cls(processor.image_processor, processor.tokenizer, **settings)
         return processor
+
+    @classmethod
+    def _refuse_another_class(cls, source, kwargs: dict) -> None:
+        """Raise where a processor was saved that is neither this class nor one that it extends."""
+        saved = cls.get_processor_dict(source, **kwargs)[0].get("processor_class")
+        if saved is not None and saved not in {base.__name__ for base in cls.__mro__}:
+            raise ValueError(
+                f"{source} holds a {saved}, not a {cls.__name__}; load it with AutoProcessor.from_pretrained or "
+                f"{saved}.from_pretrained"
+            )
 
     @classmethod
     def from_vlm(cls, vlm_name_or_path, **settings) -> "VLAProcessor":
@@ -110,7 +144,10 @@ class VLAProcessor(ProcessorMixin):
         from ..checkpoints.base_vlm import build_from_vlm
         from ..registration import model_type_of
 
-        return build_from_vlm(model_type_of(cls), vlm_name_or_path, **settings)[1]
+        processor = build_from_vlm(model_type_of(cls), vlm_name_or_path, **settings)[1]
+        for name in {"action_dim", "state_dim"} - set(settings):
+            setattr(processor, name, None)  # there is no policy yet that values would have to fit
+        return processor
 
     @classmethod
     def settings(cls) -> list[str]:
@@ -155,8 +192,8 @@ class VLAProcessor(ProcessorMixin):
         """
         if return_tensors != "pt":
             raise ValueError(f"return_tensors is {return_tensors!r}; only 'pt' is supported")
-        texts = [text] if isinstance(text, str) else list(text or [])
-        if not texts or not all(isinstance(t, str) for t in texts):
+        texts = _strings(text)
+        if not texts:
             raise ValueError(f"text is {text!r:.80}; give one instruction, or one for each sample")
         samples = to_samples(images)
         if len(samples) != len(texts):
@@ -164,9 +201,10 @@ class VLAProcessor(ProcessorMixin):
                 f"received {len(samples)} image samples for {len(texts)} instructions; each instruction needs its own "
                 "list of camera images, for example images=[[front], [front, wrist]] for two"
             )
-        keys = None
-        if not normalized and (state is not None or actions is not None):
+        keys, needed = None, not normalized and (state is not None or actions is not None)
+        if needed or (unnorm_key is not None and self.statistics):  # a wrong key is wrong where it isn't needed, too
             keys = self._keys(unnorm_key, len(texts))
+        keys = keys if needed else None
         state = self._state(state, keys, len(texts))
         prompts = [self._prompt(t, None if state is None else state[i, 0]) for i, t in enumerate(texts)]
         if actions is not None:
@@ -202,7 +240,7 @@ class VLAProcessor(ProcessorMixin):
         state = state[:, :1]  # StarVLA reads the first row only
         if keys is not None:
             state = self._normalize(state, keys, "state")
-        elif self.state_in_head and self.state_dim and state.shape[-1] != self.state_dim:
+        if self.state_in_head and self.state_dim and state.shape[-1] != self.state_dim:
             raise ValueError(f"state has {state.shape[-1]} dimensions; this policy's has {self.state_dim}")
         return np.ascontiguousarray(state, dtype=np.float32)
 
@@ -237,14 +275,12 @@ class VLAProcessor(ProcessorMixin):
 
         `unnorm_key` names the statistics, one for all samples or one each; it is optional where there is only one.
         """
-        if isinstance(actions, torch.Tensor):
-            actions = actions.detach().float().cpu().numpy()
         actions = _array(actions, "actions")
         if actions.ndim not in (2, 3):
             raise ValueError(f"actions have shape {actions.shape}; give (B, T, action_dim) or (T, action_dim)")
         if not np.isfinite(actions).all():
             raise ValueError("actions hold NaN or infinite numbers; the policy that predicted them is broken")
-        if isinstance(unnorm_key, str) or unnorm_key is None:
+        if not isinstance(unnorm_key, Sequence | np.ndarray) or isinstance(unnorm_key, str):
             return self.normalizer(self.resolve_key(unnorm_key), "action").unnormalize(actions)
         if actions.ndim != 3:
             raise ValueError(f"one unnorm_key a sample needs actions (B, T, action_dim), not {actions.shape}")
@@ -267,6 +303,8 @@ class VLAProcessor(ProcessorMixin):
                     f"this processor knows several robots; choose one with unnorm_key=: {', '.join(known)}"
                 )
             return known[0]
+        if not isinstance(key, str):
+            raise ValueError(f"unnorm_key is {key!r:.80}; give one of {', '.join(known)}, or a list of one a sample")
         if key not in self.statistics:
             near = get_close_matches(str(key), known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -276,6 +314,8 @@ class VLAProcessor(ProcessorMixin):
     def _keys(self, unnorm_key, batch: int) -> list[str]:
         if unnorm_key is None or isinstance(unnorm_key, str):
             return [self.resolve_key(unnorm_key)] * batch
+        if not isinstance(unnorm_key, Sequence | np.ndarray):
+            self.resolve_key(unnorm_key)  # which says what is possible
         keys = [self.resolve_key(key) for key in unnorm_key]
         if len(keys) != batch:
             raise ValueError(f"{len(keys)} unnorm_keys for {batch} samples; give one for all or one each")
@@ -283,11 +323,10 @@ class VLAProcessor(ProcessorMixin):
 
     def normalizer(self, key: str, modality: str) -> Normalizer:
         """The normaliser of one statistics key's "action" or "state"."""
-        statistics = self.statistics[key].get(modality)
-        if statistics is None:
-            raise ValueError(
-                f"the statistics of {key!r} have no {modality!r}; they have {sorted(self.statistics[key])}"
-            )
+        of_key = self.statistics[key]
+        if not isinstance(of_key, Mapping) or of_key.get(modality) is None:
+            has = sorted(of_key) if isinstance(of_key, Mapping) else repr(of_key)[:80]
+            raise ValueError(f"the statistics of {key!r} have no {modality!r}; they have {has}")
         modes = self.normalization_modes.get(key) or modes_for(key, self.statistics[key])
         if modes is None or modality not in modes:
             raise ValueError(
@@ -295,12 +334,39 @@ class VLAProcessor(ProcessorMixin):
                 f"normalization_modes={{{key!r}: {{'action': 'min_max' or 'q99' or one mode a dimension, 'state': …}}}} "
                 "to from_pretrained, as the policy was trained"
             )
-        return Normalizer(statistics, modes[modality], f"{modality}s of {key!r}")
+        normalizer = Normalizer(of_key[modality], modes[modality], f"{modality}s of {key!r}")
+        if modality == "action" and self.action_dim not in (None, normalizer.dim):
+            raise ValueError(
+                f"the statistics of {key!r} are of {normalizer.dim} action dimensions; this policy's actions have "
+                f"{self.action_dim}"
+            )
+        return normalizer
+
+
+def _strings(text) -> list[str]:
+    """One string, or a sequence or array of strings, as a list; empty where it is neither."""
+    if isinstance(text, str):
+        return [text]
+    texts = text.tolist() if isinstance(text, np.ndarray) else text
+    texts = list(texts) if isinstance(texts, Sequence) and not isinstance(texts, str) else [texts]
+    return texts if all(isinstance(t, str) for t in texts) else []
+
+
+def _check_settings(image_size, prompt_template, *by_key) -> None:
+    if image_size is not None:
+        sides = list(image_size) if isinstance(image_size, Sequence | np.ndarray) else []
+        if len(sides) != 2 or not all(isinstance(x, Integral) and x > 0 for x in sides):
+            raise ValueError(f"image_size is {image_size!r}; give [width, height] or None")
+    if not isinstance(prompt_template, str | None):
+        raise ValueError(f"prompt_template is {prompt_template!r:.80}; give a text with {{instruction}}, or None")
+    for name, value in zip(("statistics", "normalization_modes", "action_names"), by_key, strict=True):
+        if not isinstance(value, Mapping | None):
+            raise ValueError(f"{name} is {value!r:.80}; give a dict with one entry a statistics key")
 
 
 def _array(x, name: str) -> np.ndarray:
     if isinstance(x, torch.Tensor):
-        x = x.detach().cpu().numpy()
+        x = x.detach().float().cpu().numpy()  # numpy has no bfloat16
     try:
         array = np.asarray(x, dtype=np.float32)
     except (TypeError, ValueError) as error:

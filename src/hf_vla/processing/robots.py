@@ -5,13 +5,14 @@ the statistics key. A robot type whose dimensions are not listed is known by its
 `hf_vla/data/robots`, with the fields of `Robot`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
 import yaml
 
-from .normalization import MODES
+from .normalization import MODES, dimensions
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,15 @@ def modes_for(key: str, statistics: dict) -> dict[str, list[str]] | None:
     Args:
         key: statistics key, which in StarVLA is the robot type.
         statistics: its statistics {"action": {…, "mask"}, "state": {…}}.
+
+    Raises:
+        ValueError: the statistics are malformed, or have fewer dimensions than this robot type's.
     """
     robot = ROBOTS.get(key)
     if robot is None:
         return None
+    if not isinstance(statistics, Mapping):
+        raise ValueError(f"the statistics of {key!r} are {statistics!r:.80}; they map 'action' and 'state' to theirs")
     modes = {}
     for modality, base, binary in (
         ("action", robot.action_mode, robot.binary_actions),
@@ -75,8 +81,12 @@ def modes_for(key: str, statistics: dict) -> dict[str, list[str]] | None:
     ):
         if modality not in statistics:
             continue
-        dim = len(statistics[modality]["mean"])
+        dim = dimensions(statistics[modality], f"{modality}s of {key!r}")
         mask = statistics[modality].get("mask")
+        if mask and len(mask) != dim:
+            raise ValueError(f"the mask of the {modality}s of {key!r} has {len(mask)} entries for {dim} dimensions")
+        if max((-index for index in binary), default=0) > dim:
+            raise ValueError(f"the statistics of {key!r} are of {dim} {modality} dimensions; this robot type has more")
         modes[modality] = [base if used else "binary" for used in mask or [True] * dim]
         for index in binary if modality == "state" or not mask else ():
             modes[modality][index] = "binary"

@@ -12,7 +12,9 @@ import yaml
 
 from hf_vla.registration import class_of
 
-GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
+GOLDEN = Path(__file__).resolve().parents[1].parent / "shared" / "golden"
+if not GOLDEN.is_dir():  # tests are collected from it: without it they would vanish, not fail
+    raise FileNotFoundError(f"{GOLDEN} is missing: the tests need StarVLA's recorded cases there")
 
 
 def base_vlm(name: str = "Qwen3-VL-4B-Instruct") -> Path:

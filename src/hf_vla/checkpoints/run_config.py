@@ -1,0 +1,24 @@
+"""The YAML of a native run, checked before it is read."""
+
+from .frameworks import FRAMEWORKS, lookup
+
+
+def check_tree(tree, file) -> None:
+    """Raise a ValueError where the YAML names no framework that is known, or a leaf that is read is of another kind."""
+    if (name := lookup(tree, "framework.name")) not in list(FRAMEWORKS):
+        raise ValueError(f"{file} names the framework {name!r}; known are {', '.join(FRAMEWORKS)}")
+    for path, kind, what in (
+        ("framework.action_model", dict, "a mapping"),
+        ("framework.action_model.diffusion_model_cfg", dict | None, "a mapping"),
+        ("framework.qwenvl.base_vlm", str | None, "a path or repository"),
+        ("framework.dino.dino_backbone", str | None, "a name"),
+        ("datasets.vla_data.CoT_prompt", str | None, "a text"),
+        ("datasets.vla_data.obs_image_size", list | None, "[width, height]"),
+    ):
+        value = lookup(tree, path, {} if kind is dict else None)
+        pair = not isinstance(value, list) or (len(value) == 2 and all(isinstance(x, int) and x > 0 for x in value))
+        if not isinstance(value, kind) or not pair:
+            raise ValueError(f"{path} is {value!r:.80} in {file}; it must be {what}, or be left out")
+
+
+__all__ = ["check_tree"]
