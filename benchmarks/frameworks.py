@@ -51,7 +51,12 @@ def measure(framework: str, demonstrations: Path, output: Path, steps: int | Non
     with (evaluation / "success_summary.csv").open(newline="") as file:
         for entry in csv.DictReader(file):
             row[f"{entry['task']} {'blind' if entry['control'] == 'blind' else 'sighted'}"] = int(entry["successes"])
-    row |= {"episodes": episodes, "train_minutes": train[0], "train_cpu_minutes": train[1], "evaluate_minutes": evaluate[0]}
+    row |= {
+        "episodes": episodes,
+        "train_minutes": train[0],
+        "train_cpu_minutes": train[1],
+        "evaluate_minutes": evaluate[0],
+    }
     result_file.write_text(json.dumps(row, indent=2))
     return row
 

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, Dinov2Config, Din
 
 from hf_vla import QwenDualConfig, QwenDualForActionPrediction, QwenDualProcessor
 from hf_vla.checkpoints import dinov2
-from hf_vla.checkpoints.frameworks import FRAMEWORKS
+from hf_vla.checkpoints.frameworks import STARVLA_FRAMEWORKS
 from hf_vla.checkpoints.starvla_writer import save_repository
 from hf_vla.modeling.dino import DinoEncoder
 from hf_vla.processing.processing_qwen_dual import dino_pixels
@@ -30,7 +30,7 @@ FIELDS = {
     "dino_config": DINO,
     "image_size": [64, 64],
 }
-convert = FRAMEWORKS["QwenDual"].convert
+convert = STARVLA_FRAMEWORKS["QwenDual"].convert
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +316,7 @@ class TestBadInput:
         finally:
             policy.config.action_hidden_size = size
         assert not (tmp_path / "run").exists()
-        to_config = FRAMEWORKS["QwenDual"].to_config
+        to_config = STARVLA_FRAMEWORKS["QwenDual"].to_config
         with pytest.raises(ValueError, match="dino_backbone is 'dinov2_vits16'; known are dinov2_vits14"):
             to_config({"framework": {"dino": {"dino_backbone": "dinov2_vits16"}}})
         assert to_config({"framework": {"name": "QwenDual"}})["dino_config"]["hidden_size"] == 384

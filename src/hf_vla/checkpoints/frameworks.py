@@ -59,9 +59,7 @@ def _flow_matching(tree: dict, *, interleave: bool, repeated_diffusion_steps: in
         if diffusion.get(name, only) != only:
             raise ValueError(f"diffusion_model_cfg.{name} is {diffusion[name]!r}; only {only!r} is supported")
     return {
-        "action_dim": int(_some(action_model.get("action_dim"), 7)),
-        "state_dim": int(lookup(action_model, "state_dim", 7) or 0),
-        "action_horizon": _horizon(action_model),
+        **_chunk_config(tree),
         "num_inference_steps": int(_some(action_model.get("num_inference_timesteps"), 4)),
         "repeated_diffusion_steps": int(repeated_diffusion_steps),
         "attention_head_dim": int(_some(diffusion.get("attention_head_dim"), 64)),
@@ -82,11 +80,7 @@ def _flow_matching(tree: dict, *, interleave: bool, repeated_diffusion_steps: in
 def _flow_matching_yaml(config) -> dict[str, Any]:
     """`framework.action_model` of a flow-matching config."""
     return {
-        "action_dim": config.action_dim,
-        "state_dim": config.state_dim,
-        "action_horizon": config.action_horizon,
-        "future_action_window_size": config.action_horizon - 1,
-        "past_action_window_size": 0,
+        **_chunk_yaml(config),
         "repeated_diffusion_steps": config.repeated_diffusion_steps,
         "num_inference_timesteps": config.num_inference_steps,
         "add_pos_embed": config.use_position_embedding,
@@ -232,51 +226,40 @@ def _dual_convert(tensors: dict, to_starvla: bool) -> dict:
     return others | {new_prefix + name: x for name, x in converted.items()}
 
 
-def _oft_config(tree: dict) -> dict[str, Any]:
+def _chunk_config(tree: dict, default_horizon: int = 16) -> dict[str, Any]:
+    """The shape of states and chunks, which is all that OFT and FAST read."""
     action_model = lookup(tree, "framework.action_model") or {}
     return {
         "action_dim": int(_some(action_model.get("action_dim"), 7)),
         "state_dim": int(lookup(action_model, "state_dim", 7) or 0),
-        "action_horizon": _horizon(action_model, 9),
+        "action_horizon": _horizon(action_model, default_horizon),
     }
+
+
+def _chunk_yaml(config) -> dict[str, Any]:
+    return {
+        "action_dim": config.action_dim,
+        "state_dim": config.state_dim,
+        "action_horizon": config.action_horizon,
+        "future_action_window_size": config.action_horizon - 1,
+        "past_action_window_size": 0,
+    }
+
+
+def _oft_config(tree: dict) -> dict[str, Any]:
+    return _chunk_config(tree, default_horizon=9)
 
 
 def _oft_yaml(config) -> tuple[dict[str, Any], dict[str, Any]]:
-    action_model = {
-        "action_model_type": "MLP",
-        "action_dim": config.action_dim,
-        "action_hidden_dim": config.vlm_hidden_size,
-        "state_dim": config.state_dim,
-        "action_horizon": config.action_horizon,
-        "future_action_window_size": config.action_horizon - 1,
-        "past_action_window_size": 0,
-    }
-    return action_model, {}
-
-
-def _fast_config(tree: dict) -> dict[str, Any]:
-    action_model = lookup(tree, "framework.action_model") or {}
-    return {
-        "action_dim": int(_some(action_model.get("action_dim"), 7)),
-        "state_dim": int(lookup(action_model, "state_dim", 7) or 0),
-        "action_horizon": _horizon(action_model),
-    }
+    return {"action_model_type": "MLP", "action_hidden_dim": config.vlm_hidden_size, **_chunk_yaml(config)}, {}
 
 
 def _fast_yaml(config) -> tuple[dict[str, Any], dict[str, Any]]:
-    action_model = {
-        "action_model_type": "FAST",
-        "action_dim": config.action_dim,
-        "state_dim": config.state_dim,
-        "action_horizon": config.action_horizon,
-        "future_action_window_size": config.action_horizon - 1,
-        "past_action_window_size": 0,
-    }
-    return action_model, {}
+    return {"action_model_type": "FAST", **_chunk_yaml(config)}, {}
 
 
 #: StarVLA's `framework.name` -> how it maps to ours. Of several names of one framework, the first is written.
-FRAMEWORKS = {
+STARVLA_FRAMEWORKS = {
     "QwenPI_v3": Framework("qwen_pi_v3", _pi_v3_config, _pi_v3_yaml),
     "QwenPI": Framework("qwen_pi", _pi_config, _pi_yaml),
     "QwenFM": Framework("qwen_pi", _pi_config, _pi_yaml),
@@ -290,7 +273,7 @@ FRAMEWORKS = {
         convert=_dual_convert,
     ),
     "QwenOFT": Framework("qwen_oft", _oft_config, _oft_yaml),
-    "QwenFast": Framework("qwen_fast", _fast_config, _fast_yaml, image_size=lambda tree: None),  # never resizes
+    "QwenFast": Framework("qwen_fast", _chunk_config, _fast_yaml, image_size=lambda tree: None),  # never resizes
 }
 
 #: Prefixes of StarVLA's tensor names and of ours, first match wins

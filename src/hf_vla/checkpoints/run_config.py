@@ -1,12 +1,12 @@
 """The YAML of a native run, checked before it is read."""
 
-from .frameworks import FRAMEWORKS, lookup
+from .frameworks import STARVLA_FRAMEWORKS, lookup
 
 
 def check_tree(tree, file) -> None:
     """Raise a ValueError where the YAML names no framework that is known, or a leaf that is read is of another kind."""
-    if (name := lookup(tree, "framework.name")) not in list(FRAMEWORKS):
-        raise ValueError(f"{file} names the framework {name!r}; known are {', '.join(FRAMEWORKS)}")
+    if (name := lookup(tree, "framework.name")) not in list(STARVLA_FRAMEWORKS):
+        raise ValueError(f"{file} names the framework {name!r}; known are {', '.join(STARVLA_FRAMEWORKS)}")
     for path, kind, what in (
         ("framework.action_model", dict, "a mapping"),
         ("framework.action_model.diffusion_model_cfg", dict | None, "a mapping"),

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from ..registration import class_of
 from .base_vlm import HUB_KWARGS, load_processor_parts, resizes_to_patches
-from .frameworks import FRAMEWORKS, lookup
+from .frameworks import STARVLA_FRAMEWORKS, lookup
 from .run_config import check_tree
 from .sources import hub_file
 from .weights import load_tensors
@@ -122,7 +122,7 @@ class StarVLARepository:
 
     @property
     def framework(self):
-        return FRAMEWORKS[self.tree["framework"]["name"]]
+        return STARVLA_FRAMEWORKS[self.tree["framework"]["name"]]
 
     def _file(self, name: str) -> Path | None:
         """A file of the repository, downloaded where needed, or None where there is no such file."""

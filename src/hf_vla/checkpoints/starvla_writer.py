@@ -18,7 +18,7 @@ from ..processing.robots import modes_for
 from ..registration import class_of
 from ..utils import new_folder
 from .base_vlm import image_seq_len, load_processor_parts, resizes_to_patches
-from .frameworks import FRAMEWORKS, Framework, lookup
+from .frameworks import STARVLA_FRAMEWORKS, Framework, lookup
 from .starvla import CONFIG_FILES, FAST_FOLDER, STATISTICS_FILE
 
 logger = logging.get_logger(__name__)
@@ -47,7 +47,9 @@ def save_repository(model, processor, folder: str | os.PathLike, step: int = 0, 
         OSError: `folder` is not empty, or `base_vlm` can't be loaded.
     """
     config = model.config
-    name, framework = next((x for x in FRAMEWORKS.items() if x[1].model_type == config.model_type), (None, None))
+    name, framework = next(
+        (x for x in STARVLA_FRAMEWORKS.items() if x[1].model_type == config.model_type), (None, None)
+    )
     if framework is None:
         raise ValueError(f"StarVLA has no framework for {config.model_type!r}")
     if not (backbone := config.vlm_config.model_type).startswith("qwen"):

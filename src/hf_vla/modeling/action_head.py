@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from . import flow_matching
-from .configuration_vla import FlowMatchingConfig
+from .configuration_vla import DiTConfig, FlowMatchingConfig
 from .diffusion_transformer import Conditioning, DiffusionTransformer
 from .losses import masked_mean
 
@@ -89,6 +89,19 @@ class FlowMatchingActionHead(nn.Module):
         self.future_tokens = nn.Embedding(config.num_future_tokens, hidden_size)
         self.position_embedding = (
             nn.Embedding(config.max_action_positions, hidden_size) if config.use_position_embedding else None
+        )
+
+    @classmethod
+    def of_one_state(cls, config: DiTConfig) -> "FlowMatchingActionHead":
+        """GR00T's head, and Dual's: every block that attends the backbone attends the same state of it."""
+        return cls(
+            config,
+            hidden_size=config.action_hidden_size,
+            num_layers=config.num_action_layers,
+            key_size=config.vlm_hidden_size,
+            mlp_hidden_size=config.output_dim,
+            use_output_head=True,
+            clamp_time=True,
         )
 
     @property

@@ -25,15 +25,7 @@ class QwenDualForActionPrediction(FlowMatchingPolicy):
         self.vlm = build_backbone(config.vlm_config)
         self.dino = DinoEncoder(config.dino_config)
         self.dino_projector = nn.Linear(config.dino_config.hidden_size, config.vlm_hidden_size)
-        self.action_head = FlowMatchingActionHead(
-            config,
-            hidden_size=config.action_hidden_size,
-            num_layers=config.num_action_layers,
-            key_size=config.vlm_hidden_size,
-            mlp_hidden_size=config.output_dim,
-            use_output_head=True,
-            clamp_time=True,
-        )
+        self.action_head = FlowMatchingActionHead.of_one_state(config)
         self.post_init()
 
     def _condition(

@@ -15,15 +15,7 @@ class QwenGR00TForActionPrediction(FlowMatchingPolicy):
     def __init__(self, config: QwenGR00TConfig):
         super().__init__(config)
         self.vlm = build_backbone(config.vlm_config)
-        self.action_head = FlowMatchingActionHead(
-            config,
-            hidden_size=config.action_hidden_size,
-            num_layers=config.num_action_layers,
-            key_size=config.vlm_hidden_size,
-            mlp_hidden_size=config.output_dim,
-            use_output_head=True,
-            clamp_time=True,
-        )
+        self.action_head = FlowMatchingActionHead.of_one_state(config)
         self.post_init()
 
     def _condition(self, input_ids, attention_mask, **vlm_inputs) -> Conditioning:
