@@ -25,6 +25,8 @@ from hf_vla.cli import ArgumentParser, one_line_errors
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE.parent / "recipes" / "quickstart.yaml"
+# On the executed actions, not on the recorded ones: the expert shows how to come back (Laskey et al. 2017).
+NOISE = 0.1
 TASKS = ("button-press-topdown", "drawer-open", "window-open")
 
 
@@ -32,7 +34,7 @@ def make_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--output", default="outputs/quickstart", help="folder for everything")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="MetaWorld tasks of the one policy")
-    parser.add_argument("--demonstrations", type=int, default=60, help="episodes to record for each task")
+    parser.add_argument("--demonstrations", type=int, default=100, help="episodes to record for each task")
     parser.add_argument("--episodes", type=int, default=20, help="episodes to evaluate for each task and control")
     parser.add_argument("--max-steps", type=int, default=250, help="steps after which an evaluated episode has failed")
     parser.add_argument("--recipe", default=str(RECIPE), help="training recipe")
@@ -89,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
         stages.run(
             "record", "record_demos.py", demonstrations,
             "--env", "metaworld", "--task", *tasks, "--episodes", str(arguments.demonstrations),
-            "--output", str(demonstrations), "--num-workers", workers,
+            "--noise", str(NOISE), "--output", str(demonstrations), "--num-workers", workers,
         )  # fmt: skip
         options = ["--max_steps", str(arguments.train_steps)] if arguments.train_steps else []
         processes = 1
