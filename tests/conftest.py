@@ -1,7 +1,10 @@
 """Fixtures for the whole suite."""
 
 import copy
+import os
 from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported: no test needs the Hub
 
 import numpy as np
 import pytest

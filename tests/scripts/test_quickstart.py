@@ -25,7 +25,7 @@ def test_from_demonstrations_to_result_and_never_twice(tmp_path):
     # Six steps are too few for anybody to open a drawer, and two steps of training teach nothing.
     assert result["success"] == result["untrained_success"] == result["blind_success"] == {"drawer-open": 0}
     assert result["minutes"] > 0 and (Path(result["policy"]) / "model.safetensors").is_file()
-    assert (tmp_path / "policy" / "loss.png").is_file() and (tmp_path / "evaluation" / "success_summary.png").is_file()
+    assert (tmp_path / "evaluation" / "success_summary.png").is_file()
 
     again = quickstart(tmp_path)
     assert again.returncode == 0, again.stderr
