@@ -18,6 +18,7 @@ _LAZY = {
     "LeRobotWriter": "data",
     "LlavaDataset": "data",
     "VLADataCollator": "data",
+    "VLMDataCollator": "data",
     "Policy": "inference",
     "VLATrainer": "training_args.trainer",
     "VLATrainingArguments": "training_args.arguments",

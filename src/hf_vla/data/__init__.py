@@ -10,6 +10,7 @@ _MODULE_OF = {
     "LeRobotWriter": "lerobot_writer",
     "LlavaDataset": "llava",
     "VLADataCollator": "collator",
+    "VLMDataCollator": "collator",
 }
 
 __all__ = sorted(_MODULE_OF)

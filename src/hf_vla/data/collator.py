@@ -1,4 +1,4 @@
-"""`VLADataCollator`: dataset items in, the processor's batch out; runs in the loader's workers."""
+"""`VLADataCollator`, `VLMDataCollator`: dataset items in, the processor's batch out; they run in the loader's workers."""
 
 from typing import Any
 
@@ -48,6 +48,26 @@ class VLADataCollator:
         if mask is not None:
             batch["action_mask"] = torch.as_tensor(mask, dtype=torch.bool)
         return batch
+
+
+class VLMDataCollator:
+    """Makes a co-training batch of `LlavaDataset` items: conversations, and labels on the assistant's turns.
+
+    Use it in a loader of its own: a policy's `forward` takes either `labels` or `actions`.
+
+    Args:
+        processor: a policy's processor, called as `processor.encode_conversations(images, conversations)`.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def __call__(self, items: list[dict[str, Any]]) -> Any:
+        if not items:
+            raise ValueError("a batch needs at least one item")
+        return self.processor.encode_conversations(
+            [item["image"] for item in items], [item["messages"] for item in items]
+        )
 
 
 def _stack(items: list[dict[str, Any]], name: str) -> np.ndarray | None:

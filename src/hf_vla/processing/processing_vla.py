@@ -10,11 +10,11 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 
 from ..checkpoints.base_vlm import HUB_KWARGS, check_image_processor_config
-from .images import resize, to_samples
+from .images import resize, to_pil, to_samples
 from .normalization import Normalizer
 from .prompt import add_state, apply_template
 from .robots import modes_for
-from .vlm_inputs import encode
+from .vlm_inputs import encode, encode_conversations
 
 #: Arguments of `from_pretrained` that say how to load, not what.
 LOADING_OPTIONS = {
@@ -220,6 +220,14 @@ class VLAProcessor(ProcessorMixin):
     def _encode(self, images: list[list], prompts: list[str], actions: np.ndarray | None) -> dict[str, torch.Tensor]:
         """The backbone's tensors, of resized images and texts; actions are normalised (B, T, A), for FAST to write down."""
         return encode(self, images, prompts)
+
+    def encode_conversations(self, images, conversations) -> BatchFeature:
+        """Image-text samples for co-training, see [`~hf_vla.processing.vlm_inputs.encode_conversations`].
+
+        `images` are resized as the robot's are.
+        """
+        resized = [[resize(to_pil(view, "an image"), self.image_size) for view in views] for views in images]
+        return BatchFeature(encode_conversations(self, resized, conversations))
 
     def _prompt(self, instruction: str, state: np.ndarray | None) -> str:
         """The user turn's text: the instruction, the state's bins where the framework puts them there, the template."""

@@ -30,7 +30,6 @@ def encode(
     Returns:
         input_ids, attention_mask (B, L), and the image inputs of the backbone's family ([`~hf_vla.processing.image_layouts`])
     """
-    tokenizer = processor.tokenizer
     laid_out = layout_for(processor.image_processor)(processor, images)
     image_token = laid_out.image_token
     for index, text in enumerate(texts):
@@ -39,14 +38,75 @@ def encode(
     replacements = iter(laid_out.texts)
     prompts = []
     for views, text, answer in zip(images, texts, answers or [None] * len(texts), strict=True):
-        head, *tail = chat_prompt(processor, len(views), text, answer).split(image_token)
-        if len(tail) != len(views):
-            raise ValueError(f"the chat template wrote {len(tail)} {image_token!r} for {len(views)} images")
-        for piece in tail:
-            head += next(replacements) + piece
-        prompts.append(head)
-    tokens = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False)
-    encoded = laid_out.tensors | {name: tokens[name] for name in ("input_ids", "attention_mask")}
+        prompt = chat_prompt(processor, len(views), text, answer)
+        if (written := prompt.count(image_token)) != len(views):
+            raise ValueError(f"the chat template wrote {written} {image_token!r} for {len(views)} images")
+        prompts.append(_expand(prompt, image_token, [next(replacements) for _ in views]))
+    tokens = processor.tokenizer(prompts, **_PADDED)
+    return _with_images(processor, tokens, laid_out)
+
+
+def encode_conversations(
+    processor, images: list[list[Image.Image]], conversations: list[list[dict]]
+) -> dict[str, torch.Tensor]:
+    """Conversations of B samples as a left-padded batch, with labels for a language-model loss on the assistant's turns.
+
+    Args:
+        images: the images of each sample, in the order in which its turns name them; none for plain text.
+        conversations: messages of each sample, as chat templates take them.
+
+    Returns:
+        as `encode`, and labels (B, L): the ids of the assistant's turns with what ends them, -100 elsewhere.
+    """
+    laid_out = layout_for(processor.image_processor)(processor, images) if any(images) else None
+    replacements = iter(laid_out.texts if laid_out else ())
+    texts, spans = [], []
+    for views, messages in zip(images, conversations, strict=True):
+        own = [next(replacements) for _ in views]
+
+        def render(turns, own=own, **options):
+            text = processor.apply_chat_template(turns, tokenize=False, **options)
+            return _expand(text, laid_out.image_token, own) if own else text
+
+        whole = render(messages)
+        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        ends = [render(messages[: index + 1]) for index in answers]
+        starts = [render(messages[:index], add_generation_prompt=True) for index in answers]
+        if not answers or not all(whole.startswith(part) for part in (*starts, *ends)):
+            raise ValueError(
+                "a conversation for training needs turns of the assistant, and a chat template that renders each turn after "
+                f"those before it; got {[message['role'] for message in messages]}"
+            )
+        texts.append(whole)
+        spans.append([(len(start), len(end)) for start, end in zip(starts, ends, strict=True)])
+    tokens = processor.tokenizer(texts, return_offsets_mapping=True, **_PADDED)
+    learnt = torch.zeros_like(tokens["input_ids"], dtype=torch.bool)
+    first, last = tokens["offset_mapping"].unbind(-1)
+    for row, sample in enumerate(spans):
+        for start, end in sample:
+            learnt[row] |= (first[row] >= start) & (last[row] <= end) & (last[row] > first[row])
+    encoded = _with_images(processor, tokens, laid_out)
+    encoded["labels"] = encoded["input_ids"].where(learnt & encoded["attention_mask"].bool(), -100)
+    return encoded
+
+
+_PADDED = {"padding": True, "padding_side": "left", "return_tensors": "pt", "add_special_tokens": False}
+
+
+def _expand(text: str, image_token: str, replacements: list[str]) -> str:
+    """`text` with its image tokens, in order, replaced; it may be the beginning of one that has more images."""
+    head, *tail = text.split(image_token)
+    if len(tail) > len(replacements):
+        raise ValueError(f"the chat template wrote {len(tail)} {image_token!r} for {len(replacements)} images")
+    return head + "".join(new + piece for new, piece in zip(replacements, tail, strict=False))
+
+
+def _with_images(processor, tokens, laid_out) -> dict[str, torch.Tensor]:
+    encoded = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+    if laid_out is None:
+        return encoded
+    encoded = laid_out.tensors | encoded
     if laid_out.marks_tokens:
-        encoded["mm_token_type_ids"] = (tokens["input_ids"] == tokenizer.convert_tokens_to_ids(image_token)).int()
+        image_token_id = processor.tokenizer.convert_tokens_to_ids(laid_out.image_token)
+        encoded["mm_token_type_ids"] = (encoded["input_ids"] == image_token_id).int()
     return encoded
