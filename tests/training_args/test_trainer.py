@@ -133,3 +133,14 @@ def test_saved_processor_equals_the_trained_one(recipe, tmp_path):
     for name, value in processor(**call).items():
         assert torch.equal(value, trainer.processing_class(**call)[name]), name
     assert type(AutoModel.from_pretrained(tmp_path / "saved")) is type(trainer.model)
+
+
+@pytest.mark.parametrize("flags", [["--bf16", "true"], ["--dtype", "bfloat16"]])
+def test_bfloat16(recipe, flags):
+    """Computing in bfloat16 on float32 weights, and bfloat16 weights."""
+    trainer = trainer_for(recipe, *flags)
+    expected = torch.bfloat16 if "--dtype" in flags else torch.float32
+    assert {p.dtype for p in trainer.model.parameters()} == {expected}
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert len(losses) == 6 and all(math.isfinite(loss) for loss in losses)

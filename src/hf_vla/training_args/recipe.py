@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from transformers import AutoModel, AutoProcessor, set_seed
 
 from ..checkpoints.new_backbone import write_new_backbone
@@ -54,7 +55,11 @@ class PolicyArguments:
         default=None, metadata={"help": "JSON: fields of a new policy's image processor"}
     )
 
+    dtype: str = field(default="float32", metadata={"help": "of the trained weights: float32 or bfloat16"})
+
     def __post_init__(self):
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype is {self.dtype!r}; weights are trained in float32 or bfloat16")
         for name in ("vlm_config", "policy_config", "image_processor_config"):
             setattr(self, name, _as_dict(getattr(self, name), name))
         backbones = [name for name in ("policy", "base_vlm", "vlm_config") if getattr(self, name)]
@@ -140,7 +145,7 @@ def build(policy: PolicyArguments, data: DataArguments, seed: int):
     """The model, the processor and the training dataset of a recipe."""
     set_seed(seed)
     if policy.policy:
-        model = AutoModel.from_pretrained(policy.policy)
+        model = AutoModel.from_pretrained(policy.policy, dtype=policy.dtype)
         processor = AutoProcessor.from_pretrained(policy.policy)
         mixture = data.build(model.config.action_horizon, seed)
     else:
@@ -161,11 +166,12 @@ def _new_policy(policy: PolicyArguments, data: DataArguments, datasets: list[LeR
         horizon = fields.get("action_horizon", class_of(policy.framework, "config").action_horizon)
         fields["fast"] = _fit_fast(datasets, data, horizon)
     if policy.base_vlm:
-        return model_class.from_vlm(policy.base_vlm, image_processor_config=policy.image_processor_config, **fields)
+        fields |= {"image_processor_config": policy.image_processor_config, "dtype": policy.dtype}
+        return model_class.from_vlm(policy.base_vlm, **fields)
     texts = sorted({text for dataset in datasets for text in dataset.instructions})
     with tempfile.TemporaryDirectory() as folder:
         write_new_backbone(Path(folder), policy.vlm_config, texts, policy.image_processor_config)
-        model, processor = model_class.from_vlm(folder, random_init=True, **fields)
+        model, processor = model_class.from_vlm(folder, random_init=True, dtype=getattr(torch, policy.dtype), **fields)
     model.config.vlm_name_or_path, model.config.vlm_config._name_or_path = None, ""  # it came from nowhere
     return model, processor
 
