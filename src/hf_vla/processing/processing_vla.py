@@ -243,9 +243,11 @@ class VLAProcessor(ProcessorMixin):
         given = state.shape
         if state.ndim == 2:
             state = state[:, None]
-        if state.ndim != 3 or len(state) != batch or state.shape[1] < 1:
-            raise ValueError(f"state has shape {given} for {batch} samples; give (B, state_dim) or (B, 1, state_dim)")
-        state = state[:, :1]  # StarVLA reads the first row only
+        if state.ndim != 3 or len(state) != batch or state.shape[1] != 1:
+            raise ValueError(
+                f"state has shape {given} for {batch} samples; give (B, state_dim) or (B, 1, state_dim): no framework reads "
+                "a history of states"
+            )
         if keys is not None:
             state = self._normalize(state, keys, "state")
         if self.state_in_head and self.state_dim and state.shape[-1] != self.state_dim:
