@@ -1,5 +1,6 @@
 """VLATrainer: which parameters move, at which rate, from where; what a run leaves behind."""
 
+import dataclasses
 import math
 
 import pytest
@@ -144,3 +145,9 @@ def test_bfloat16(recipe, flags):
     trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     assert len(losses) == 6 and all(math.isfinite(loss) for loss in losses)
+
+
+def test_a_run_from_a_policy_repeats_from_its_own_settings():
+    """What a run from `policy` records of itself is accepted again."""
+    settings = dataclasses.asdict(PolicyArguments(policy="somewhere"))
+    assert dataclasses.asdict(PolicyArguments(**settings)) == settings

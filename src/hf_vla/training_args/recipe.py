@@ -73,6 +73,8 @@ class PolicyArguments:
             raise ValueError(
                 f"{', '.join(of_new)} describe a new policy; {self.policy} brings its own, so leave them out"
             )
+        if self.policy:
+            return
         self.framework = self.framework or "qwen_pi_v3"
         if self.framework not in frameworks():
             raise ValueError(f"unknown framework {self.framework!r}; known are {', '.join(frameworks())}")

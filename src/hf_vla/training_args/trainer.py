@@ -92,7 +92,7 @@ class VLATrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds each loss's mean since the last log, and the learning rate of each group."""
+        """Adds each loss's mean since the last log."""
         if "loss" in logs:
             logs |= {name: (total / self._count).item() for name, total in self._sums.items()}
             self._sums.clear()
@@ -151,7 +151,7 @@ class LossPlotCallback(TrainerCallback):
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(7, 4), layout="tight")
-        losses, rates = figure.subplots(), None
+        losses = figure.subplots()
         steps = [row["step"] for row in rows]
         losses.plot(steps, [row["loss"] for row in rows], color="tab:blue")
         losses.set(xlabel="step", ylabel="loss", yscale="log", title="training loss")
