@@ -20,6 +20,7 @@ _LAZY = {
     "VLADataCollator": "data",
     "VLMDataCollator": "data",
     "Policy": "inference",
+    "Prediction": "prediction",
     "VLATrainer": "training_args.trainer",
     "VLATrainingArguments": "training_args.arguments",
 }

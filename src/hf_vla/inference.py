@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from .observations import checked, states, views
+from .prediction import Prediction, Recorder, Stopwatch
+
 
 class Policy:
     """A model and its processor.
@@ -26,6 +29,8 @@ class Policy:
 
     def __init__(self, model, processor, unnorm_key: str | None = None):
         self.model, self.processor, self.unnorm_key = model.eval(), processor, unnorm_key
+        #: what each stage of the last `infer` or `predict` took: "processor", "model", "unnormalize"
+        self.seconds: dict[str, float] = {}
         self._generator: torch.Generator | None = None
         if processor.statistics:
             processor.resolve_key(unnorm_key)  # a wrong key is an error now, not on the robot
@@ -56,11 +61,17 @@ class Policy:
     def action_horizon(self) -> int:
         return self.model.config.action_horizon
 
+    @property
+    def denoises(self) -> bool:
+        """Whether actions are drawn, by flow matching: with noise, denoising steps and real-time chunking."""
+        return "previous_chunk" in inspect.signature(self.model.predict_action).parameters
+
     def reset(self, seed: int | None = None) -> None:
         """Start an episode. With a seed, its draws are reproducible; without, they follow torch's global generator."""
-        self._generator = None
-        if seed is not None:
-            self._generator = torch.Generator(device=self.model.device).manual_seed(seed)
+        self._generator = None if seed is None else self._seeded(seed)
+
+    def _seeded(self, seed: int) -> torch.Generator:
+        return torch.Generator(device=self.model.device).manual_seed(seed)
 
     def infer(
         self,
@@ -85,23 +96,111 @@ class Policy:
             ValueError: an observation lacks an image or the instruction, or something has another shape, type or value.
         """
         single = isinstance(observation, Mapping)
-        batch = _checked([observation] if single else observation)
-        inputs = self.processor(
-            images=[_views(o["image"]) for o in batch],
-            text=[o["lang"] for o in batch],
-            state=_states(batch),
-            unnorm_key=self.unnorm_key,
-        ).to(self.model.device)
+        batch = checked([observation] if single else observation)
+        watch = Stopwatch(self.model.device)
+        inputs = self._inputs(batch, watch)
         real_time = {}
         if previous_chunk is not None or inference_delay:
             real_time = self._real_time_chunking(previous_chunk, inference_delay, single)
-        normalized = self.model.predict_action(**inputs, generator=self._generator, **real_time)
-        actions = self.processor.unnormalize_actions(normalized, self.unnorm_key)
+        with watch.stage("model"):
+            normalized = self.model.predict_action(**inputs, generator=self._generator, **real_time)
+        with watch.stage("unnormalize"):
+            actions = self.processor.unnormalize_actions(normalized, self.unnorm_key)
+        self.seconds = watch.seconds
         return actions[0] if single else actions
+
+    def predict(
+        self,
+        observation: Mapping,
+        *,
+        num_samples: int = 1,
+        num_inference_steps: int | None = None,
+        seed: int | None = None,
+        trace: bool = False,
+    ) -> Prediction:
+        """Action chunks for one observation, and how they came about.
+
+        Args:
+            observation: as in `infer`; one.
+            num_samples: chunks that are drawn for it. The backbone runs once, whatever their number; the action head runs on
+                all of them side by side.
+            num_inference_steps: denoising steps, by default the policy's.
+            seed: of the noise. The first sample is then what `infer` returns after `reset(seed)`, and the episode's own draws
+                are left alone; without a seed, the noise is the episode's next.
+            trace: keep the denoising steps, and where in the images the action head attends. The head's attention is written
+                out for it, which may change the actions in rounding.
+
+        Raises:
+            ValueError: as in `infer`; or a framework without denoising is asked for samples, steps or a trace.
+        """
+        (observation,) = checked([observation])
+        drawn = self._draw(num_samples, num_inference_steps, seed, trace)
+        key = self.processor.resolve_key(self.unnorm_key)
+        watch = Stopwatch(self.model.device)
+        inputs = self._inputs([observation], watch)
+        input_ids = inputs["input_ids"][0].cpu()
+        recorder = None
+        if trace:
+            (positions,) = self.processor.image_token_positions([views(observation["image"])], inputs["input_ids"])
+            recorder = Recorder(positions)
+            drawn |= {"on_step": recorder, "output_attentions": True}
+        has_head = hasattr(self.model, "action_head")
+        with watch.stage("model"), watch.calls_of(self.model.encoders if has_head else [], "backbone"):
+            normalized = self.model.predict_action(**inputs, **drawn)
+        if has_head:
+            watch.seconds["action head"] = watch.seconds["model"] - watch.seconds["backbone"]
+        with watch.stage("unnormalize"):
+            actions = self.processor.unnormalize_actions(normalized, key)
+        self.seconds = watch.seconds
+        chunks = None
+        if recorder is not None:
+            chunks = np.stack([self.processor.unnormalize_actions(chunk, key) for chunk in recorder.chunks()])
+        return Prediction(
+            actions=actions,
+            action_names=self.processor.action_names.get(key) or [f"action {d}" for d in range(actions.shape[-1])],
+            unnorm_key=key,
+            prompt=self.processor.readable(input_ids),
+            input_ids=input_ids.numpy(),
+            seconds=dict(watch.seconds),
+            chunks=chunks,
+            attention=None if recorder is None else recorder.attention(),
+        )
+
+    def _inputs(self, batch: list[Mapping], watch: Stopwatch):
+        """The model's inputs, on its device."""
+        with watch.stage("processor"):
+            return self.processor(
+                images=[views(o["image"]) for o in batch],
+                text=[o["lang"] for o in batch],
+                state=states(batch),
+                unnorm_key=self.unnorm_key,
+            ).to(self.model.device)
+
+    def _draw(self, num_samples: int, num_inference_steps: int | None, seed: int | None, trace: bool) -> dict:
+        """The arguments of `predict_action` for `num_samples` draws; none where the framework does not draw."""
+        for name, value in {"num_samples": num_samples, "num_inference_steps": num_inference_steps}.items():
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"{name} is {value!r}; give a whole number, 1 or more")
+        if not self.denoises:
+            asked = {"num_samples": num_samples > 1, "num_inference_steps": num_inference_steps, "trace": trace}
+            if asked := [name for name, given in asked.items() if given]:
+                raise ValueError(
+                    f"{type(self.model).__name__} does not denoise its actions, and predicts one chunk; leave out "
+                    f"{', '.join(asked)}, or use a framework that does: QwenPI, QwenPI_v3, QwenGR00T or QwenDual"
+                )
+            return {}
+        generator = self._generator if seed is None else self._seeded(seed)
+        shape = (1, self.action_horizon, self.model.config.action_dim)
+        # One draw a sample, as a draw of several numbers at once depends on how many they are.
+        noise = [
+            torch.randn(shape, generator=generator, device=self.model.device, dtype=torch.float32)
+            for _ in range(num_samples)
+        ]
+        return {"noise": torch.cat(noise), "num_inference_steps": num_inference_steps}
 
     def _real_time_chunking(self, previous_chunk, inference_delay: int, single: bool) -> dict:
         """The arguments of `predict_action` for it, of a previous chunk in robot units."""
-        if "previous_chunk" not in inspect.signature(self.model.predict_action).parameters:
+        if not self.denoises:
             raise ValueError(
                 f"{type(self.model).__name__} does not denoise its actions and has no real-time chunking; leave out "
                 "previous_chunk and inference_delay, or use a flow-matching framework"
@@ -131,50 +230,4 @@ class Policy:
         return Policy(model.to(self.model.device, self.model.dtype), self.processor, self.unnorm_key)
 
 
-def _checked(observations) -> list[Mapping]:
-    """The observations as a list, each with images and an instruction."""
-    batch = list(observations) if isinstance(observations, Sequence) and not isinstance(observations, str) else []
-    if not batch or not all(isinstance(o, Mapping) for o in batch):
-        raise ValueError(
-            f"got {observations!r:.80} for observations; give one {{'image': [...], 'lang': '...', 'state': ...}}, or a list "
-            "of at least one"
-        )
-    for index, o in enumerate(batch):
-        if absent := [name for name in ("image", "lang") if o.get(name) is None]:
-            raise ValueError(
-                f"observation {index} lacks {' and '.join(map(repr, absent))}; it has {', '.join(map(repr, o))}"
-            )
-        if not isinstance(o["lang"], str):
-            raise ValueError(f"'lang' of observation {index} is {o['lang']!r:.80}; give the instruction, a string")
-    return batch
-
-
-def _views(image) -> list:
-    """One image, a list of them or an array (V, height, width, 3) as a list of camera images; the processor checks them."""
-    several = isinstance(image, list | tuple) or (isinstance(image, np.ndarray) and image.ndim == 4)
-    return list(image) if several else [image]
-
-
-def _states(batch: list[Mapping]) -> np.ndarray | None:
-    """The observations' states, (S,) or (1, S) each, as (B, 1, S), or None where they have none."""
-    with_state = [o.get("state") is not None for o in batch]
-    if not any(with_state):
-        return None
-    if not all(with_state):
-        raise ValueError("some observations of the batch have a state and some have none")
-    states = [o["state"].detach().float().cpu() if isinstance(o["state"], torch.Tensor) else o["state"] for o in batch]
-    try:
-        states = [np.asarray(state, dtype=np.float32) for state in states]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"a state is no array of numbers: {error}") from None
-    for index, state in enumerate(states):
-        if state.ndim not in (1, 2) or (state.ndim == 2 and len(state) != 1):
-            raise ValueError(
-                f"the state of observation {index} has shape {state.shape}; give (state_dim,) or (1, state_dim)"
-            )
-    if len(sizes := {state.size for state in states}) > 1:
-        raise ValueError(f"the states of the batch have different dimensions: {sorted(sizes)}")
-    return np.stack([state.reshape(1, -1) for state in states])
-
-
-__all__ = ["Policy"]
+__all__ = ["Policy", "Prediction"]

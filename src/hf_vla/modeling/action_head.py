@@ -1,12 +1,14 @@
 """The flow-matching action head that PI, PI_v3, GR00T and Dual share: actions in, velocities out, loss and sampler."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from . import flow_matching
 from .configuration_vla import DiTConfig, FlowMatchingConfig
+from .denoising import DenoisingStep, check_previous_chunk
 from .diffusion_transformer import Conditioning, DiffusionTransformer
 from .losses import masked_mean
 
@@ -121,12 +123,17 @@ class FlowMatchingActionHead(nn.Module):
             prefix.insert(0, self.state_encoder(state.to(self.dtype))[:, None].expand(-1, copies, -1, -1))
         return torch.cat([*prefix, tokens], dim=-2)
 
-    def velocity(self, noisy_actions, timestep, conditioning, state=None, temb=None, modulations=None) -> torch.Tensor:
-        """The velocity at `noisy_actions` (B, R, H, A) and integer `timestep` (B, R), of the same shape."""
+    def velocity(
+        self, noisy_actions, timestep, conditioning, state=None, temb=None, modulations=None, weights=None
+    ) -> torch.Tensor:
+        """The velocity at `noisy_actions` (B, R, H, A) and integer `timestep` (B, R), of the same shape.
+
+        A list given as `weights` receives what `DiffusionTransformer.forward` puts there.
+        """
         tokens = self._tokens(noisy_actions, timestep, state)
         if temb is None:
             temb = self.transformer.timestep_encoder(timestep)
-        tokens = self.transformer(tokens, conditioning, temb, modulations)[..., -noisy_actions.shape[-2] :, :]
+        tokens = self.transformer(tokens, conditioning, temb, modulations, weights)[..., -noisy_actions.shape[-2] :, :]
         if self.use_output_head:
             tokens = self.transformer.output(tokens, temb)
         return self.action_decoder(tokens)
@@ -167,10 +174,7 @@ class FlowMatchingActionHead(nn.Module):
                 device=actions.device,
             )
 
-        def untile(x):  # tiled rows (R * B, …) -> (B, R, …)
-            return x.unflatten(0, (copies, batch)).transpose(0, 1)
-
-        noise, time = untile(noise).float(), untile(timestep).float()
+        noise, time = _untile(noise, batch).float(), _untile(timestep, batch).float()
         target = actions[:, None].float() - noise
         noisy = flow_matching.interpolate(noise, actions[:, None].float(), time[..., None, None])
         bucket = flow_matching.time_to_bucket(time, config.num_timestep_buckets)
@@ -198,32 +202,42 @@ class FlowMatchingActionHead(nn.Module):
         previous_chunk: torch.Tensor | None = None,
         inference_delay: int = 0,
         max_guidance_weight: float = 5.0,
+        on_step: Callable[[DenoisingStep], None] | None = None,
+        output_attentions: bool = False,
     ) -> torch.Tensor:
-        """Draw an action chunk: Euler integration from noise.
+        """Draw action chunks: Euler integration from noise.
 
         Args:
             conditioning: states of B observations; their keys and values are computed once.
             state: (B, 1, state_dim), normalised, or None.
-            noise: (B, H, action_dim), drawn from `generator` where None.
+            noise: (R * B, H, action_dim), R draws of each observation in tiled order b0 b1 … b0 b1 …; one of each is drawn
+                from `generator` where None.
             num_steps: denoising steps, by default the config's `num_inference_steps`.
-            previous_chunk, inference_delay, max_guidance_weight: real-time chunking, as in
+            previous_chunk, inference_delay, max_guidance_weight, on_step, output_attentions: as in
                 [`~hf_vla.modeling.flow_matching_policy.FlowMatchingPolicy.predict_action`].
 
         Returns:
-            float32 tensor (B, H, action_dim), normalised.
+            float32 tensor (R * B, H, action_dim), normalised, in the order of the noise.
         """
         config = self.config
         num_steps = config.num_inference_steps if num_steps is None else num_steps
         if num_steps < 1:
             raise ValueError(f"num_inference_steps is {num_steps}; it must be at least 1")
+        if output_attentions and on_step is None:
+            raise ValueError(
+                "output_attentions gives the weights to on_step; pass on_step, which is called every step"
+            )
         reference = conditioning.states[0]
-        shape = (reference.shape[0], config.action_horizon, config.action_dim)
+        batch = reference.shape[0]
+        shape = (batch, config.action_horizon, config.action_dim)
         if noise is None:
             device = reference.device if generator is None else generator.device
             noise = torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
-        elif noise.shape != shape:
-            raise ValueError(f"noise has shape {tuple(noise.shape)}; this policy draws from {shape}")
-        _check_previous_chunk(previous_chunk, inference_delay, max_guidance_weight, shape)
+        elif noise.shape[1:] != shape[1:] or not len(noise) or len(noise) % batch:
+            raise ValueError(
+                f"noise has shape {tuple(noise.shape)}; this policy draws from {shape}, or R times as many rows for R draws"
+            )
+        check_previous_chunk(previous_chunk, inference_delay, max_guidance_weight, shape)
         conditioning = self.transformer.prepare(conditioning)
         buckets = torch.tensor(
             flow_matching.inference_buckets(num_steps, config.num_timestep_buckets), device=reference.device
@@ -231,48 +245,41 @@ class FlowMatchingActionHead(nn.Module):
         tembs = self.transformer.timestep_encoder(buckets)  # (steps, D): all steps at once
         modulations = self.transformer.modulations(tembs)
 
+        weights = [] if output_attentions else None
+
         def velocity(x: torch.Tensor, step: int) -> torch.Tensor:
             at_step = [(scale[step], shift[step]) for scale, shift in modulations]
-            return self.velocity(
-                x[:, None], buckets[step].view(1, 1), conditioning, state, tembs[step].view(1, 1, -1), at_step
-            )[:, 0]
+            temb = tembs[step].view(1, 1, -1)
+            noisy = _untile(x, batch)
+            return _tile(self.velocity(noisy, buckets[step].view(1, 1), conditioning, state, temb, at_step, weights))
 
+        def record(step: int, before: torch.Tensor, after: torch.Tensor) -> None:
+            attention = tuple(_of_each_draw(w, len(before) // batch) for w in weights or ())
+            if weights:
+                weights.clear()
+            on_step(DenoisingStep(step, step / num_steps, before, after, attention))
+
+        record = None if on_step is None else record
         noise = noise.to(reference.device, torch.float32)
         if previous_chunk is None:
-            return flow_matching.integrate(velocity, noise, num_steps)
-        previous_chunk = previous_chunk.to(reference.device, torch.float32)
+            return flow_matching.integrate(velocity, noise, num_steps, record)
+        previous_chunk = previous_chunk.to(reference.device, torch.float32).repeat(len(noise) // batch, 1, 1)
         velocity = flow_matching.guide(velocity, previous_chunk, inference_delay, num_steps, max_guidance_weight)
-        chunk = flow_matching.integrate(velocity, noise, num_steps)
+        chunk = flow_matching.integrate(velocity, noise, num_steps, record)
         # The robot executes these whatever the guidance, never quite exact, made of them.
         return torch.cat([previous_chunk[:, :inference_delay], chunk[:, inference_delay:]], dim=1)
 
 
-def _check_previous_chunk(
-    previous_chunk: torch.Tensor | None, inference_delay: int, max_guidance_weight: float, shape: tuple[int, int, int]
-) -> None:
-    """Raise a ValueError where the arguments of real-time chunking do not fit chunks of `shape` (B, H, action_dim)."""
-    if previous_chunk is None:
-        if inference_delay:
-            raise ValueError(
-                f"inference_delay is {inference_delay}, but there is no previous_chunk whose actions are executed meanwhile; "
-                "give it, or leave both out for an episode's first chunk"
-            )
-        return
-    batch, horizon, dim = shape
-    given = tuple(previous_chunk.shape)
-    if len(given) != 3 or (given[0], given[2]) != (batch, dim) or not 1 <= given[1] <= horizon:
-        raise ValueError(
-            f"previous_chunk has shape {given}; give the normalised actions of the previous chunk from the step at which this "
-            f"chunk begins, ({batch}, 1 to {horizon}, {dim}), or None where none are left"
-        )
-    if not previous_chunk.isfinite().all():
-        raise ValueError("previous_chunk holds NaN or infinite numbers")
-    if not 0 <= inference_delay <= given[1]:
-        raise ValueError(
-            f"inference_delay is {inference_delay}; it must be from 0 to the {given[1]} steps of previous_chunk, which are "
-            "executed until the new chunk is there"
-        )
-    if not 0 <= max_guidance_weight < math.inf:
-        raise ValueError(f"max_guidance_weight is {max_guidance_weight}; it must be a finite number, 0 or more")
-    if torch.is_inference_mode_enabled():
-        raise ValueError("real-time chunking needs gradients, which torch.inference_mode rules out; use torch.no_grad")
+def _untile(x: torch.Tensor, batch: int) -> torch.Tensor:
+    """Tiled rows b0 b1 … b0 b1 … (R * B, …) -> (B, R, …)"""
+    return x.unflatten(0, (-1, batch)).transpose(0, 1)
+
+
+def _tile(x: torch.Tensor) -> torch.Tensor:
+    """(B, R, …) -> tiled rows (R * B, …)"""
+    return x.transpose(0, 1).flatten(0, 1)
+
+
+def _of_each_draw(weights: torch.Tensor | None, copies: int) -> torch.Tensor | None:
+    """A block's attention weights (B, heads, R * S, K) -> (R * B, heads, S, K), in tiled order"""
+    return None if weights is None else _tile(weights.unflatten(2, (copies, -1)).transpose(1, 2))

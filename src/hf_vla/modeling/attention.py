@@ -30,6 +30,7 @@ def attend(
     key: torch.Tensor,
     value: torch.Tensor,
     key_mask: torch.Tensor | None = None,
+    weights: list | None = None,
 ) -> torch.Tensor:
     """Every query attends every key that `key_mask` allows.
 
@@ -37,11 +38,13 @@ def attend(
         module: the attention layer; `module.config._attn_implementation` names the implementation.
         query: (B, heads, Q, dim); key, value: (B, heads, K, dim).
         key_mask: boolean (B, K), true = attend; None where every key may be attended.
+        weights: a list that receives the weights, float32 (B, heads, Q, K). Only attention that is written out has them, so
+            that it is used in this call whatever the implementation; the output may differ in rounding.
 
     Returns:
         (B, Q, heads * dim)
     """
-    implementation = module.config._attn_implementation or "sdpa"
+    implementation = "eager" if weights is not None else module.config._attn_implementation or "sdpa"
     interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
     batch, _, num_queries, head_dim = query.shape
     mask, extra = None, {}
@@ -49,9 +52,11 @@ def attend(
         query, key, value, extra = _unpad_keys(query, key, value, key_mask)
     elif key_mask is not None:
         mask = key_mask[:, None, None, :]
-    output, _ = interface(
+    output, attended = interface(
         module, query, key, value, mask, scaling=head_dim**-0.5, dropout=0.0, is_causal=False, **extra
     )
+    if weights is not None:
+        weights.append(attended.detach().float())
     return output.reshape(batch, num_queries, -1)
 
 

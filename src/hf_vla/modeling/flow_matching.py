@@ -48,7 +48,10 @@ def inference_buckets(num_steps: int, num_buckets: int) -> list[int]:
 
 
 def integrate(
-    velocity: Callable[[torch.Tensor, int], torch.Tensor], noise: torch.Tensor, num_steps: int
+    velocity: Callable[[torch.Tensor, int], torch.Tensor],
+    noise: torch.Tensor,
+    num_steps: int,
+    on_step: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Euler integration from noise to actions.
 
@@ -56,10 +59,13 @@ def integrate(
         velocity: (x, step index) -> dx/dt, of x's shape.
         noise: x at t = 0, any shape; its dtype is the integrator's.
         num_steps: equal steps of size 1 / num_steps.
+        on_step: called after each step with its index and x before and after it.
     """
     x = noise
     for step in range(num_steps):
-        x = x + velocity(x, step).to(x.dtype) / num_steps
+        before, x = x, x + velocity(x, step).to(x.dtype) / num_steps
+        if on_step is not None:
+            on_step(step, before, x)
     return x
 
 

@@ -1,8 +1,11 @@
 """What the flow-matching frameworks share: a loss and a sampler around the conditioning that each framework defines."""
 
+from collections.abc import Callable
+
 import torch
 
 from .action_head import FlowMatchingActionHead
+from .denoising import DenoisingStep
 from .diffusion_transformer import Conditioning
 from .modeling_vla import VLAOutput, VLAPreTrainedModel
 
@@ -67,9 +70,11 @@ class FlowMatchingPolicy(VLAPreTrainedModel):
         previous_chunk: torch.Tensor | None = None,
         inference_delay: int = 0,
         max_guidance_weight: float = 5.0,
+        on_step: Callable[[DenoisingStep], None] | None = None,
+        output_attentions: bool = False,
         **vlm_inputs,
     ) -> torch.Tensor:
-        """Draw one action chunk a sample.
+        """Draw one action chunk a sample, or several.
 
         With `previous_chunk`, by real-time chunking (Black, Galliker, Levine 2025, "Real-Time Execution of Action Chunking
         Flow Policies", arXiv 2506.07339): the new chunk continues the previous one, part of which is executed while the new
@@ -77,7 +82,8 @@ class FlowMatchingPolicy(VLAPreTrainedModel):
 
         Args:
             input_ids, attention_mask, state, vlm_inputs: as in `forward`.
-            noise: (B, action_horizon, action_dim), drawn from `generator` where None.
+            noise: (B, action_horizon, action_dim), drawn from `generator` where None. With (R * B, …), in the tiled order of
+                `forward`, R chunks a sample are drawn: the observations are read once, whatever R.
             num_inference_steps: denoising steps, by default the config's.
             actions, action_mask: not read; a training batch may be passed as it is.
             previous_chunk: (B, H', action_dim), normalised, 1 <= H' <= action_horizon: what was not yet executed of the
@@ -88,9 +94,13 @@ class FlowMatchingPolicy(VLAPreTrainedModel):
                 decays, see [`~hf_vla.modeling.flow_matching.overlap_weights`].
             max_guidance_weight: beta of the paper, with its default. Beyond `num_inference_steps`, guidance can overshoot. 0
                 switches guidance off.
+            on_step: called after each denoising step with what it did, a
+                [`~hf_vla.modeling.denoising.DenoisingStep`].
+            output_attentions: give `on_step` the action head's attention weights too. Flash and SDPA kernels have none: in
+                this call the head's attention is written out instead, so that predictions may differ in rounding.
 
         Returns:
-            float32 tensor (B, action_horizon, action_dim), normalised.
+            float32 tensor (B, action_horizon, action_dim), normalised; (R * B, …), in the order of the noise.
 
         Raises:
             ValueError: `previous_chunk` has another shape or holds NaN, `inference_delay` is out of range or without
@@ -107,6 +117,8 @@ class FlowMatchingPolicy(VLAPreTrainedModel):
             previous_chunk,
             inference_delay,
             max_guidance_weight,
+            on_step,
+            output_attentions,
         )
 
     def _check_state(self, state: torch.Tensor | None, batch: int) -> None:

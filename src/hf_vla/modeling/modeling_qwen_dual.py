@@ -28,6 +28,10 @@ class QwenDualForActionPrediction(FlowMatchingPolicy):
         self.action_head = FlowMatchingActionHead.of_one_state(config)
         self.post_init()
 
+    @property
+    def encoders(self) -> list[nn.Module]:
+        return [*super().encoders, self.dino]
+
     def _condition(
         self, input_ids, attention_mask, dino_pixel_values=None, dino_view_mask=None, **vlm_inputs
     ) -> Conditioning:

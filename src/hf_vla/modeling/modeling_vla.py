@@ -71,6 +71,11 @@ class VLAPreTrainedModel(PreTrainedModel):
     def get_decoder(self) -> nn.Module:
         return self.vlm.get_decoder()
 
+    @property
+    def encoders(self) -> list[nn.Module]:
+        """The modules that are called on the observation, before the action head is."""
+        return [self.vlm.model]
+
     def backbone_states(self, input_ids, attention_mask, **vlm_inputs) -> list[torch.Tensor]:
         """h[0] … h[N] of the backbone's N decoder layers, (B, L, hidden_size) each, in the convention of the config."""
         convention = self.config.hidden_states_convention

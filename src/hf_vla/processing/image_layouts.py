@@ -4,9 +4,11 @@ This is the one place of the processors that knows families. A family is found b
 function and a line in `LAYOUTS`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -21,12 +23,15 @@ class LaidOutImages:
         image_token: what the chat template writes for an image, and the token at which the backbone puts image features.
         texts: what takes the place of the template's image token, one text for each image of the batch, in order.
         tensors: the backbone's image inputs.
+        grids: where in the image its tokens lie: for each image of the batch an integer array (rows, columns, layers), which
+            of the image's tokens, counted from 0, cover a cell. A token may cover several cells. None where it is not known.
         marks_tokens: whether the backbone takes `mm_token_type_ids` (B, L), 1 at image tokens.
     """
 
     image_token: str
     texts: list[str]
     tensors: dict[str, torch.Tensor]
+    grids: list[np.ndarray] | None = None
     marks_tokens: bool = False
 
 
@@ -42,8 +47,9 @@ def qwen_vl(processor, samples: list[list[Image.Image]]) -> LaidOutImages:
         factor = image_processor.patch_size * image_processor.merge_size
         flat = [align_to_patches(view, factor) for view in flat]
     tensors = dict(image_processor(images=flat, return_tensors="pt"))
-    counts = (tensors["image_grid_thw"].prod(dim=1) // image_processor.merge_size**2).tolist()
-    return LaidOutImages(image_token, [image_token * count for count in counts], tensors, marks_tokens=True)
+    sizes = (tensors["image_grid_thw"][:, 1:] // image_processor.merge_size).tolist()
+    grids = [np.arange(rows * columns).reshape(rows, columns, 1) for rows, columns in sizes]
+    return LaidOutImages(image_token, [image_token * grid.size for grid in grids], tensors, grids, marks_tokens=True)
 
 
 def idefics3(processor, samples: list[list[Image.Image]]) -> LaidOutImages:
@@ -75,7 +81,22 @@ def idefics3(processor, samples: list[list[Image.Image]]) -> LaidOutImages:
         )
         for grid in zip(rows, columns, strict=True)
     ]
-    return LaidOutImages(image_token, texts, tensors)
+    side = math.isqrt(processor.image_seq_len)  # of the square that a frame is
+    grids = [_grid_of_frames(*grid, side) for grid in zip(rows, columns, strict=True)]
+    return LaidOutImages(image_token, texts, tensors, grids)
+
+
+def _grid_of_frames(rows: int, columns: int, side: int) -> np.ndarray:
+    """The grid of an image split into `rows` x `columns` frames (0 where it is not) of `side` x `side` tokens each.
+
+    Two layers where it is split: the frames side by side, and the view of the whole, which comes last.
+    """
+    if not rows:
+        return np.arange(side * side).reshape(side, side, 1)
+    frames = np.arange(rows * columns * side * side).reshape(rows, columns, side, side)
+    whole = np.arange(side * side).reshape(side, side) + frames.size
+    mosaic = frames.transpose(0, 2, 1, 3).reshape(rows * side, columns * side)
+    return np.stack([mosaic, np.kron(whole, np.ones((rows, columns), dtype=int))], axis=-1)
 
 
 def align_to_patches(image: Image.Image, factor: int) -> Image.Image:

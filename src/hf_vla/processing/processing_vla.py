@@ -14,7 +14,7 @@ from .images import resize, to_pil, to_samples
 from .normalization import Normalizer
 from .prompt import add_state, apply_template
 from .robots import modes_for
-from .vlm_inputs import encode, encode_conversations
+from .vlm_inputs import encode, encode_conversations, image_token_positions, readable
 
 #: Arguments of `from_pretrained` that say how to load, not what.
 LOADING_OPTIONS = {
@@ -228,6 +228,18 @@ class VLAProcessor(ProcessorMixin):
         """
         resized = [[resize(to_pil(view, "an image"), self.image_size) for view in views] for views in images]
         return BatchFeature(encode_conversations(self, resized, conversations))
+
+    def image_token_positions(self, images, input_ids: torch.Tensor) -> list[list[np.ndarray]]:
+        """Where each image's tokens lie, see [`~hf_vla.processing.vlm_inputs.image_token_positions`].
+
+        `images` as given to the processor, `input_ids` (B, L) as it returned them.
+        """
+        resized = [[resize(view, self.image_size) for view in views] for views in to_samples(images)]
+        return image_token_positions(self, resized, input_ids)
+
+    def readable(self, input_ids) -> str:
+        """The text of a sample's tokens (L,), special ones included; a run of one special token as "<|image_pad|>×36"."""
+        return readable(self.tokenizer, input_ids)
 
     def _prompt(self, instruction: str, state: np.ndarray | None) -> str:
         """The user turn's text: the instruction, the state's bins where the framework puts them there, the template."""

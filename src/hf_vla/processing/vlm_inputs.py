@@ -1,5 +1,8 @@
 """Images and text -> the backbone's tensors, by its own chat template, tokenizer and image processor."""
 
+from itertools import groupby
+
+import numpy as np
 import torch
 from PIL import Image
 
@@ -44,6 +47,54 @@ def encode(
         prompts.append(_expand(prompt, image_token, [next(replacements) for _ in views]))
     tokens = processor.tokenizer(prompts, **_PADDED)
     return _with_images(processor, tokens, laid_out)
+
+
+def image_token_positions(
+    processor, images: list[list[Image.Image]], input_ids: torch.Tensor
+) -> list[list[np.ndarray]]:
+    """Where the tokens of each image lie, in the prompt and in the image.
+
+    Args:
+        images: V >= 1 images a sample. input_ids: (B, L), what `encode` made of them.
+
+    Returns:
+        for each sample and image an integer array (rows, columns, layers): the places in the sample's row of `input_ids`
+        whose tokens show that cell of the image. A token may show several cells.
+
+    Raises:
+        ValueError: the backbone's family does not tell its grids, or the prompts are not of these images.
+    """
+    laid_out = layout_for(processor.image_processor)(processor, images)
+    if laid_out.grids is None:
+        raise ValueError(
+            f"where the tokens of an image lie in it is not known for backbones with a "
+            f"{type(processor.image_processor).__name__}; let its function in hf_vla.processing.image_layouts give `grids`"
+        )
+    image_token_id = processor.tokenizer.convert_tokens_to_ids(laid_out.image_token)
+    grids, located = iter(laid_out.grids), []
+    for views, row in zip(images, input_ids, strict=True):
+        places = (row == image_token_id).nonzero()[:, 0].cpu().numpy()
+        own = [next(grids) for _ in views]
+        counts = [int(grid.max()) + 1 for grid in own]
+        if sum(counts) != len(places):
+            raise ValueError(f"a prompt has {len(places)} image tokens, its {len(views)} images make {sum(counts)}")
+        starts = np.cumsum([0, *counts[:-1]])
+        located.append([places[start + grid] for start, grid in zip(starts, own, strict=True)])
+    return located
+
+
+def readable(tokenizer, input_ids) -> str:
+    """The text of a sample's tokens (L,), special ones included; a run of one special token as "<|image_pad|>×36"."""
+    special = tokenizer.added_tokens_decoder
+    parts, rest = [], []
+    for token, run in groupby(np.asarray(input_ids).tolist()):
+        length = len(list(run))
+        if length == 1 or token not in special:
+            rest += [token] * length
+            continue
+        parts += [tokenizer.decode(rest), f"{tokenizer.decode([token])}×{length}"]
+        rest = []
+    return "".join([*parts, tokenizer.decode(rest)])
 
 
 def encode_conversations(
