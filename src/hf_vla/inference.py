@@ -3,6 +3,7 @@
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -71,7 +72,9 @@ class Policy:
         self._generator = None if seed is None else self._seeded(seed)
 
     def _seeded(self, seed: int) -> torch.Generator:
-        return torch.Generator(device=self.model.device).manual_seed(seed)
+        if not isinstance(seed, Integral) or isinstance(seed, bool):
+            raise ValueError(f"seed is {seed!r}; give a whole number")
+        return torch.Generator(device=self.model.device).manual_seed(int(seed))
 
     def infer(
         self,
@@ -179,7 +182,7 @@ class Policy:
     def _draw(self, num_samples: int, num_inference_steps: int | None, seed: int | None, trace: bool) -> dict:
         """The arguments of `predict_action` for `num_samples` draws; none where the framework does not draw."""
         for name, value in {"num_samples": num_samples, "num_inference_steps": num_inference_steps}.items():
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"{name} is {value!r}; give a whole number, 1 or more")
         if not self.denoises:
             asked = {"num_samples": num_samples > 1, "num_inference_steps": num_inference_steps, "trace": trace}
@@ -225,7 +228,7 @@ class Policy:
     def untrained(self, seed: int = 0) -> "Policy":
         """The same policy with new random weights: a baseline."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(int(seed))
             model = type(self.model)(copy.deepcopy(self.model.config))
         return Policy(model.to(self.model.device, self.model.dtype), self.processor, self.unnorm_key)
 

@@ -84,12 +84,12 @@ def image_token_positions(
 
 
 def readable(tokenizer, input_ids) -> str:
-    """The text of a sample's tokens (L,), special ones included; a run of one special token as "<|image_pad|>×36"."""
+    """The text of a sample's tokens (L,), special ones included; from three on, equal special tokens as "<|image_pad|>×36"."""
     special = tokenizer.added_tokens_decoder
     parts, rest = [], []
     for token, run in groupby(np.asarray(input_ids).tolist()):
         length = len(list(run))
-        if length == 1 or token not in special:
+        if length < 3 or token not in special:
             rest += [token] * length
             continue
         parts += [tokenizer.decode(rest), f"{tokenizer.decode([token])}×{length}"]
