@@ -1,7 +1,7 @@
 """hf_vla: vision-language-action policies as first-class Hugging Face models.
 
-Importing this package registers every framework with `AutoConfig`, `AutoModel` and `AutoProcessor`; what is heavy loads
-when it is used.
+Importing this package registers every framework with `AutoConfig`, `AutoModel` and `AutoProcessor`, and the pipeline
+"vision-language-action"; what is heavy loads when it is used.
 """
 
 import importlib
@@ -21,6 +21,7 @@ _LAZY = {
     "VLMDataCollator": "data",
     "Policy": "inference",
     "Prediction": "prediction",
+    "VisionLanguageActionPipeline": "pipeline",
     "VLATrainer": "training_args.trainer",
     "VLATrainingArguments": "training_args.arguments",
 }

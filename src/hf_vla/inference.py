@@ -63,6 +63,12 @@ class Policy:
         return self.model.config.action_horizon
 
     @property
+    def action_names(self) -> list[str]:
+        """One name a dimension of the actions; "action 0", … where the processor knows none."""
+        names = self.processor.action_names.get(self.processor.resolve_key(self.unnorm_key))
+        return list(names or (f"action {d}" for d in range(self.model.config.action_dim)))
+
+    @property
     def denoises(self) -> bool:
         """Whether actions are drawn, by flow matching: with noise, denoising steps and real-time chunking."""
         return "previous_chunk" in inspect.signature(self.model.predict_action).parameters
@@ -81,6 +87,9 @@ class Policy:
         observation: Mapping | Sequence[Mapping],
         previous_chunk: np.ndarray | None = None,
         inference_delay: int = 0,
+        *,
+        num_inference_steps: int | None = None,
+        seed: int | None = None,
     ) -> np.ndarray:
         """Action chunks for one observation or a batch of them.
 
@@ -91,6 +100,9 @@ class Policy:
                 chunk when the observation was taken: (H', action_dim), robot units; (B, H', action_dim) for a list.
             inference_delay: how many steps of it are executed before this call's chunk is ready. They are returned as
                 they are; execute the new chunk from step `inference_delay` on.
+            num_inference_steps: denoising steps, by default the policy's.
+            seed: of this call's noise, in place of the episode's: an observation's actions are then those that it has alone
+                after `reset(seed)`, whatever is predicted beside it.
 
         Returns:
             float32 array (action_horizon, action_dim) in robot units; (B, action_horizon, action_dim) for a list.
@@ -100,13 +112,19 @@ class Policy:
         """
         single = isinstance(observation, Mapping)
         batch = checked([observation] if single else observation)
+        _check_counts(num_inference_steps=num_inference_steps)
+        self._needs_denoising(num_inference_steps=num_inference_steps)
+        drawn = {"generator": self._generator, "num_inference_steps": num_inference_steps}
+        if seed is not None:
+            noise = self._noise(1, self._seeded(seed)).repeat(len(batch), 1, 1)
+            drawn |= {"noise": noise} if self.denoises else {}
         watch = Stopwatch(self.model.device)
         inputs = self._inputs(batch, watch)
         real_time = {}
         if previous_chunk is not None or inference_delay:
             real_time = self._real_time_chunking(previous_chunk, inference_delay, single)
         with watch.stage("model"):
-            normalized = self.model.predict_action(**inputs, generator=self._generator, **real_time)
+            normalized = self.model.predict_action(**inputs, **drawn, **real_time)
         with watch.stage("unnormalize"):
             actions = self.processor.unnormalize_actions(normalized, self.unnorm_key)
         self.seconds = watch.seconds
@@ -137,11 +155,16 @@ class Policy:
             ValueError: as in `infer`; or a framework without denoising is asked for samples, steps or a trace.
         """
         (observation,) = checked([observation])
-        drawn = self._draw(num_samples, num_inference_steps, seed, trace)
+        _check_counts(num_samples=num_samples, num_inference_steps=num_inference_steps)
+        self._needs_denoising(num_samples=num_samples > 1, num_inference_steps=num_inference_steps, trace=trace)
+        generator = self._generator if seed is None else self._seeded(seed)
         key = self.processor.resolve_key(self.unnorm_key)
         watch = Stopwatch(self.model.device)
         inputs = self._inputs([observation], watch)
         input_ids = inputs["input_ids"][0].cpu()
+        drawn = {"num_inference_steps": num_inference_steps}
+        if self.denoises:
+            drawn["noise"] = self._noise(num_samples, generator)
         recorder = None
         if trace:
             (positions,) = self.processor.image_token_positions([views(observation["image"])], inputs["input_ids"])
@@ -160,7 +183,7 @@ class Policy:
             chunks = np.stack([self.processor.unnormalize_actions(chunk, key) for chunk in recorder.chunks()])
         return Prediction(
             actions=actions,
-            action_names=self.processor.action_names.get(key) or [f"action {d}" for d in range(actions.shape[-1])],
+            action_names=self.action_names,
             unnorm_key=key,
             prompt=self.processor.readable(input_ids),
             input_ids=input_ids.numpy(),
@@ -179,35 +202,29 @@ class Policy:
                 unnorm_key=self.unnorm_key,
             ).to(self.model.device)
 
-    def _draw(self, num_samples: int, num_inference_steps: int | None, seed: int | None, trace: bool) -> dict:
-        """The arguments of `predict_action` for `num_samples` draws; none where the framework does not draw."""
-        for name, value in {"num_samples": num_samples, "num_inference_steps": num_inference_steps}.items():
-            if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"{name} is {value!r}; give a whole number, 1 or more")
-        if not self.denoises:
-            asked = {"num_samples": num_samples > 1, "num_inference_steps": num_inference_steps, "trace": trace}
-            if asked := [name for name, given in asked.items() if given]:
-                raise ValueError(
-                    f"{type(self.model).__name__} does not denoise its actions, and predicts one chunk; leave out "
-                    f"{', '.join(asked)}, or use a framework that does: QwenPI, QwenPI_v3, QwenGR00T or QwenDual"
-                )
-            return {}
-        generator = self._generator if seed is None else self._seeded(seed)
+    def _noise(self, num_samples: int, generator: torch.Generator | None) -> torch.Tensor:
+        """(num_samples, action_horizon, action_dim)"""
         shape = (1, self.action_horizon, self.model.config.action_dim)
         # One draw a sample, as a draw of several numbers at once depends on how many they are.
-        noise = [
-            torch.randn(shape, generator=generator, device=self.model.device, dtype=torch.float32)
-            for _ in range(num_samples)
-        ]
-        return {"noise": torch.cat(noise), "num_inference_steps": num_inference_steps}
+        return torch.cat(
+            [
+                torch.randn(shape, generator=generator, device=self.model.device, dtype=torch.float32)
+                for _ in range(num_samples)
+            ]
+        )
+
+    def _needs_denoising(self, **given) -> None:
+        """Raise a ValueError where a framework is asked for what it does not have."""
+        asked = [name for name, value in given.items() if value]
+        if asked and not self.denoises:
+            raise ValueError(
+                f"{type(self.model).__name__} does not denoise its actions: it predicts one chunk, in one way; leave out "
+                f"{', '.join(asked)}, or use a framework that does: QwenPI, QwenPI_v3, QwenGR00T or QwenDual"
+            )
 
     def _real_time_chunking(self, previous_chunk, inference_delay: int, single: bool) -> dict:
         """The arguments of `predict_action` for it, of a previous chunk in robot units."""
-        if not self.denoises:
-            raise ValueError(
-                f"{type(self.model).__name__} does not denoise its actions and has no real-time chunking; leave out "
-                "previous_chunk and inference_delay, or use a flow-matching framework"
-            )
+        self._needs_denoising(previous_chunk=previous_chunk is not None, inference_delay=inference_delay)
         if previous_chunk is not None:
             previous_chunk = self._normalize_executed(np.asarray(previous_chunk, dtype=np.float32))
             previous_chunk = torch.from_numpy(previous_chunk[None] if single else previous_chunk)
@@ -231,6 +248,12 @@ class Policy:
             torch.manual_seed(int(seed))
             model = type(self.model)(copy.deepcopy(self.model.config))
         return Policy(model.to(self.model.device, self.model.dtype), self.processor, self.unnorm_key)
+
+
+def _check_counts(**given) -> None:
+    for name, value in given.items():
+        if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
+            raise ValueError(f"{name} is {value!r}; give a whole number, 1 or more")
 
 
 __all__ = ["Policy", "Prediction"]

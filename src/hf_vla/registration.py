@@ -100,7 +100,12 @@ def _register_processors() -> None:
         AutoProcessor.register(class_of(model_type, "config"), class_of(model_type, "processor"), exist_ok=True)
 
 
+def _register_pipeline() -> None:
+    importlib.import_module(f"{__package__}.pipeline")  # registers itself
+
+
 _WHEN_LOADED = {
+    "transformers.pipelines": _register_pipeline,
     "transformers.models.auto.configuration_auto": _register_configs,
     "transformers.models.auto.modeling_auto": _register_models,
     "transformers.models.auto.processing_auto": _register_processors,

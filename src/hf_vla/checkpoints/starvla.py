@@ -186,7 +186,8 @@ class StarVLARepository:
         unused = {}
         for name, value in kwargs.items():
             if name not in HUB_KWARGS:
-                (fields if name in own_class.__dataclass_fields__ else unused)[name] = value
+                is_field = name in own_class.__dataclass_fields__ and (name, value) != ("dtype", "auto")
+                (fields if is_field else unused)[name] = value
         config = own_class(
             **{"vlm_config": vlm_config, "vlm_name_or_path": self.base_vlm, "architectures": None, **fields}
         )

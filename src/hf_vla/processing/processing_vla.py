@@ -108,6 +108,8 @@ class VLAProcessor(ProcessorMixin):
         from ..checkpoints import starvla
 
         native_kwargs = starvla.pop_native_kwargs(kwargs)
+        if "_from_pipeline" in kwargs:  # which hands over the model's options too (dtype, …)
+            kwargs = {name: value for name, value in kwargs.items() if name in LOADING_OPTIONS}
         overrides = {name: kwargs.pop(name) for name in cls.settings() if name in kwargs}
         others = {name: value for name, value in kwargs.items() if name not in LOADING_OPTIONS}
         repository = starvla.find_repository(pretrained_model_name_or_path, **kwargs)
