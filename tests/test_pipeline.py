@@ -101,19 +101,20 @@ def test_several_observations():
         "text": [o["lang"] for o in several],
         "state": np.array([o["state"] for o in several]),
     }
-    for results, sizes in (
-        (pipe(several), [3]),
-        (pipe(tuple(several), batch_size=2), [2, 1]),
-        (pipe_of(seed=3, batch_size=1)(several), [1, 1, 1]),
-        (pipe(**apart), [3]),
-        (list(pipe(one for one in several)), [1, 1, 1]),
-        (list(pipe((one for one in several), batch_size=2)), [2, 1]),
+    for predict, sizes in (
+        (lambda: pipe(several), [3]),
+        (lambda: pipe(tuple(several), batch_size=2), [2, 1]),
+        (lambda: pipe_of(seed=3, batch_size=1)(several), [1, 1, 1]),
+        (lambda: pipe(**apart), [3]),
+        (lambda: list(pipe(one for one in several)), [1, 1, 1]),
+        (lambda: list(pipe((one for one in several), batch_size=2)), [2, 1]),
     ):
+        batches.clear()
+        results = predict()
+        assert batches == sizes
         assert len(results) == 3
         for result, actions in zip(results, expected, strict=True):
             np.testing.assert_allclose(result["actions"], actions, atol=1e-5)
-        assert batches == sizes
-        batches.clear()
     counted.remove()
     assert pipe([]) == []
 
