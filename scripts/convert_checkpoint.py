@@ -45,6 +45,7 @@ def convert(arguments) -> tuple[str, int]:
     from hf_vla.checkpoints.sources import check_source
     from hf_vla.checkpoints.starvla import find_repository
     from hf_vla.checkpoints.starvla_writer import save_repository
+    from hf_vla.model_card import write_model_card
     from hf_vla.modeling.configuration_vla import VLAConfig
     from hf_vla.utils import new_folder, refuse_full_folder
 
@@ -71,6 +72,7 @@ def convert(arguments) -> tuple[str, int]:
         with new_folder(Path(arguments.dst)) as work:
             model.save_pretrained(work)
             processor.save_pretrained(work)
+            write_model_card(work, name=Path(arguments.dst).name)
     return model.config.model_type, model.num_parameters()
 
 

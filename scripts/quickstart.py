@@ -22,6 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from hf_vla.cli import ArgumentParser, one_line_errors
+from hf_vla.model_card import add_results
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE.parent / "recipes" / "quickstart.yaml"
@@ -118,6 +119,7 @@ def main(argv: list[str] | None = None) -> None:
             "policy": str(policy),
         }
         write_json(output / "result.json", result)
+        add_results(policy, summary)
     print(f"\n{'task':28s} {'trained':>8s} {'blind':>8s} {'untrained':>10s}   of {arguments.episodes} episodes")
     for task in tasks:
         row = (result[name][task] for name in ("success", "blind_success", "untrained_success"))

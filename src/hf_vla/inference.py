@@ -242,6 +242,16 @@ class Policy:
         constant = zero == one  # in robot units, whatever was predicted
         return np.where(constant, as_in_training, (actions - zero) / np.where(constant, 1, one - zero))
 
+    def save_pretrained(self, folder: str) -> None:
+        """Save model and processor, and their model card."""
+        self.model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+    def push_to_hub(self, repo_id: str, **options) -> None:
+        """Push model and processor, and their model card, to a Hub repository; options as for a model's `push_to_hub`."""
+        self.model.push_to_hub(repo_id, **options)
+        self.processor.push_to_hub(repo_id, **options)
+
     def untrained(self, seed: int = 0) -> "Policy":
         """The same policy with new random weights: a baseline."""
         with torch.random.fork_rng(devices=[]):

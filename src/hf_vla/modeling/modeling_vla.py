@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel, Processor
 from transformers import initialization as init
 from transformers.utils import ModelOutput, logging
 
+from ..model_card import LeavesModelCard
 from .backbone import layer_states
 from .configuration_vla import VLAConfig
 from .losses import language_model_loss
@@ -35,7 +36,7 @@ class VLAOutput(ModelOutput):
     vlm_loss: torch.Tensor | None = None
 
 
-class VLAPreTrainedModel(PreTrainedModel):
+class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
     """Base of every policy: a `PreTrainedModel` with a backbone `vlm`, a `forward` with a loss, and `predict_action`."""
 
     config_class = VLAConfig

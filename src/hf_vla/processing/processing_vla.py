@@ -10,6 +10,7 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 
 from ..checkpoints.base_vlm import HUB_KWARGS, check_image_processor_config
+from ..model_card import LeavesModelCard
 from .images import resize, to_pil, to_samples
 from .normalization import Normalizer
 from .prompt import add_state, apply_template
@@ -31,7 +32,7 @@ LOADING_OPTIONS = {
 }
 
 
-class VLAProcessor(ProcessorMixin):
+class VLAProcessor(LeavesModelCard, ProcessorMixin):
     r"""
     Base of every policy's processor.
 

@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from ..data import DatasetMixture, VLADataCollator
 from .arguments import VLATrainingArguments
+from .card import write_training_card
 from .patterns import freeze, learning_rates, matching_parameters
 
 logger = logging.get_logger(__name__)
@@ -90,6 +91,23 @@ class VLATrainer(Trainer):
                     self._sums[name] = self._sums[name].to(value.device) + value.detach()
             self._count += 1
         return (loss, outputs) if return_outputs else loss
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the Trainer's; the policy's model card tells of the training."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            write_training_card(self, output_dir or self.args.output_dir)
+
+    def create_model_card(
+        self, language=None, license=None, tags=None, model_name=None, finetuned_from=None, dataset_tags=None, **others
+    ) -> None:
+        """Renew the policy's card, which `push_to_hub` does too; the arguments go into its metadata."""
+        if given := [name for name, value in others.items() if value is not None]:
+            raise TypeError(f"a policy's model card has no place for {', '.join(given)}")
+        metadata = {"language": language, "license": license, "tags": tags, "model_name": model_name}
+        metadata |= {"base_model": finetuned_from} | ({"datasets": dataset_tags} if dataset_tags else {})
+        if self.is_world_process_zero():
+            write_training_card(self, self.args.output_dir, **metadata)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds each loss's mean since the last log."""
