@@ -113,7 +113,7 @@ def data(folder: Path) -> str | None:
                 f"`{key}`",
                 ", ".join(names) if names else _dimensions(statistics.get("action")),
                 _dimensions(statistics.get("state")),
-                _modes(modes.get("action")),
+                _modes(modes.get("action")) + _relative(statistics),
                 _number(statistics.get("num_trajectories")),
                 _number(statistics.get("num_transitions")),
             ]
@@ -213,6 +213,11 @@ def _modes(modes) -> str:
     if modes is None or isinstance(modes, str):
         return modes or "of the robot type"
     return ", ".join(dict.fromkeys(modes))
+
+
+def _relative(statistics: Mapping) -> str:
+    mode = statistics.get("action_mode", "stored")
+    return "" if mode == "stored" else f", of actions {mode} to the state"
 
 
 def _number(value) -> str:

@@ -105,7 +105,8 @@ class Policy:
                 after `reset(seed)`, whatever is predicted beside it.
 
         Returns:
-            float32 array (action_horizon, action_dim) in robot units; (B, action_horizon, action_dim) for a list.
+            float32 array (action_horizon, action_dim) in robot units; (B, action_horizon, action_dim) for a list. Absolute also
+            where the policy was trained on actions relative to the state ([`hf_vla.action_modes`]).
 
         Raises:
             ValueError: an observation lacks an image or the instruction, or something has another shape, type or value.
@@ -122,11 +123,11 @@ class Policy:
         inputs = self._inputs(batch, watch)
         real_time = {}
         if previous_chunk is not None or inference_delay:
-            real_time = self._real_time_chunking(previous_chunk, inference_delay, single)
+            real_time = self._real_time_chunking(previous_chunk, inference_delay, states(batch), single)
         with watch.stage("model"):
             normalized = self.model.predict_action(**inputs, **drawn, **real_time)
         with watch.stage("unnormalize"):
-            actions = self.processor.unnormalize_actions(normalized, self.unnorm_key)
+            actions = self.processor.unnormalize_actions(normalized, self.unnorm_key, states(batch))
         self.seconds = watch.seconds
         return actions[0] if single else actions
 
@@ -176,11 +177,12 @@ class Policy:
         if has_head:
             watch.seconds["action head"] = watch.seconds["model"] - watch.seconds["backbone"]
         with watch.stage("unnormalize"):
-            actions = self.processor.unnormalize_actions(normalized, key)
+            actions = self.processor.unnormalize_actions(normalized, key, states([observation]))
         self.seconds = watch.seconds
         chunks = None
         if recorder is not None:
-            chunks = np.stack([self.processor.unnormalize_actions(chunk, key) for chunk in recorder.chunks()])
+            state = states([observation])
+            chunks = np.stack([self.processor.unnormalize_actions(chunk, key, state) for chunk in recorder.chunks()])
         return Prediction(
             actions=actions,
             action_names=self.action_names,
@@ -194,6 +196,12 @@ class Policy:
 
     def _inputs(self, batch: list[Mapping], watch: Stopwatch):
         """The model's inputs, on its device."""
+        if self.processor.statistics:
+            mode = self.processor.action_mode(self.processor.resolve_key(self.unnorm_key))
+            if mode.needs_state and states(batch) is None:
+                raise ValueError(
+                    f"this policy's actions are {mode.name}, differences to the robot's state: the observation needs 'state'"
+                )
         with watch.stage("processor"):
             return self.processor(
                 images=[views(o["image"]) for o in batch],
@@ -222,16 +230,18 @@ class Policy:
                 f"{', '.join(asked)}, or use a framework that does: QwenPI, QwenPI_v3, QwenGR00T or QwenDual"
             )
 
-    def _real_time_chunking(self, previous_chunk, inference_delay: int, single: bool) -> dict:
+    def _real_time_chunking(self, previous_chunk, inference_delay: int, state, single: bool) -> dict:
         """The arguments of `predict_action` for it, of a previous chunk in robot units."""
         self._needs_denoising(previous_chunk=previous_chunk is not None, inference_delay=inference_delay)
         if previous_chunk is not None:
-            previous_chunk = self._normalize_executed(np.asarray(previous_chunk, dtype=np.float32))
-            previous_chunk = torch.from_numpy(previous_chunk[None] if single else previous_chunk)
+            previous_chunk = np.asarray(previous_chunk, dtype=np.float32)
+            previous_chunk = previous_chunk[None] if single else previous_chunk
+            previous_chunk = self.processor.relative_actions(previous_chunk, state, self.unnorm_key)
+            previous_chunk = torch.from_numpy(self._normalize_executed(previous_chunk))
         return {"previous_chunk": previous_chunk, "inference_delay": inference_delay}
 
     def _normalize_executed(self, actions: np.ndarray) -> np.ndarray:
-        """The inverse of `unnormalize_actions`: robot units (…, action_dim) -> normalised.
+        """The inverse of un-normalising: robot units (…, action_dim), relative where the statistics are -> normalised.
 
         `Normalizer.normalize` clips in mode q99, for training; predictions beyond the clip are executed all the same.
         Un-normalising is affine in every dimension (a binary one is 0 or 1 both ways): two points tell its inverse.

@@ -75,6 +75,12 @@ def save_repository(model, processor, folder: str | os.PathLike, step: int = 0, 
             f"{setting} is {here!r:.80}, read again {there!r:.80}" for setting, (here, there) in lost.items()
         )
         raise ValueError(f"StarVLA's {name} format cannot hold this policy: it would predict otherwise ({described})")
+    relative = [key for key in processor.statistics if processor.action_mode(key).needs_state]
+    if relative:
+        logger.warning(
+            f"{folder}: the actions of {', '.join(relative)} are differences to the robot's state; this package adds it back, "
+            "StarVLA does not"
+        )
     tensors = {key: x.contiguous() for key, x in framework.convert(model.state_dict(), to_starvla=True).items()}
     with new_folder(Path(folder)) as work:
         (work / "checkpoints").mkdir()

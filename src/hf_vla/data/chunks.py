@@ -4,13 +4,7 @@ Frames are given as offsets from the item's own, `delta_indices`. Past either en
 stands in, and the mask is false there. Actions that are differences (`delta: true` in the column mapping) are zero there
 instead: the robot stands still. In the modes `delta` and `relative` this follows from repeating the absolute action.
 
-| action mode | action k of the chunk at frame t, from absolute actions a and states s |
-|---|---|
-| `stored` | a[t+k], as stored |
-| `delta` | a[t+k] - a[t+k-1], the first: a[t] - s[t] |
-| `relative` | a[t+k] - s[t] |
-
-Dimension d of the action goes with dimension d of the state. `absolute_dims`, such as the gripper's, stay as stored.
+What the modes make of actions: [`hf_vla.action_modes`].
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-ACTION_MODES = ("stored", "delta", "relative")
+from ..action_modes import ACTION_MODES, ActionMode
+
 _OFFSET_KEYS = ("action", "state", "image")
 # Rows of chunks that are made at a time for statistics.
 _ROWS_AT_ONCE = 4096
@@ -43,9 +38,11 @@ class Window:
     absolute_dims: tuple[int, ...] = ()
     delta_dims: tuple[int, ...] = ()
     offsets: np.ndarray = field(init=False, repr=False, compare=False)
+    action_mode: ActionMode = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "offsets", np.array(self.action))
+        object.__setattr__(self, "action_mode", ActionMode(self.mode, self.absolute_dims))
 
     def actions(self, action: np.ndarray, state: np.ndarray | None, frame: int) -> tuple[np.ndarray, np.ndarray]:
         """The chunk at one frame of an episode.
@@ -62,14 +59,7 @@ class Window:
         chunk = action[np.clip(wanted, 0, len(action) - 1)]
         if self.delta_dims and not inside.all():
             chunk[np.ix_(~inside, self.delta_dims)] = 0
-        if self.mode != "stored":
-            dims = [d for d in range(action.shape[1]) if d not in self.absolute_dims]
-            start = state[frame, dims]
-            if self.mode == "relative":
-                chunk[:, dims] -= start
-            else:
-                chunk[:, dims] = np.diff(chunk[:, dims], axis=0, prepend=start[None])
-        return chunk, inside
+        return self.action_mode.to_relative(chunk, None if state is None else state[frame]), inside
 
     def rows(self, action: np.ndarray, state: np.ndarray | None) -> Iterator[np.ndarray]:
         """The actions of an episode that statistics are made of, in parts (N, D).

@@ -11,6 +11,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ..action_modes import ActionMode
 from .chunks import delta_dimensions, make_window
 from .columns import dimension_names, dimensions, map_columns
 from .hub import DatasetSource
@@ -177,6 +178,9 @@ class LeRobotDataset(Dataset):
     def statistics(self) -> dict[str, Any]:
         """Exact statistics of the chosen episodes, see `compute_statistics`; reads every table on the first call.
 
+        Where actions are relative, they say so (`action_mode`, `absolute_dims`), so that whoever un-normalises actions by them
+        knows.
+
         They are cached in `.hf_vla/` beside the dataset, under a key of the tables' sizes and modification times and of
         how they are read.
         """
@@ -188,7 +192,17 @@ class LeRobotDataset(Dataset):
         if statistics is None:
             statistics = compute_statistics(self.rows(), len(self), self.num_episodes)
             write_cached(self.root, key, statistics)
-        return statistics
+        return statistics | window.action_mode.entries()
+
+    @property
+    def mode_of_actions(self) -> ActionMode:
+        """The action mode, with the dimensions that it leaves alone."""
+        return self._window.action_mode
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """The action chunks of every episode, those that begin at its frames: (L, T, D)."""
+        for actions, states in self.iter_episodes():
+            yield np.stack([self._window.actions(actions, states, frame)[0] for frame in range(len(actions))])
 
     def rows(self) -> dict[str, Any]:
         """By modality, a function that yields the rows of which the statistics are made, in parts (N, D)."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from ..action_modes import ActionMode
 from .augmentation import ImageAugmentation
 from .statistics import compute_statistics
 
@@ -221,17 +222,20 @@ def _normalise(weights: Sequence[float], sizes: np.ndarray, balance_by_size: boo
 
 
 def _pool(datasets: list[Any]) -> dict[str, Any]:
-    modes = {getattr(dataset, "action_mode", "stored"): dataset for dataset in datasets}
+    modes = {getattr(dataset, "mode_of_actions", ActionMode()): dataset for dataset in datasets}
     if len(modes) > 1:
-        given = ", ".join(f"{mode!r} of {dataset!r}" for mode, dataset in modes.items())
+        given = ", ".join(f"{mode} of {dataset!r}" for mode, dataset in modes.items())
         raise ValueError(f"datasets with the key {datasets[0].key!r} must agree in action_mode: {given}")
     rows = [dataset.rows() for dataset in datasets]
 
     def together(modality: str) -> Callable[[], Iterator[np.ndarray]]:
         return lambda: chain.from_iterable(member[modality]() for member in rows)
 
-    return compute_statistics(
-        {modality: together(modality) for modality in rows[0]},
-        sum(len(dataset) for dataset in datasets),
-        sum(dataset.num_episodes for dataset in datasets),
+    return (
+        compute_statistics(
+            {modality: together(modality) for modality in rows[0]},
+            sum(len(dataset) for dataset in datasets),
+            sum(dataset.num_episodes for dataset in datasets),
+        )
+        | next(iter(modes)).entries()
     )

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
+from ..action_modes import ActionMode
 from ..checkpoints.base_vlm import HUB_KWARGS, check_image_processor_config
 from ..model_card import LeavesModelCard
 from .images import resize, to_pil, to_samples
@@ -40,7 +41,8 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
         image_processor, tokenizer: the backbone's.
         chat_template (`str`, *optional*): the backbone's; by default its tokenizer's.
         statistics (`dict`, *optional*):
-            {key: {"action": {"q01": […], …}, "state": {…}}}, as StarVLA's `dataset_statistics.json`.
+            {key: {"action": {"q01": […], …}, "state": {…}}}, as StarVLA's `dataset_statistics.json`. A key whose actions are
+            relative to the state has "action_mode" and "absolute_dims" beside them, see [`hf_vla.action_modes`].
         normalization_modes (`dict`, *optional*):
             {key: {"action": mode or one mode a dimension, "state": …}}. A key that is left out takes the modes of the robot
             type of that name, if there is one. Modes: [`~hf_vla.processing.normalization`].
@@ -295,10 +297,18 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
 
     # ----------------------------------------------------------------- out
 
-    def unnormalize_actions(self, actions, unnorm_key: str | Sequence[str] | None = None) -> np.ndarray:
+    def unnormalize_actions(self, actions, unnorm_key: str | Sequence[str] | None = None, state=None) -> np.ndarray:
         """Normalised actions (B, T, action_dim) or (T, action_dim) -> float32 array of the same shape, robot units.
 
-        `unnorm_key` names the statistics, one for all samples or one each; it is optional where there is only one.
+        Args:
+            actions: as `predict_action` returns them.
+            unnorm_key: whose statistics, one for all samples or one each; optional where there is only one.
+            state: the observations' states, (B, state_dim) or (B, 1, state_dim), or one for all (1, state_dim), robot units.
+                Needed where the statistics are of actions relative to the state ([`hf_vla.action_modes`]): it is added back,
+                so that the result is absolute in every case. Not read otherwise.
+
+        Raises:
+            ValueError: anything of another shape or value, an unknown key, or a state that is needed and missing.
         """
         actions = _array(actions, "actions")
         if actions.ndim not in (2, 3):
@@ -306,11 +316,31 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
         if not np.isfinite(actions).all():
             raise ValueError("actions hold NaN or infinite numbers; the policy that predicted them is broken")
         if not isinstance(unnorm_key, Sequence | np.ndarray) or isinstance(unnorm_key, str):
-            return self.normalizer(self.resolve_key(unnorm_key), "action").unnormalize(actions)
+            key = self.resolve_key(unnorm_key)
+            mode, actions = self.action_mode(key), self.normalizer(key, "action").unnormalize(actions)
+            state = None if state is None else _array(state, "state")
+            return mode.to_absolute(actions, mode.reference(state, actions, key))
         if actions.ndim != 3:
             raise ValueError(f"one unnorm_key a sample needs actions (B, T, action_dim), not {actions.shape}")
         keys = self._keys(unnorm_key, len(actions))
-        return np.stack([self.normalizer(k, "action").unnormalize(a) for k, a in zip(keys, actions, strict=True)])
+        states = [None] * len(actions)
+        if state is not None:
+            states = _array(state, "state")
+            states = states if len(states) == len(actions) else [states] * len(actions)
+        return np.stack([self.unnormalize_actions(*of_one) for of_one in zip(actions, keys, states, strict=True)])
+
+    def relative_actions(self, actions: np.ndarray, state, unnorm_key: str | None = None) -> np.ndarray:
+        """Absolute actions (B, T, action_dim) in robot units -> what the key's statistics are of: relative ones, or the same.
+
+        `state` as for `unnormalize_actions`.
+        """
+        key = self.resolve_key(unnorm_key)
+        mode, state = self.action_mode(key), None if state is None else _array(state, "state")
+        return mode.to_relative(actions, mode.reference(state, actions, key))
+
+    def action_mode(self, key: str) -> ActionMode:
+        """What the actions of one statistics key are relative to."""
+        return ActionMode.of_statistics(self.statistics[key], key)
 
     # ---------------------------------------------------------- statistics
 

@@ -5,7 +5,6 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from transformers import AutoModel, AutoProcessor, set_seed
 
@@ -165,8 +164,7 @@ def _new_policy(policy: PolicyArguments, data: DataArguments, datasets: list[LeR
         fields.setdefault("state_dim", len(statistics["state"]["mean"]))
     model_class = class_of(policy.framework, "model")
     if "fast" in class_of(policy.framework, "processor").settings() and not {"fast", "fast_tokenizer"} & set(fields):
-        horizon = fields.get("action_horizon", class_of(policy.framework, "config").action_horizon)
-        fields["fast"] = _fit_fast(datasets, data, horizon)
+        fields["fast"] = _fit_fast(datasets, data)
     if policy.base_vlm:
         fields |= {"image_processor_config": policy.image_processor_config, "dtype": policy.dtype}
         return model_class.from_vlm(policy.base_vlm, **fields)
@@ -178,15 +176,14 @@ def _new_policy(policy: PolicyArguments, data: DataArguments, datasets: list[LeR
     return model, processor
 
 
-def _fit_fast(datasets: list[LeRobotDataset], data: DataArguments, horizon: int) -> FastActionTokenizer:
+def _fit_fast(datasets: list[LeRobotDataset], data: DataArguments) -> FastActionTokenizer:
     """A FAST tokenizer of the data's own normalised action chunks."""
     chunks = []
     for dataset in datasets:
         statistics = dataset.statistics
         normalizer = Normalizer(statistics["action"], _modes(dataset, statistics, data)["action"], dataset.key)
-        for actions, _ in dataset.iter_episodes():
-            steps = np.arange(len(actions))[:, None] + np.arange(horizon)
-            chunks.extend(normalizer.normalize(actions)[np.minimum(steps, len(actions) - 1)])
+        for of_episode in dataset.chunks():
+            chunks.extend(normalizer.normalize(of_episode))
     return FastActionTokenizer.fit(chunks)
 
 

@@ -1,0 +1,110 @@
+"""What a policy's actions are relative to: absolute ones <-> those of the modes `relative` and `delta`.
+
+| mode | action k of a chunk, from absolute actions a and the state s at its beginning |
+|---|---|
+| `stored` | a[k], as the dataset has it |
+| `delta` | a[k] - a[k - 1], the first: a[0] - s |
+| `relative` | a[k] - s |
+
+Dimension d of the action goes with dimension d of the state; `absolute_dims`, such as the gripper's, are left alone. Statistics
+of datasets in these modes name them (`action_mode`, `absolute_dims`), and so do the files of a processor that has them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+ACTION_MODES = ("stored", "delta", "relative")
+
+
+@dataclass(frozen=True)
+class ActionMode:
+    """A mode, and which action dimensions it leaves alone."""
+
+    name: str = "stored"
+    absolute_dims: tuple[int, ...] = ()
+
+    @classmethod
+    def of_statistics(cls, statistics: Mapping, key: str) -> "ActionMode":
+        """The mode that a key's statistics name.
+
+        Raises:
+            ValueError: it is none of `ACTION_MODES`, or `absolute_dims` are no dimensions.
+        """
+        name, dims = statistics.get("action_mode", "stored"), statistics.get("absolute_dims", ())
+        if name not in ACTION_MODES:
+            raise ValueError(f"the action_mode of {key!r} is {name!r}; possible: {', '.join(ACTION_MODES)}")
+        if not isinstance(dims, list | tuple) or not all(isinstance(d, int) and d >= 0 for d in dims):
+            raise ValueError(
+                f"the absolute_dims of {key!r} are {dims!r:.80}; give a list of action dimensions from 0 on"
+            )
+        return cls(name, tuple(dims))
+
+    def __str__(self) -> str:
+        return repr(self.name) + (f" with absolute_dims {list(self.absolute_dims)}" if self.absolute_dims else "")
+
+    @property
+    def needs_state(self) -> bool:
+        return self.name != "stored"
+
+    def entries(self) -> dict:
+        """What a key's statistics hold of it; nothing for `stored`."""
+        return {"action_mode": self.name, "absolute_dims": list(self.absolute_dims)} if self.needs_state else {}
+
+    def dims(self, action_dim: int) -> list[int]:
+        """The dimensions that are relative."""
+        return [d for d in range(action_dim) if d not in self.absolute_dims] if self.needs_state else []
+
+    def to_relative(self, actions: np.ndarray, state: np.ndarray | None) -> np.ndarray:
+        """Absolute actions (..., T, D) and the state (..., S) at their beginning -> actions in this mode, (..., T, D)."""
+        if not self.needs_state:
+            return actions
+        dims, actions = self.dims(actions.shape[-1]), actions.copy()
+        start = state[..., None, dims]
+        if self.name == "relative":
+            actions[..., dims] -= start
+        else:
+            start = np.broadcast_to(start, (*actions.shape[:-2], 1, len(dims)))
+            actions[..., dims] = np.diff(actions[..., dims], axis=-2, prepend=start)
+        return actions
+
+    def to_absolute(self, actions: np.ndarray, state: np.ndarray | None) -> np.ndarray:
+        """The inverse of `to_relative`."""
+        if not self.needs_state:
+            return actions
+        dims, actions = self.dims(actions.shape[-1]), actions.copy()
+        moved = actions[..., dims] if self.name == "relative" else np.cumsum(actions[..., dims], axis=-2)
+        actions[..., dims] = moved + state[..., None, dims]
+        return actions
+
+    def reference(self, state: np.ndarray | None, actions: np.ndarray, key: str) -> np.ndarray | None:
+        """The state, (S,) or (1, S) or (B, S), for actions (T, D) or (B, T, D); None where it is not needed.
+
+        Args:
+            state: (S,), (B, S) or (B, 1, S), also with B = 1 for all.
+            key: the actions' statistics key, for errors.
+
+        Raises:
+            ValueError: there is none, or it has another shape or is not finite.
+        """
+        if not self.needs_state:
+            return None
+        if state is None:
+            raise ValueError(
+                f"the actions of {key!r} are {self.name}: differences to the robot's state, which is needed to make them "
+                "absolute. Give the state that the policy saw, in robot units"
+            )
+        batch, needed = len(actions) if actions.ndim == 3 else 1, max(self.dims(actions.shape[-1]), default=-1) + 1
+        rows = state.reshape(-1, state.shape[-1]) if state.ndim in (1, 2, 3) and state.size else np.empty((0, 0))
+        if len(rows) not in (1, batch) or rows.shape[-1] < needed or (state.ndim == 3 and state.shape[1] != 1):
+            raise ValueError(
+                f"state has shape {state.shape} for {batch} chunks of actions; give (B, state_dim) or (B, 1, state_dim), with at "
+                f"least the {needed} dimensions that the actions of {key!r} are relative to"
+            )
+        if not np.isfinite(rows).all():
+            raise ValueError("state holds NaN or infinite numbers")
+        return rows if actions.ndim == 3 else rows[0]
+
+
+__all__ = ["ACTION_MODES", "ActionMode"]
