@@ -8,6 +8,7 @@
 Several processes, here two on one machine: python -m torch.distributed.run --standalone --nproc_per_node 2 scripts/run_train.py …
 
 CONFIG.yaml maps flag names to values; flags on the command line win. All of transformers' TrainingArguments are flags too.
+A run that was stopped goes on exactly where its last checkpoint is with --resume_from_checkpoint true; see docs/training.md.
 The run's whole configuration is kept as config.yaml in its output folder, so that `run_train.py OUTPUT/config.yaml` repeats it.
 """
 
@@ -25,6 +26,8 @@ def main(argv: list[str] | None = None) -> None:
     with one_line_errors():
         from hf_vla.data import VLADataCollator
         from hf_vla.training_args.arguments import VLATrainingArguments
+        from hf_vla.training_args.checkpointing import checkpoint_to_resume, remove_checkpoints
+        from hf_vla.training_args.fingerprint import check_same_run, describe_run
         from hf_vla.training_args.parse import parse_dataclasses
         from hf_vla.training_args.recipe import DataArguments, PolicyArguments, build
         from hf_vla.training_args.trainer import VLATrainer
@@ -34,17 +37,24 @@ def main(argv: list[str] | None = None) -> None:
         (policy, data, args), given = parse_dataclasses(types, argv, description=__doc__)
         if args.output_dir is None:
             raise ValueError("set output_dir: where checkpoints and the trained policy go")
+        checkpoint = checkpoint_to_resume(args)
         model, processor, dataset = build(policy, data, args.seed)
         output = Path(args.output_dir)
         collator = VLADataCollator(processor, use_state=data.use_state)
         trainer = VLATrainer(model, args, train_dataset=dataset, processing_class=processor, data_collator=collator)
         with args.main_process_first(desc="checking the data"):
             dataset.check()
+        if checkpoint is not None:
+            check_same_run(checkpoint, describe_run(trainer))
         if trainer.is_world_process_zero():
             output.mkdir(parents=True, exist_ok=True)
+            if args.overwrite_output_dir:
+                remove_checkpoints(output)
             settings = dataclasses.asdict(policy) | dataclasses.asdict(data) | given
+            for of_this_start in ("resume_from_checkpoint", "overwrite_output_dir"):
+                settings.pop(of_this_start, None)
             (output / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model()
     if trainer.is_world_process_zero():
         for member in dataset.report():

@@ -51,10 +51,20 @@ def dataset(tmp_path_factory) -> Path:
 @pytest.fixture
 def recipe(dataset, tmp_path) -> Path:
     """The quickstart's recipe, shrunk, for that dataset: six steps on the CPU."""
+    return write_recipe(dataset, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def recipe_in(dataset):
+    """The same recipe in a folder of the caller's choice."""
+    return lambda folder: write_recipe(dataset, folder)
+
+
+def write_recipe(dataset: Path, folder: Path) -> Path:
     settings = copy.deepcopy(yaml.safe_load(RECIPE.read_text()))
     settings |= {
         "dataset": [str(dataset)],
-        "output_dir": str(tmp_path / "policy"),
+        "output_dir": str(folder / "policy"),
         "max_steps": 6,
         "per_device_train_batch_size": 4,
         "warmup_steps": 2,
@@ -76,7 +86,7 @@ def recipe(dataset, tmp_path) -> Path:
     settings["vlm_config"]["text_config"]["rope_parameters"]["mrope_section"] = [4, 2, 2]
     settings["vlm_config"]["vision_config"] |= {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
     settings["vlm_config"]["vision_config"] |= {"out_hidden_size": 32, "num_position_embeddings": 16}
-    file = tmp_path / "recipe.yaml"
+    file = folder / "recipe.yaml"
     file.write_text(yaml.safe_dump(settings))
     return file
 

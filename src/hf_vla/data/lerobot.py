@@ -1,7 +1,9 @@
 """`LeRobotDataset`: frames, actions, state and instruction of LeRobot datasets v2.0, v2.1 and v3.0, exactly as stored."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -225,6 +227,25 @@ class LeRobotDataset(Dataset):
         index %= size
         row = int(np.searchsorted(self._ends, index, side="right"))
         return row, index - int(self._ends[row] - self.metadata.length[row])
+
+    def sample_id(self, index: int) -> dict[str, Any]:
+        """Where item `index` comes from: `dataset` (its name), `episode` and `frame`."""
+        row, frame = self.locate(index)
+        return {"dataset": self.name, "episode": int(self.metadata.episode_index[row]), "frame": frame}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the items are, as JSON, wherever the dataset lies; their values are known by `statistics`."""
+        episodes = zip(self.episode_indices, self.metadata.length.tolist(), strict=True)
+        reading = [asdict(self._mapping), dict(self.metadata.tasks), list(episodes)]
+        return {
+            "key": self.key,
+            "episodes": self.num_episodes,
+            "frames": len(self),
+            "cameras": list(self.cameras),
+            "window": {field.name: getattr(self._window, field.name) for field in fields(self._window) if field.init},
+            "reading": hashlib.sha256(json.dumps(reading, default=str).encode()).hexdigest()[:16],
+        }
 
     def _choose_cameras(self, cameras: Iterable[str] | None) -> list[str]:
         known = self._mapping.cameras

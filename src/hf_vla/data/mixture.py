@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -120,25 +121,34 @@ class DatasetMixture(Dataset):
         return int(member[0]), int(item[0])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        for attempt in range(_MAX_ATTEMPTS):
-            member, position = self.draw(index, attempt)
-            try:
-                item = self.datasets[member][position]
-                break
-            except (OSError, ValueError) as error:
-                if self.on_error == "raise":
-                    raise
-                worker = get_worker_info()
-                self._skipped[0 if worker is None else (worker.id + 1) % _MAX_WORKERS] += 1
-                logger.warning("skipped item %d of %r: %s", position, self.datasets[member], error)
-                failure = error
-        else:
-            raise OSError(f"{_MAX_ATTEMPTS} draws in a row cannot be read, the last because: {failure}") from failure
+        member, _, item = self._read(index)
         if self.augmentation is not None:
             generator = np.random.default_rng([self.seed, self.epoch, index])
             cameras = len(getattr(self.datasets[member], "cameras", item["image"]))
             item = item | {"image": self.augmentation(item["image"], generator, cameras)}
         return item
+
+    def sample_id(self, index: int) -> dict[str, Any]:
+        """Where item `index` of this epoch comes from: `dataset` (its name), `episode` and `frame`.
+
+        Where items that cannot be read are skipped, this reads the item, to find the one that stands in its place.
+        """
+        member, position = self.draw(index) if self.on_error == "raise" else self._read(index)[:2]
+        return self.datasets[member].sample_id(position)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What determines the items and their order, as JSON, wherever the datasets lie."""
+        return {
+            "seed": self.seed,
+            "epoch_size": self.epoch_size,
+            "on_error": self.on_error,
+            "augmentation": asdict(self.augmentation) if self.augmentation else None,
+            "datasets": [
+                {**getattr(dataset, "identity", {}), "probability": round(float(probability), 12)}
+                for dataset, probability in zip(self.datasets, self.probabilities, strict=True)
+            ],
+        }
 
     def check(self) -> None:
         """Find what can be known to be wrong before training: read all tables, open all videos, see `check_videos`.
@@ -201,6 +211,21 @@ class DatasetMixture(Dataset):
                 self.datasets, self._sizes, self.probabilities, draws, strict=True
             )
         ]
+
+    def _read(self, index: int) -> tuple[int, int, dict[str, Any]]:
+        """The member, its item's position, and that item: the first that can be read of those drawn for `index`."""
+        for attempt in range(_MAX_ATTEMPTS):
+            member, position = self.draw(index, attempt)
+            try:
+                return member, position, self.datasets[member][position]
+            except (OSError, ValueError) as error:
+                if self.on_error == "raise":
+                    raise
+                worker = get_worker_info()
+                self._skipped[0 if worker is None else (worker.id + 1) % _MAX_WORKERS] += 1
+                logger.warning("skipped item %d of %r: %s", position, self.datasets[member], error)
+                failure = error
+        raise OSError(f"{_MAX_ATTEMPTS} draws in a row cannot be read, the last because: {failure}") from failure
 
     def _draws(self, start: int, stop: int, attempt: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Members and their items, of items [start, stop) of this epoch."""

@@ -1,5 +1,6 @@
 """`VLATrainingArguments`: transformers' `TrainingArguments` and what policies need beside them."""
 
+import os
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -27,6 +28,12 @@ class VLATrainingArguments(TrainingArguments):
         vlm_loss_scale (`float`, *optional*, defaults to 0.1):
             Weight of the language-model loss in co-training.
 
+    Parameters that control batches and the output folder:
+        global_batch_size (`int`, *optional*):
+            Samples of an optimizer step over all processes; `gradient_accumulation_steps` follows from it.
+        overwrite_output_dir (`bool`, *optional*, defaults to `False`):
+            `run_train.py` removes the checkpoints of an earlier run in `output_dir`; else it refuses to mix runs.
+
     With `lr_scheduler_type="cosine_with_min_lr"`, every parameter group ends at `lr_scheduler_kwargs["min_lr"]` itself.
     """
 
@@ -45,11 +52,32 @@ class VLATrainingArguments(TrainingArguments):
         default=None, metadata={"help": "regexes: which of pretrained_checkpoint's parameters are loaded; default all"}
     )
     vlm_loss_scale: float = field(default=0.1, metadata={"help": "weight of the language-model loss in co-training"})
+    global_batch_size: int | None = field(
+        default=None, metadata={"help": "samples of a step over all processes; sets gradient_accumulation_steps"}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "remove the checkpoints of an earlier run in output_dir"}
+    )
+    # FiniteLossGuard stops the run instead of hiding such losses.
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "kept False: a loss that is NaN stops the run"}
+    )
     # The collator reads the raw columns.
     remove_unused_columns: bool = field(default=False, metadata={"help": "kept False: the collator needs all columns"})
 
     def __post_init__(self):
+        if self.global_batch_size is not None:
+            # Before DeepSpeed's configuration is filled in by the parent class.
+            self.gradient_accumulation_steps = accumulation_steps(
+                self.global_batch_size, self.per_device_train_batch_size, self.gradient_accumulation_steps
+            )
         super().__post_init__()
+        batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+        if self.global_batch_size not in (None, batch):
+            raise ValueError(
+                f"global_batch_size is {self.global_batch_size}, but {self.world_size} processes with {self.n_gpu} GPUs each "
+                f"make {batch}; start one process a GPU by torchrun"
+            )
         for name in ("freeze_modules", "reload_modules"):
             if isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} is the string {getattr(self, name)!r}; give a list of regular expressions")
@@ -67,6 +95,29 @@ class VLATrainingArguments(TrainingArguments):
             raise ValueError(f"vlm_loss_scale is {self.vlm_loss_scale}; it must be 0 or more")
         if self.label_names is None:
             self.label_names = ["actions"]
+
+
+def accumulation_steps(global_batch: int, per_device: int, given: int = 1) -> int:
+    """Gradient accumulation steps that make the global batch, with the number of processes that the launcher has set.
+
+    Raises:
+        ValueError: the global batch does not divide, or `given` steps, other than 1, would make another.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    together = per_device * processes
+    if global_batch < 1 or global_batch % together:
+        near = sorted({max(1, global_batch // together) * together, (max(0, global_batch) // together + 1) * together})
+        raise ValueError(
+            f"global_batch_size {global_batch} is no multiple of per_device_train_batch_size {per_device} x {processes} "
+            f"processes = {together}; the nearest that are: {' and '.join(map(str, near))}"
+        )
+    steps = global_batch // together
+    if given not in (1, steps):
+        raise ValueError(
+            f"global_batch_size {global_batch} takes {steps} accumulation steps of {together} samples, but "
+            f"gradient_accumulation_steps is {given}; leave one of the two out"
+        )
+    return steps
 
 
 __all__ = ["VLATrainingArguments"]

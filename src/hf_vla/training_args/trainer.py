@@ -6,18 +6,20 @@ from collections import defaultdict
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import AutoModel, Trainer, TrainerCallback
+from transformers import AutoModel, TrainerCallback
 from transformers.utils import logging
 
 from ..data import DatasetMixture, VLADataCollator
 from .arguments import VLATrainingArguments
 from .card import write_training_card
+from .guards import FiniteLossGuard
 from .patterns import freeze, learning_rates, matching_parameters
+from .resuming import ResumableTrainer
 
 logger = logging.get_logger(__name__)
 
 
-class VLATrainer(Trainer):
+class VLATrainer(ResumableTrainer):
     """Trains a policy.
 
     Args:
@@ -48,6 +50,7 @@ class VLATrainer(Trainer):
             args.train_sampling_strategy = "sequential"
         self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(()))
         self._count = 0
+        self._guard = FiniteLossGuard()
         super().__init__(model, args, processing_class=processing_class, **kwargs)
         self.add_callback(LossPlotCallback())
 
@@ -90,6 +93,7 @@ class VLATrainer(Trainer):
                 if (value := outputs.get(name)) is not None:
                     self._sums[name] = self._sums[name].to(value.device) + value.detach()
             self._count += 1
+            self._guard.observe(self, loss)
         return (loss, outputs) if return_outputs else loss
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -108,6 +112,19 @@ class VLATrainer(Trainer):
         metadata |= {"base_model": finetuned_from} | ({"datasets": dataset_tags} if dataset_tags else {})
         if self.is_world_process_zero():
             write_training_card(self, self.args.output_dir, **metadata)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """The last that is called before each optimizer step."""
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self._guard.check(self, grad_norm)
+        return grad_norm
+
+    def running_losses(self) -> dict:
+        return {"count": self._count, "sums": {name: total.item() for name, total in self._sums.items()}}
+
+    def load_running_losses(self, state: dict) -> None:
+        self._count = state["count"]
+        self._sums.update({name: torch.tensor(total) for name, total in state["sums"].items()})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds each loss's mean since the last log."""
