@@ -115,7 +115,9 @@ class Policy:
         batch = checked([observation] if single else observation)
         _check_counts(num_inference_steps=num_inference_steps)
         self._needs_denoising(num_inference_steps=num_inference_steps)
-        drawn = {"generator": self._generator, "num_inference_steps": num_inference_steps}
+        drawn = {"generator": self._generator}
+        if num_inference_steps is not None:
+            drawn["num_inference_steps"] = num_inference_steps
         if seed is not None:
             noise = self._noise(1, self._seeded(seed)).repeat(len(batch), 1, 1)
             drawn |= {"noise": noise} if self.denoises else {}
