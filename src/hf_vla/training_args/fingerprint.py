@@ -88,6 +88,11 @@ def warn_of_changes(checkpoint: Path, run: dict[str, Any]) -> None:
         logger.warning(f"{checkpoint} was made with other settings; the run will differ from there: {_shown(changed)}")
 
 
+def follows_mixture(dataset) -> bool:
+    """Whether it is a mixture, or goes along one item by item, as its `mixture`: then its order is that of its indices."""
+    return isinstance(getattr(dataset, "mixture", dataset), DatasetMixture)
+
+
 def _digest(value: Any) -> str:
     """A short hash of JSON; numbers are rounded to six digits, as machines differ in the last ones."""
     return hashlib.sha256(json.dumps(_rounded(value), sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -113,7 +118,7 @@ def _data(dataset) -> dict[str, Any]:
     identity = dataset.identity if hasattr(dataset, "identity") else {"type": type(dataset).__name__}
     known = {"statistics": _digest(_exact(dataset.statistics))} if hasattr(dataset, "statistics") else {}
     size = {"items": len(dataset)} if has_length(dataset) else {}
-    return {**identity, **known, **size, "shuffled": not isinstance(dataset, DatasetMixture)}
+    return {**identity, **known, **size, "shuffled": not follows_mixture(dataset)}
 
 
 def _named(args: TrainingArguments, names: str) -> dict[str, Any]:
@@ -170,4 +175,4 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-__all__ = ["check_same_run", "describe_run", "warn_of_changes"]
+__all__ = ["check_same_run", "describe_run", "follows_mixture", "warn_of_changes"]

@@ -12,9 +12,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
-from ..data import DatasetMixture
 from .checkpointing import SAVING, commit, find_checkpoint, read_run, remove_unfinished
-from .fingerprint import check_same_run, describe_run, warn_of_changes
+from .fingerprint import check_same_run, describe_run, follows_mixture, warn_of_changes
 
 logger = logging.get_logger(__name__)
 
@@ -55,7 +54,7 @@ class ResumableTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if not isinstance(dataset, DatasetMixture):
+        if not follows_mixture(dataset):
             return super()._get_train_sampler(train_dataset)
         return whole_batches(len(dataset), self.get_total_train_batch_size(self.args))
 
