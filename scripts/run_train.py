@@ -5,6 +5,11 @@
     python scripts/run_train.py --base_vlm Qwen/Qwen3-VL-4B-Instruct --framework qwen_pi_v3 --dataset my_user/my_data \\
         --output_dir outputs/mine --module_learning_rates '{"^action_head|^projectors": 1e-4}' --learning_rate 1e-5
 
+An adapter of a trained policy (LoRA), saved without the policy; --load_in_4bit or --load_in_8bit for a smaller backbone:
+
+    python scripts/run_train.py --policy outputs/quickstart/policy --dataset my_user/my_data --use_peft \\
+        --output_dir outputs/adapter --learning_rate 2e-4
+
 Several processes, here two on one machine: python -m torch.distributed.run --standalone --nproc_per_node 2 scripts/run_train.py …
 
 CONFIG.yaml maps flag names to values; flags on the command line win. All of transformers' TrainingArguments are flags too.
@@ -29,16 +34,19 @@ def main(argv: list[str] | None = None) -> None:
         from hf_vla.training_args.checkpointing import checkpoint_to_resume, remove_checkpoints
         from hf_vla.training_args.fingerprint import check_same_run, describe_run
         from hf_vla.training_args.parse import parse_dataclasses
+        from hf_vla.training_args.peft import PeftArguments, add_adapter
         from hf_vla.training_args.recipe import DataArguments, PolicyArguments, build
         from hf_vla.training_args.trainer import VLATrainer
 
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-        types = (PolicyArguments, DataArguments, VLATrainingArguments)
-        (policy, data, args), given = parse_dataclasses(types, argv, description=__doc__)
+        types = (PolicyArguments, DataArguments, PeftArguments, VLATrainingArguments)
+        (policy, data, peft, args), given = parse_dataclasses(types, argv, description=__doc__)
         if args.output_dir is None:
             raise ValueError("set output_dir: where checkpoints and the trained policy go")
         checkpoint = checkpoint_to_resume(args)
-        model, processor, dataset = build(policy, data, args.seed)
+        model, processor, dataset = build(policy, data, args.seed, **peft.loading_options(policy, args))
+        if peft.use_peft:
+            model = add_adapter(model, policy, peft)
         output = Path(args.output_dir)
         collator = VLADataCollator(processor, use_state=data.use_state)
         trainer = VLATrainer(model, args, train_dataset=dataset, processing_class=processor, data_collator=collator)
@@ -50,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
             output.mkdir(parents=True, exist_ok=True)
             if args.overwrite_output_dir:
                 remove_checkpoints(output)
-            settings = dataclasses.asdict(policy) | dataclasses.asdict(data) | given
+            settings = dataclasses.asdict(policy) | dataclasses.asdict(data) | dataclasses.asdict(peft) | given
             for of_this_start in ("resume_from_checkpoint", "overwrite_output_dir"):
                 settings.pop(of_this_start, None)
             (output / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))

@@ -43,7 +43,8 @@ class Policy:
         Args:
             device: where the model goes; by default the GPU where there is one.
             dtype: "auto" keeps the checkpoint's.
-            kwargs: for both `from_pretrained` (`base_vlm=`, `revision=`, …).
+            kwargs: for both `from_pretrained` (`base_vlm=`, `revision=`, …); `base_model`, where an adapter's base is if
+                not where it was, and `quantization_config`, of the backbone, for the model's.
 
         Raises:
             OSError: no such folder or repository, or files of it are missing.
@@ -55,7 +56,12 @@ class Policy:
         check_source(name_or_path, **kwargs)
         if device is None:
             device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-        model = AutoModel.from_pretrained(name_or_path, dtype=dtype, **kwargs).to(device)
+        of_model = {name: kwargs.pop(name) for name in ("base_model", "quantization_config") if name in kwargs}
+        if of_model.get("quantization_config") is not None:
+            of_model["device_map"] = device  # quantised weights are made where they stay
+        model = AutoModel.from_pretrained(name_or_path, dtype=dtype, **of_model, **kwargs)
+        if "device_map" not in of_model:
+            model = model.to(device)
         return cls(model, AutoProcessor.from_pretrained(name_or_path, **kwargs), unnorm_key)
 
     @property

@@ -89,8 +89,11 @@ def _register_configs() -> None:
 def _register_models() -> None:
     from transformers import AutoModel
 
+    from .checkpoints.adapters import understand_adapters
+
     for model_type in FRAMEWORKS:
         AutoModel.register(class_of(model_type, "config"), class_of(model_type, "model"), exist_ok=True)
+    understand_adapters(AutoModel)
 
 
 def _register_processors() -> None:

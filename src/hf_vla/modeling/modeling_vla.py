@@ -1,7 +1,5 @@
 """What the models of all frameworks share: loading that raises instead of loading half, weight initialisation, outputs."""
 
-import contextlib
-import copy
 import math
 from dataclasses import dataclass
 
@@ -15,6 +13,7 @@ from ..model_card import LeavesModelCard
 from .backbone import layer_states
 from .configuration_vla import VLAConfig
 from .losses import language_model_loss
+from .strict_loading import align, no_loading_report, raise_if_incomplete, raise_if_shapes_differ
 
 logger = logging.get_logger(__name__)
 
@@ -115,23 +114,34 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
-        """Load a policy from a folder or Hub repository, in this format or in StarVLA's native one.
+        """Load a policy from a folder or Hub repository, in this format or in StarVLA's native one, or an adapter of one.
 
         Args:
             pretrained_model_name_or_path: folder or repository.
+            base_model: for adapters, where the policy or backbone is that they adapt, if not where it was.
             base_vlm: for native checkpoints, the folder or repository of the backbone's config and processor.
             checkpoint: for native checkpoints, which file to load; by default the one of the highest step.
-            kwargs: as for `PreTrainedModel.from_pretrained` (`dtype`, `device_map`, `attn_implementation`, …).
+            kwargs: as for `PreTrainedModel.from_pretrained` (`dtype`, `device_map`, `attn_implementation`, …). A
+                `quantization_config` is applied to the backbone only.
 
         Raises:
-            ValueError: the weights lack tensors of the model, hold others, or hold some of another shape.
+            ValueError: the weights lack tensors of the model, hold others, or hold some of another shape; an adapter's base
+                is another one than it was trained on.
             OSError: no such folder or repository, no weights in it, or weights that cannot be read.
         """
         from ..checkpoints import starvla
+        from ..checkpoints.adapters import find_adapter
+        from ..checkpoints.quantization import of_backbone_only
         from ..checkpoints.weights import readable_weights
 
-        native_kwargs = starvla.pop_native_kwargs(kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
+        if (adapter := find_adapter(pretrained_model_name_or_path, **kwargs)) is not None:
+            model = adapter.load(cls, config, **kwargs)
+            info = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
+            return (model, info) if wants_info else model
+        if kwargs.pop("base_model", None) is not None:
+            raise ValueError(f"{pretrained_model_name_or_path} is no adapter, so there is no base_model; leave it out")
+        native_kwargs = starvla.pop_native_kwargs(kwargs)
         repository = None
         if pretrained_model_name_or_path is not None:
             repository = starvla.find_repository(pretrained_model_name_or_path, **kwargs)
@@ -144,17 +154,20 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
                 kwargs = {name: value for name, value in kwargs.items() if name not in starvla.HUB_KWARGS}
             kwargs["state_dict"] = repository.state_dict(native_kwargs.get("checkpoint"))
             pretrained_model_name_or_path, source = None, repository.name
-            _raise_if_shapes_differ(source, cls, config, kwargs["state_dict"])
+            raise_if_shapes_differ(source, cls, config, kwargs["state_dict"])
         else:
             starvla.refuse_native_kwargs(native_kwargs, pretrained_model_name_or_path)
             source = pretrained_model_name_or_path
+        if kwargs.get("quantization_config") is not None:
+            own = config or cls.config_class.from_pretrained(pretrained_model_name_or_path, **_hub_options(kwargs))
+            kwargs["quantization_config"] = of_backbone_only(kwargs["quantization_config"], cls, own)
         kwargs["ignore_mismatched_sizes"] = True  # to name them below, with all else that does not fit
         with readable_weights(source):
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
             )
-        _raise_if_incomplete(source, info)
-        _align(model)
+        raise_if_incomplete(source, info)
+        align(model)
         if repository is not None:
             model.config._name_or_path = model.name_or_path = repository.name
         return (model, info) if wants_info else model
@@ -168,6 +181,7 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
         dtype: str | torch.dtype = "auto",
         attn_implementation: str | None = None,
         device_map=None,
+        quantization_config=None,
         **kwargs,
     ) -> tuple["VLAPreTrainedModel", ProcessorMixin]:
         """A new policy and its processor from a vision-language model: pretrained backbone, new head.
@@ -184,7 +198,7 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
             vlm_name_or_path: folder or Hub repository of the backbone.
             random_init: give the backbone new weights too, so that none are needed.
             dtype: of the policy; "auto" is that of the backbone's weights, or torch's default where there are none.
-            attn_implementation, device_map: as for `from_pretrained`.
+            attn_implementation, device_map, quantization_config: as for `from_pretrained`.
             kwargs: fields of the policy's configuration (`action_dim`, `action_horizon`, …), settings of its processor
                 (`statistics`, `normalization_modes`, `image_size`, `prompt_template`, …), Hub options (`revision`, …), and
                 `image_processor_config`, a dict of fields of the backbone's image processor to change, for example
@@ -205,83 +219,67 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
             policy = cls._from_config(config, dtype=dtype, attn_implementation=attn_implementation)
             return policy.eval(), processor
         try:
+            policy = cls.on_backbone(
+                vlm_name_or_path,
+                config,
+                dtype,
+                attn_implementation=attn_implementation,
+                device_map=device_map,
+                quantization_config=quantization_config,
+                **hub,
+            )
+        except OSError as error:
+            raise OSError(f"{error}; pass random_init=True to start from new ones") from error
+        return policy, processor
+
+    @classmethod
+    def on_backbone(
+        cls, vlm_name_or_path, config, dtype: str | torch.dtype = "auto", **kwargs
+    ) -> "VLAPreTrainedModel":
+        """A new policy of that configuration on a pretrained backbone; all but the backbone has new weights.
+
+        Args:
+            vlm_name_or_path, dtype: as for `from_vlm`.
+            kwargs: Hub options, and what `from_pretrained` takes.
+        """
+        from ..checkpoints.quantization import of_backbone_only
+
+        hub = _hub_options(kwargs)
+        kwargs = {name: value for name, value in kwargs.items() if name not in hub}
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = of_backbone_only(kwargs["quantization_config"], cls, config)
+        try:
             vlm, info = AutoModelForImageTextToText.from_pretrained(
                 vlm_name_or_path, dtype=dtype, output_loading_info=True, **hub
             )
         except OSError as error:
-            raise OSError(
-                f"the weights of the backbone {vlm_name_or_path} can't be loaded ({error}); pass random_init=True to start "
-                "from new ones"
-            ) from error
-        _raise_if_incomplete(vlm_name_or_path, {**info, "unexpected_keys": ()})  # other heads may lie beside it
+            raise OSError(f"the weights of the backbone {vlm_name_or_path} can't be loaded ({error})") from error
+        raise_if_incomplete(vlm_name_or_path, {**info, "unexpected_keys": ()})  # other heads may lie beside it
         vocab_size = config.vlm_config.get_text_config().vocab_size
         if vocab_size > vlm.get_input_embeddings().num_embeddings:  # the tokenizer was given new tokens
             vlm.resize_token_embeddings(vocab_size)
-        with _no_loading_report():
-            policy = super().from_pretrained(
+        with no_loading_report():
+            return super().from_pretrained(
                 None,
                 config=config,
                 state_dict={f"vlm.{name}": tensor for name, tensor in vlm.state_dict().items()},
                 dtype=vlm.dtype,
-                attn_implementation=attn_implementation,
-                device_map=device_map,
+                **kwargs,
             )
-        return policy, processor
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As transformers', which of a policy with an adapter writes the adapter; with what finds its base again."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if getattr(self, "_hf_peft_config_loaded", False) and kwargs.get("is_main_process", True):
+            from ..checkpoints.adapters import describe_base
+
+            describe_base(save_directory, self, getattr(self, "base_fingerprint", None))
 
 
-def _raise_if_incomplete(source, info: dict) -> None:
-    """Raise a ValueError that names what the weights lack, hold too much, or hold in another shape."""
-    problems = []
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        keys = sorted(_describe(key) for key in info.get(kind, ()))
-        if keys:
-            shown = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
-            problems.append(f"{len(keys)} {kind.replace('_', ' ')}: {shown}")
-    if problems:
-        raise ValueError(
-            f"the weights of {source} do not fit this model ({'; '.join(problems)}). Load them with the configuration "
-            "they were trained with, or check that the checkpoint is complete"
-        )
+def _hub_options(kwargs: dict) -> dict:
+    from ..checkpoints.base_vlm import HUB_KWARGS
 
-
-def _raise_if_shapes_differ(source, model_class, config, tensors: dict[str, torch.Tensor]) -> None:
-    """transformers 5.23 can't report a mismatch of tied embeddings that the weights hold twice, as native ones do."""
-    with torch.device("meta"):
-        needed = model_class(copy.deepcopy(config)).state_dict()
-    differ = {(n, x.shape, needed[n].shape) for n, x in tensors.items() if n in needed and x.shape != needed[n].shape}
-    _raise_if_incomplete(source, {"mismatched_keys": differ})
-
-
-def _align(model: nn.Module) -> None:
-    """Copy CPU weights that a memory-mapped file holds at odd addresses, for which kernels round otherwise.
-
-    With them, a policy that was saved and loaded would differ in the last bit of its predictions.
-    """
-    for tensor in (*model.parameters(), *model.buffers()):
-        if type(tensor) in (nn.Parameter, torch.Tensor) and tensor.device.type == "cpu" and tensor.data_ptr() % 64:
-            tensor.data = tensor.data.clone()
-
-
-@contextlib.contextmanager
-def _no_loading_report():
-    """Keep transformers from warning of new weights, where new weights are what was asked for."""
-    report = logging.get_logger("transformers.modeling_utils")
-
-    def other(record):
-        return "LOAD REPORT" not in record.getMessage()
-
-    report.addFilter(other)
-    try:
-        yield
-    finally:
-        report.removeFilter(other)
-
-
-def _describe(key) -> str:
-    if isinstance(key, str):
-        return key
-    name, given, needed = key
-    return f"{name} {tuple(given)} instead of {tuple(needed)}"
+    return {name: kwargs[name] for name in HUB_KWARGS if kwargs.get(name) is not None}
 
 
 __all__ = ["VLAOutput", "VLAPreTrainedModel"]

@@ -1,4 +1,7 @@
-"""Regular expressions over a model's parameter names, checked: a pattern that matches nothing is an error."""
+"""Regular expressions over a model's parameter names, checked: a pattern that matches nothing is an error.
+
+In a model with an adapter, names are read as in the policy without it, see [`~hf_vla.checkpoints.adapted_modules.plain_name`].
+"""
 
 import re
 from collections.abc import Iterable
@@ -6,9 +9,11 @@ from difflib import get_close_matches
 
 from torch import nn
 
+from ..checkpoints.adapted_modules import plain_name
+
 
 def matching_parameters(model: nn.Module, pattern: str, option: str) -> set[str]:
-    """Names of the parameters in which `re.search(pattern, name)` finds something.
+    """Names of the parameters in which `re.search(pattern, plain_name(name))` finds something.
 
     Args:
         option: the setting that holds the pattern, for the error.
@@ -20,14 +25,16 @@ def matching_parameters(model: nn.Module, pattern: str, option: str) -> set[str]
         regex = re.compile(pattern)
     except re.error as error:
         raise ValueError(f"{option}: {pattern!r} is no valid regular expression: {error}") from None
-    names = {name for name, _ in model.named_parameters() if regex.search(name)}
+    names = {name for name, _ in model.named_parameters() if regex.search(plain_name(name))}
     if not names:
-        raise ValueError(f"{option}: {pattern!r} matches no parameter; {_nearest(model, pattern)}")
+        raise ValueError(f"{option}: {pattern!r} matches no parameter; {nearest(model, pattern)}")
     return names
 
 
-def _nearest(model: nn.Module, pattern: str) -> str:
-    modules = [name for name, module in model.named_modules() if name and any(True for _ in module.parameters())]
+def nearest(model: nn.Module, pattern: str) -> str:
+    """For errors: the modules whose names are most like `pattern`, or what there is."""
+    parameters = [plain_name(name).split(".")[:-1] for name, _ in model.named_parameters()]
+    modules = list(dict.fromkeys(".".join(parts[:i]) for parts in parameters for i in range(1, len(parts) + 1)))
     plain = re.sub(r"[\\^$().*+?\[\]{}|]+", ".", pattern).strip(".")
     near = get_close_matches(plain, modules, n=3, cutoff=0.5)
     if near:

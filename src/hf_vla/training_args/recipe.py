@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModel, AutoProcessor, set_seed
 
+from ..checkpoints.adapters import find_adapter
 from ..checkpoints.new_backbone import write_new_backbone
 from ..data import DatasetMixture, ImageAugmentation, LeRobotDataset
 from ..processing.action_tokenizer import FastActionTokenizer
@@ -142,22 +143,30 @@ class DataArguments:
         return DatasetMixture(datasets, weights=self.dataset_weights, **options)
 
 
-def build(policy: PolicyArguments, data: DataArguments, seed: int):
-    """The model, the processor and the training dataset of a recipe."""
+def build(policy: PolicyArguments, data: DataArguments, seed: int, **loading_options):
+    """The model, the processor and the training dataset of a recipe.
+
+    `loading_options` are for the weights of a policy or backbone, such as `quantization_config`.
+    """
     set_seed(seed)
     if policy.policy:
-        model = AutoModel.from_pretrained(policy.policy, dtype=policy.dtype)
+        if find_adapter(policy.policy) is not None:
+            raise ValueError(
+                f"{policy.policy} is an adapter, without its base; to train on from it, merge them first "
+                f"(scripts/merge_adapter.py {policy.policy} MERGED), or resume its run with resume_from_checkpoint"
+            )
+        model = AutoModel.from_pretrained(policy.policy, dtype=policy.dtype, **loading_options)
         processor = AutoProcessor.from_pretrained(policy.policy)
         mixture = data.build(model.config.action_horizon, seed)
     else:
         horizon = policy.policy_config.get("action_horizon", class_of(policy.framework, "config").action_horizon)
         mixture = data.build(horizon, seed)
-        model, processor = _new_policy(policy, data, mixture.datasets)
+        model, processor = _new_policy(policy, data, mixture.datasets, loading_options)
     _describe_data(processor, mixture.statistics, mixture.datasets, data)
     return model, processor, mixture
 
 
-def _new_policy(policy: PolicyArguments, data: DataArguments, datasets: list[LeRobotDataset]):
+def _new_policy(policy: PolicyArguments, data: DataArguments, datasets: list[LeRobotDataset], loading_options: dict):
     statistics = datasets[0].statistics
     fields = {"action_dim": len(statistics["action"]["mean"]), **policy.policy_config}
     if "state" in statistics:
@@ -167,7 +176,7 @@ def _new_policy(policy: PolicyArguments, data: DataArguments, datasets: list[LeR
         fields["fast"] = _fit_fast(datasets, data)
     if policy.base_vlm:
         fields |= {"image_processor_config": policy.image_processor_config, "dtype": policy.dtype}
-        return model_class.from_vlm(policy.base_vlm, **fields)
+        return model_class.from_vlm(policy.base_vlm, **fields, **loading_options)
     texts = sorted({text for dataset in datasets for text in dataset.instructions})
     with tempfile.TemporaryDirectory() as folder:
         write_new_backbone(Path(folder), policy.vlm_config, texts, policy.image_processor_config)

@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoModel, TrainerCallback
 from transformers.utils import logging
 
+from ..checkpoints.adapted_modules import merge
 from ..data import DatasetMixture, VLADataCollator
 from .arguments import VLATrainingArguments
 from .card import write_training_card
@@ -154,7 +155,7 @@ def load_pretrained(model: torch.nn.Module, source: str, patterns: list[str] | N
     Raises:
         ValueError: a pattern matches nothing, or a parameter that is to be loaded is missing or of another shape.
     """
-    weights = AutoModel.from_pretrained(source, dtype=model.dtype).state_dict()
+    weights = merge(AutoModel.from_pretrained(source, dtype=model.dtype)).state_dict()
     own = model.state_dict()
     names = set(own)
     if patterns:

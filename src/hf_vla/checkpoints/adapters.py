@@ -1,0 +1,245 @@
+"""Adapters (PEFT's LoRA) of policies as folders: writing what is needed to find the base again, loading, merging.
+
+An adapter's folder holds PEFT's `adapter_config.json` and `adapter_model.safetensors`, the policy's `config.json`, the
+processor's files, and `base.json`: where the base lies from here, and a fingerprint by which another one is told. The base is a
+policy, or the backbone of a new policy, whose other modules the adapter holds in full.
+"""
+
+import copy
+import json
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from ..registration import class_of, frameworks
+from .adapted_modules import adapter_tensors, fingerprint, inject, uncovered_modules
+from .base_vlm import HUB_KWARGS
+from .sources import hub_file
+from .starvla import find_repository
+from .weights import load_tensors
+
+CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
+_PREFIX = "base_model.model."  # PEFT's, in front of every name in the file
+_OF_ONE_REPOSITORY = ("revision", "subfolder", "_commit_hash")
+
+
+def find_adapter(name_or_path, adapter_kwargs: dict | None = None, **kwargs) -> "Adapter | None":
+    """The adapter of that name, or None where it is none.
+
+    Args:
+        name_or_path: a folder or Hub repository.
+        adapter_kwargs: transformers' own, which say where AutoModel came from when it has gone on to the base.
+        kwargs: Hub options (`revision`, `token`, …); others are not read.
+    """
+    source = (adapter_kwargs or {}).get("_adapter_model_path") or name_or_path
+    if source is None:
+        return None
+    path = Path(source)
+    if path.is_dir():
+        path = path / (kwargs.get("subfolder") or "")
+        # A whole policy with an adapter beside it is transformers' own matter.
+        complete = any((path / name).exists() for name in ("model.safetensors", "model.safetensors.index.json"))
+        return Adapter(str(source), path) if (path / CONFIG).is_file() and not complete else None
+    if str(source).count("/") != 1:
+        return None  # no Hub repository
+    hub = {name: kwargs[name] for name in HUB_KWARGS if kwargs.get(name) is not None}
+    file = hub_file(str(source), CONFIG, hub)
+    return None if file is None else Adapter(str(source), file.parent, hub)
+
+
+class Adapter:
+    """An adapter's folder, or the snapshot of its Hub repository.
+
+    Args:
+        name: as the user calls it.
+        root: the folder, or the snapshot's folder in the Hub cache.
+        hub: Hub options; None for a local folder.
+    """
+
+    def __init__(self, name: str, root: Path, hub: dict | None = None):
+        self.name, self.root, self._hub = name, root, hub
+
+    def _file(self, name: str) -> Path | None:
+        if self._hub is None:
+            return self.root / name if (self.root / name).is_file() else None
+        return hub_file(self.name, name, self._hub)
+
+    def _json(self, name: str) -> dict | None:
+        file = self._file(name)
+        try:
+            return None if file is None else json.loads(file.read_text())
+        except json.JSONDecodeError as error:
+            raise OSError(f"{file} is no valid JSON: {error}") from error
+
+    def _base_record(self) -> dict:
+        return self._json(BASE) or {}  # none where PEFT itself wrote the adapter
+
+    def settings(self) -> dict:
+        """PEFT's `adapter_config.json`."""
+        return self._json(CONFIG)
+
+    @property
+    def model_type(self) -> str | None:
+        """The framework of the policy, where the folder says it."""
+        return (self._json("config.json") or {}).get("model_type")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the policy that was adapted, by the configuration beside the adapter."""
+        return getattr(torch, str((self._json("config.json") or {}).get("dtype") or "float32"))
+
+    def base(self, given: str | None = None) -> str:
+        """The folder or repository of the base: `given`, else what was recorded."""
+        base = given or self.settings().get("base_model_name_or_path")
+        if not base:
+            raise ValueError(f"{self.name} does not say what it adapts; pass base_model= with that policy or backbone")
+        candidates = [Path(base), self.root / base]
+        if given is None and (relative := self._base_record().get("relative_path")):
+            candidates.append(self.root / relative)  # both were moved; the fingerprint tells whether it is the same
+        for path in candidates:
+            if path.is_dir():
+                return str(path)
+        if Path(base).is_absolute() or base.startswith(".") or base.count("/") > 1:
+            raise OSError(
+                f"{self.name} is an adapter of {base}, and there is no such folder: pass base_model= with the place it was "
+                "moved to. To have a policy that needs no other, merge them with scripts/merge_adapter.py"
+            )
+        return base
+
+    def load(self, model_class, config=None, base_model: str | None = None, **kwargs):
+        """The base with the adapter in it.
+
+        Args:
+            model_class: the policy's class.
+            config: its configuration; by default the one in the folder, else the base's.
+            base_model: where the base is now, if not where it was.
+            kwargs: as for `PreTrainedModel.from_pretrained`; Hub options are of the adapter.
+
+        Raises:
+            ValueError: the adapter does not fit the base, or the base is another one than it was trained on.
+            OSError: the base is gone, or files are missing or broken.
+            ImportError: peft is not installed.
+        """
+        try:
+            from peft import PeftConfig
+        except ImportError as error:
+            raise ImportError(f"{self.name} is an adapter, which needs peft: pip install peft") from error
+        base = self.base(base_model)
+        if config is None and self._file("config.json") is not None:
+            config = model_class.config_class.from_pretrained(self._file("config.json").parent)
+        for name in (*_OF_ONE_REPOSITORY, "adapter_kwargs"):
+            kwargs.pop(name, None)
+        if kwargs.get("dtype") in (None, "auto") and getattr(config, "dtype", None) is not None:
+            kwargs["dtype"] = config.dtype  # that of the training, also where the base's own is another
+        peft_config = PeftConfig.from_pretrained(self._file(CONFIG).parent)
+        if peft_config.revision is not None:
+            kwargs["revision"] = peft_config.revision
+        try:
+            of_policy = is_policy(base, **kwargs)
+            load = model_class.from_pretrained if of_policy else model_class.on_backbone
+            model = load(base, config=config, **kwargs)
+        except ValueError as error:
+            raise ValueError(f"{self.name} does not fit {base}, which it names as its base: {error}") from error
+        except OSError as error:
+            raise OSError(
+                f"{self.name} is an adapter of {base}, which can't be loaded ({error}); pass base_model= with another place"
+            ) from error
+        model.base_fingerprint = self._base_record().get("fingerprint")
+        self.check_base(model, base)
+        peft_config.inference_mode = True
+        inject(peft_config, model)
+        model._hf_peft_config_loaded = True  # so that transformers saves adapters only
+        if not of_policy and (random := uncovered_modules(model)):
+            raise ValueError(
+                f"{self.name} does not hold {', '.join(random)}, and its base {base} is a backbone without them: the "
+                "policy would be half random"
+            )
+        self.load_weights(model)
+        model.name_or_path = self.name
+        return model.eval()
+
+    def load_weights(self, model: nn.Module) -> None:
+        """Copy the adapter's tensors into a model that has such an adapter; what is missing, too much or of another shape raises."""
+        from peft import PeftModel, set_peft_model_state_dict
+
+        from ..modeling.strict_loading import raise_if_incomplete
+
+        file = self._file(WEIGHTS)
+        if file is None:
+            raise OSError(f"{self.name} holds no {WEIGHTS}; the checkpoint is incomplete")
+        tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in load_tensors(file).items()}
+        needed = {name.removeprefix(_PREFIX): tensor for name, tensor in adapter_tensors(model).items()}
+        shared = tensors.keys() & needed.keys()
+        info = {
+            "missing_keys": needed.keys() - shared,
+            "unexpected_keys": tensors.keys() - shared,
+            "mismatched_keys": {
+                (n, tensors[n].shape, needed[n].shape) for n in shared if tensors[n].shape != needed[n].shape
+            },
+        }
+        raise_if_incomplete(f"the adapter {self.name}", info)
+        prefix = _PREFIX if isinstance(model, PeftModel) else ""
+        set_peft_model_state_dict(model, {prefix + name: tensor for name, tensor in tensors.items()})
+
+    def check_base(self, model: nn.Module, base: str) -> None:
+        """Raise a ValueError where `model`, which has no adapter, is not what the adapter was trained on."""
+        recorded = self._base_record().get("fingerprint") or {}
+        now = fingerprint(model, recorded)
+        differ = [
+            name
+            for name, values in now.items()
+            if not torch.allclose(values, torch.tensor(recorded[name]), 1e-2, 1e-4)
+        ]
+        if differ:
+            raise ValueError(
+                f"{base} is not the base that {self.name} was trained on, though it has its shapes: {len(differ)} of "
+                f"{len(now)} weights compared differ, for example {differ[0]}. Was it trained anew? Pass base_model= with "
+                "the old one, or adapt the new one again"
+            )
+
+
+def is_policy(name_or_path, **kwargs) -> bool:
+    """Whether a folder or repository holds a policy, not a backbone alone."""
+    if find_repository(name_or_path, **kwargs) is not None:
+        return True
+    hub = {name: kwargs[name] for name in HUB_KWARGS if kwargs.get(name) is not None}
+    return PreTrainedConfig.get_config_dict(name_or_path, **hub)[0].get("model_type") in frameworks()
+
+
+def describe_base(folder, model: nn.Module, base_fingerprint: dict[str, list[float]] | None) -> None:
+    """Write what loading needs beside PEFT's files: the policy's configuration, and how its base is found and recognised."""
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # of this run: the adapter's base may be loaded in full precision
+    config.save_pretrained(folder)
+    base = model.peft_config["default"].base_model_name_or_path
+    relative = os.path.relpath(base, folder) if base and Path(base).is_dir() else None
+    record = {"relative_path": relative, "fingerprint": base_fingerprint}
+    (Path(folder) / BASE).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def understand_adapters(auto_model) -> None:
+    """Let `AutoModel.from_pretrained` load a policy's adapter by the configuration beside it.
+
+    transformers would take the base's, which may be a plain vision-language model.
+    """
+    original = auto_model.from_pretrained.__func__
+    if getattr(original, "_reads_adapters", False):
+        return
+
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        adapter = find_adapter(pretrained_model_name_or_path, **{**kwargs, "adapter_kwargs": None})
+        if adapter is None or adapter.model_type not in frameworks():
+            return original(cls, pretrained_model_name_or_path, *args, **kwargs)
+        for name in ("code_revision", "trust_remote_code"):
+            kwargs.pop(name, None)
+        return class_of(adapter.model_type, "model").from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    from_pretrained.__doc__, from_pretrained._reads_adapters = original.__doc__, True
+    auto_model.from_pretrained = classmethod(from_pretrained)
+
+
+__all__ = ["Adapter", "describe_base", "find_adapter", "is_policy", "understand_adapters"]

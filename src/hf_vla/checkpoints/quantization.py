@@ -1,0 +1,66 @@
+"""Backbones in 4 or 8 bits (bitsandbytes): the backbone only, never what the actions come out of."""
+
+import copy
+import importlib.util
+import logging
+
+import torch
+from torch import nn
+
+
+def of_backbone_only(quantization_config, model_class: type, config):
+    """A bitsandbytes configuration that leaves every module outside the backbone, and its language-model head, as it is.
+
+    Others, and one that says itself what to skip, are returned as they are.
+
+    Args:
+        quantization_config: `BitsAndBytesConfig`, or another library's.
+        model_class, config: the policy's class and configuration.
+
+    Raises:
+        ImportError: bitsandbytes is not installed.
+        ValueError: bitsandbytes can't use any device that is here.
+    """
+    from transformers import BitsAndBytesConfig
+
+    if not isinstance(quantization_config, BitsAndBytesConfig):
+        return quantization_config
+    check_bitsandbytes()
+    if quantization_config.llm_int8_skip_modules is not None:
+        return quantization_config
+    with torch.device("meta"):
+        model = model_class(copy.deepcopy(config))
+    skipped = [name for name, _ in model.named_children() if name != "vlm"]
+    head = model.get_output_embeddings()
+    skipped += [name for name, module in model.named_modules() if module is head]
+    if quantization_config.load_in_4bit and not torch.accelerator.is_available():
+        # bitsandbytes 0.50 packs 4-bit weights for CPUs in blocks of 32 x 64, and fails on others.
+        skipped += [
+            name
+            for name, m in model.named_modules()
+            if isinstance(m, nn.Linear) and (m.out_features % 32 or m.in_features % 64)
+        ]
+    quantization_config = copy.deepcopy(quantization_config)
+    quantization_config.llm_int8_skip_modules = skipped
+    return quantization_config
+
+
+def check_bitsandbytes() -> None:
+    """Raise an ImportError where bitsandbytes is missing, a ValueError where it supports no device of this machine."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError("4-bit and 8-bit weights need bitsandbytes: pip install bitsandbytes")
+    from transformers.integrations import validate_bnb_backend_availability
+
+    try:
+        validate_bnb_backend_availability(raise_exception=True)
+    except RuntimeError as error:
+        raise ValueError(f"bitsandbytes supports no device of this machine: {error}") from error
+    # Which it says in every call of every layer.
+    logging.getLogger("bitsandbytes.autograd._functions").addFilter(_no_casts)
+
+
+def _no_casts(record: logging.LogRecord) -> bool:
+    return "inputs will be cast" not in record.msg
+
+
+__all__ = ["check_bitsandbytes", "of_backbone_only"]
