@@ -66,8 +66,12 @@ def architecture(folder: Path) -> str | None:
     text = vlm.get("text_config", vlm)
     name = config.get("vlm_name_or_path")
     name = name if not name or looks_like_repository(name) else Path(name).name
+    lora = read_json(folder / "adapter_config.json")
     facts = {
         "framework": f"`{config['model_type']}`",
+        "adapter": f"LoRA of rank {lora.get('r')}, to be loaded with its base `{lora.get('base_model_name_or_path')}`"
+        if lora
+        else None,
         "backbone": f"{f'{name}, ' if name else ''}`{vlm['model_type']}`, {text.get('num_hidden_layers')} layers of width "
         f"{text.get('hidden_size')}",
         "action chunk": f"{config['action_horizon']} steps of {config['action_dim']} numbers",

@@ -134,6 +134,8 @@ def test_an_adapter_is_saved_alone_loads_as_a_policy_and_merges(framework, base,
     files = {path.name for path in (tmp_path / "adapter").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "config.json", "processor_config.json"} <= files
     assert "model.safetensors" not in files
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "LoRA of rank 16" in card and "hf_vla.Policy.from_pretrained" in card
     saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert sum(x.numel() for x in saved.values()) == sum(p.numel() for p in model.parameters() if p.requires_grad)
 

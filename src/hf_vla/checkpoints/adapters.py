@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from ..card_sections import looks_like_repository
+from ..model_card import write_model_card
 from ..registration import class_of, frameworks
 from .adapted_modules import adapter_tensors, fingerprint, inject, uncovered_modules
 from .base_vlm import HUB_KWARGS
@@ -219,6 +221,8 @@ def describe_base(folder, model: nn.Module, base_fingerprint: dict[str, list[flo
     relative = os.path.relpath(base, folder) if base and Path(base).is_dir() else None
     record = {"relative_path": relative, "fingerprint": base_fingerprint}
     (Path(folder) / BASE).write_text(json.dumps(record, indent=1) + "\n")
+    repository = base if base and looks_like_repository(base) else None
+    write_model_card(folder, metadata={"base_model": repository, "base_model_relation": "adapter", "tags": ["lora"]})
 
 
 def understand_adapters(auto_model) -> None:

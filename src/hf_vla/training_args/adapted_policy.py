@@ -6,12 +6,13 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 
 from ..checkpoints.adapted_modules import fingerprint, tied_embeddings_shown
 from ..checkpoints.adapters import describe_base, find_adapter
+from ..model_card import LeavesModelCard
 
 #: What must be the same in a checkpoint that a run goes on from; what is adapted shows in the names of its tensors.
 _SAME = ("r", "lora_alpha", "use_rslora", "use_dora", "trainable_token_indices")
 
 
-class AdaptedPolicy(PeftModel):
+class AdaptedPolicy(LeavesModelCard, PeftModel):
     """`PeftModel` of a policy. What is trained is float32, whatever the frozen weights are.
 
     Args:
@@ -37,6 +38,9 @@ class AdaptedPolicy(PeftModel):
         )
         if is_main_process:
             describe_base(save_directory, self, self.base_fingerprint)
+
+    def create_or_update_model_card(self, output_dir: str) -> None:
+        """PEFT's; the policy's own card takes its place."""
 
     def load_adapter(self, model_id, adapter_name: str = "default", is_trainable: bool = False, **kwargs):
         """Go on from a checkpoint, as the Trainer does when it resumes.
