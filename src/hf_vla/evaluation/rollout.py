@@ -1,5 +1,6 @@
 """Closed-loop evaluation: a policy sees an observation, acts a chunk open loop, sees the next.
 
+* `stream_episode`: one episode, step by step.
 * `run_episode`: one episode.
 * `run_episodes`: many, over several processes, each loading the policies itself.
 * `evaluate`: one policy on one environment over several seeds.
@@ -21,7 +22,16 @@ from tqdm import tqdm
 
 from hf_vla.evaluation.environments import Environment
 
-__all__ = ["Episode", "EpisodeResult", "Policy", "evaluate", "run_episode", "run_episodes"]
+__all__ = [
+    "Episode",
+    "EpisodeResult",
+    "Policy",
+    "RolloutStep",
+    "evaluate",
+    "run_episode",
+    "run_episodes",
+    "stream_episode",
+]
 
 _DEFAULT_EXECUTE_STEPS = 5
 _BLIND_GRAY = (128, 128, 128)
@@ -74,6 +84,56 @@ class EpisodeResult:
     length: int
 
 
+@dataclass(frozen=True)
+class RolloutStep:
+    """The start of an episode, or what one executed action led to.
+
+    Attributes:
+        number: steps executed so far, 0 at the start.
+        action: float32 (D,), as executed: clipped to the environment's limits, robot units; None at the start.
+        success: whether the success flag was raised at any step so far.
+        done: whether this was the episode's last step.
+    """
+
+    number: int
+    action: np.ndarray | None
+    success: bool
+    done: bool
+
+
+def stream_episode(
+    policy: Policy,
+    environment: Environment,
+    seed: int,
+    execute_steps: int | None = None,
+    blind: bool = False,
+    stop_on_success: bool = True,
+) -> Iterator[RolloutStep]:
+    """Run one episode in closed loop, handing over at its start and after every step; see `run_episode` for the arguments.
+
+    Between steps the caller may draw with `environment.render()`, or stop asking; closing the environment is the caller's.
+    """
+    policy.reset(seed=seed)
+    observation = environment.reset(seed)
+    succeeded, number, done = False, 0, False
+    yield RolloutStep(number, None, succeeded, done)
+    while not done:
+        if blind:
+            images = [Image.new("RGB", image.size, _BLIND_GRAY) for image in observation["image"]]
+            observation = {**observation, "image": images}
+        chunk = _checked_chunk(policy.infer(observation), environment, execute_steps)
+        for action in np.clip(chunk, environment.action_low, environment.action_high):
+            success, done = environment.step(action)
+            number += 1
+            succeeded |= success
+            done |= success and stop_on_success
+            yield RolloutStep(number, action, succeeded, done)
+            if done:
+                break
+        if not done:
+            observation = environment.observation()
+
+
 def run_episode(
     policy: Policy,
     environment: Environment,
@@ -101,32 +161,16 @@ def run_episode(
     Raises:
         ValueError: the policy returns no finite (H, D) chunk, or one shorter than `execute_steps`.
     """
-    policy.reset(seed=seed)
-    observation = environment.reset(seed)
-    frames = [_video_frame(environment)] if video is not None else None
-    succeeded, length, done = False, 0, False
-    while not done:
-        if blind:
-            images = [Image.new("RGB", image.size, _BLIND_GRAY) for image in observation["image"]]
-            observation = {**observation, "image": images}
-        chunk = _checked_chunk(policy.infer(observation), environment, execute_steps)
-        for action in chunk:
-            success, done = environment.step(np.clip(action, environment.action_low, environment.action_high))
-            length += 1
-            succeeded |= success
-            done |= success and stop_on_success
-            if frames is not None and (length % _VIDEO_STRIDE == 0 or done):
-                frames.append(_video_frame(environment))
-            if done:
-                break
-        if not done:
-            observation = environment.observation()
-    if frames is not None:
+    frames = []
+    for step in stream_episode(policy, environment, seed, execute_steps, blind, stop_on_success):
+        if video is not None and (step.number % _VIDEO_STRIDE == 0 or step.done):
+            frames.append(_video_frame(environment))
+    if video is not None:
         # PyAV comes with the extras that record and evaluate.
         from hf_vla.data.video_writer import write_video
 
         write_video(video, frames, fps=max(1, environment.fps // _VIDEO_STRIDE))
-    return succeeded, length
+    return step.success, step.number
 
 
 def run_episodes(
