@@ -1,5 +1,9 @@
 """MetaWorld tasks as environments: seeds, pictures, stepping, experts."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -191,3 +195,17 @@ def test_settings_make_the_same_environment_again():
     assert np.array_equal(pixels(environment.reset(1)), pixels(again.reset(1)))
     environment.close()
     again.close()
+
+
+def test_a_broken_renderer_says_what_to_install():
+    check = (
+        "from hf_vla.evaluation.environments import make_environment\n"
+        "try:\n"
+        "    make_environment('metaworld', 'drawer-open').reset(0)\n"
+        "except OSError as error:\n"
+        "    print(error)\n"
+    )
+    for backend in ("none-of-this-name", "glfw"):  # fails on import; fails without a display
+        environment = os.environ | {"MUJOCO_GL": backend, "DISPLAY": "", "WAYLAND_DISPLAY": ""}
+        result = subprocess.run([sys.executable, "-c", check], env=environment, capture_output=True, text=True)
+        assert "MuJoCo cannot render here" in result.stdout and "libosmesa6" in result.stdout, result.stderr

@@ -24,6 +24,10 @@ _CAMERAS = ("corner2", "corner", "corner3", "corner4", "topview", "behindGripper
 _UPSIDE_DOWN = ("corner", "corner2", "corner3", "corner4")
 # The middle 128 of corner2's 224 pixels show table, arm and object and little of the room around.
 _DEFAULT_VIEW = {"corner2": 128 / 224}
+_CANNOT_RENDER = (
+    "MuJoCo cannot render here ({}); install the Debian package libosmesa6 and set MUJOCO_GL=osmesa, or MUJOCO_GL=egl "
+    "where a GPU is, before mujoco is imported"
+)
 
 _INSTRUCTIONS = {
     "assembly": "pick up the ring and put it on the peg",
@@ -262,10 +266,7 @@ class MetaWorldEnvironment(Environment):
             try:
                 renderer = self._mujoco.Renderer(model, size, size)
             except (self._mujoco.FatalError, ImportError, AttributeError, RuntimeError) as error:
-                raise OSError(
-                    f"MuJoCo cannot render here ({error}); install the Debian package libosmesa6 and set "
-                    "MUJOCO_GL=osmesa, or MUJOCO_GL=egl where a GPU is, before mujoco is imported"
-                ) from error
+                raise OSError(_CANNOT_RENDER.format(error)) from error
             # Mirrored floors double the vertices and show next to nothing.
             renderer.scene.flags[self._mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
             self._renderers[size] = renderer
@@ -283,6 +284,8 @@ def _import_metaworld() -> tuple[dict[str, type], dict[str, type], Any]:
         raise ImportError(
             f"MetaWorld needs the package {error.name!r}; install the simulators with: pip install 'hf_vla[sim]'"
         ) from error
+    except (ImportError, AttributeError, RuntimeError) as error:  # PyOpenGL asks a library that isn't there: None
+        raise OSError(_CANNOT_RENDER.format(error)) from error
     # The experts warn about their own constants; what they return is clipped here.
     warnings.filterwarnings("ignore", message=r"Constant\(s\) may be too high", module="metaworld")
     return ALL_V3_ENVIRONMENTS, ENV_POLICY_MAP, mujoco
