@@ -1,4 +1,4 @@
-.PHONY: install quickstart test lint
+.PHONY: install quickstart demo test lint
 
 PYTHON ?= python3
 VENV := .venv
@@ -22,6 +22,9 @@ $(VENV)/.installed: setup.cfg constraints.txt scripts/install_system_libraries.s
 
 quickstart: install
 	$(BIN)/python scripts/quickstart.py --output outputs/quickstart
+
+demo: install
+	$(BIN)/python spaces_demo/app.py
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -1,0 +1,69 @@
+"""A policy driving a simulator, as frames to be shown while it happens."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from hf_vla.evaluation.environments import make_environment
+from hf_vla.evaluation.rollout import Policy, stream_episode
+
+SIMULATOR = "metaworld"
+_FRAME_SIZE = 320
+#: Every second of a simulator's 80 steps in a second.
+_STRIDE = 2
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One moment of an episode.
+
+    Attributes:
+        image: the simulator's view.
+        instruction: what the policy was told.
+        action: float32 (D,), the last action executed in robot units, or None before the first.
+        action_names: one a dimension.
+        low, high: float32 (D,), the action's limits.
+        step, max_steps: steps executed, and the limit.
+        success: whether the task was solved at any step so far.
+        done: whether this is the last frame.
+    """
+
+    image: Image.Image
+    instruction: str
+    action: np.ndarray | None
+    action_names: Sequence[str]
+    low: np.ndarray
+    high: np.ndarray
+    step: int
+    max_steps: int
+    success: bool
+    done: bool
+
+
+def drive(policy: Policy, task: str, seed: int, max_steps: int, simulator: str = SIMULATOR) -> Iterator[Frame]:
+    """Let the policy act in one episode of the simulator's task; the simulator is closed at the end, or with the generator.
+
+    Raises:
+        ValueError: unknown task, or a policy whose actions the simulator doesn't take.
+        OSError: the simulator can't render here.
+    """
+    environment = make_environment(simulator, task, max_steps=max_steps)
+    try:
+        for step in stream_episode(policy, environment, seed):
+            if step.number % _STRIDE == 0 or step.done:
+                yield Frame(
+                    image=environment.render(_FRAME_SIZE),
+                    instruction=environment.instruction,
+                    action=step.action,
+                    action_names=environment.action_names,
+                    low=environment.action_low,
+                    high=environment.action_high,
+                    step=step.number,
+                    max_steps=environment.max_steps,
+                    success=step.success,
+                    done=step.done,
+                )
+    finally:
+        environment.close()

@@ -1,0 +1,155 @@
+"""The policies that the app has loaded: the one it starts with, and those that visitors ask for."""
+
+import html
+import json
+import logging
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import AutoProcessor
+
+from hf_vla import Policy
+from hf_vla.checkpoints.new_backbone import write_new_backbone
+from hf_vla.checkpoints.sources import check_source
+from hf_vla.processing.robots import ROBOTS
+from hf_vla.registration import class_of
+
+logger = logging.getLogger("spaces_demo")
+
+HERE = Path(__file__).resolve().parent
+RECIPE = HERE / "quickstart.yaml"
+EXAMPLES = json.loads((HERE / "examples" / "examples.json").read_text(encoding="utf-8"))
+#: Where `make quickstart` leaves its policy.
+TRAINED = HERE.parent / "outputs" / "quickstart" / "policy"
+#: Stands for the policy that is made here.
+UNTRAINED = "untrained"
+
+# MetaWorld's hand (metres) and gripper: the workspace of all its tasks.
+_STATE_RANGE = {"min": [-0.5, 0.3, 0.0, 0.0], "max": [0.5, 1.0, 0.6, 1.0]}
+_ACTION_RANGE = {"min": [-1.0] * 4, "max": [1.0] * 4}
+
+
+class Policies:
+    """Loads policies by name and keeps the last `capacity` of them, by default one where they fill a GPU's memory, else two."""
+
+    def __init__(self, capacity: int | None = None):
+        self._capacity = capacity or (1 if torch.accelerator.is_available() else 2)
+        self._loaded: OrderedDict[str, Policy] = OrderedDict()
+
+    def get(self, name: str | None) -> Policy:
+        """The policy of a folder or Hub repository, or `UNTRAINED`.
+
+        Raises:
+            ValueError, OSError: there is none of that name, it can't be loaded, or it holds no statistics.
+        """
+        name = (name or "").strip()
+        if not name:
+            raise ValueError("There is no model. Give a folder, or a repository on the Hub such as user/policy.")
+        if name not in self._loaded:
+            load = make_untrained if name == UNTRAINED else _loader(name)
+            while len(self._loaded) >= self._capacity:  # before there is another one in memory
+                self._loaded.popitem(last=False)
+            self._loaded[name] = load()
+        self._loaded.move_to_end(name)
+        return self._loaded[name]
+
+    def first(self) -> tuple[str, str]:
+        """Load what the app starts with: `MODEL_ID`, else the quickstart's policy, else an untrained one.
+
+        Returns:
+            The policy's name, and why it isn't the one that `MODEL_ID` names, or "".
+        """
+        wanted = os.environ.get("MODEL_ID") or (str(TRAINED) if (TRAINED / "config.json").is_file() else UNTRAINED)
+        try:
+            self.get(wanted)
+            return wanted, ""
+        except (ValueError, OSError, ImportError) as error:
+            logger.warning("%s can't be loaded: %s", wanted, error)
+            self.get(UNTRAINED)
+            return UNTRAINED, f"{wanted} can't be loaded: {' '.join(str(error).split())}"
+
+
+def _loader(name: str) -> Callable[[], Policy]:
+    """What loads this policy, once all is known of it that can be known before."""
+    check_source(name)
+    keys = sorted(AutoProcessor.from_pretrained(name).statistics)
+    if not keys:
+        raise ValueError(
+            f"{name} holds no statistics, so its actions can't be turned into robot units. Save it again with "
+            "processor.statistics set to those of its training data."
+        )
+    return partial(Policy.from_pretrained, name, unnorm_key=keys[0])  # visitors choose another
+
+
+def make_untrained(recipe: Path = RECIPE, seed: int = 0) -> Policy:
+    """The quickstart's policy with random weights, for MetaWorld's arm: made in a second, and of no use but to be looked at."""
+    settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    key = "metaworld_robot"
+    robot = ROBOTS[key]
+    model_class = class_of(settings["framework"], "model")
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        texts = [example["instruction"] for example in EXAMPLES]
+        write_new_backbone(Path(folder), settings["vlm_config"], texts, {})
+        model, processor = model_class.from_vlm(
+            folder,
+            random_init=True,
+            action_dim=4,
+            state_dim=4,
+            statistics={key: {"action": _ACTION_RANGE, "state": _STATE_RANGE}},
+            normalization_modes={key: {"action": robot.action_mode, "state": robot.state_mode}},
+            action_names={key: list(robot.action_names)},
+            **settings["policy_config"],
+        )
+    if torch.accelerator.is_available():
+        model = model.to(torch.accelerator.current_accelerator())
+    return Policy(model, processor)
+
+
+def statistics_keys(policy: Policy) -> list[str]:
+    return sorted(policy.processor.statistics)
+
+
+def state_dim(policy: Policy, key: str) -> int | None:
+    """How many numbers a state of this robot has, or None where the statistics hold no state."""
+    of_state = policy.processor.statistics[policy.processor.resolve_key(key)].get("state")
+    return None if of_state is None else len(next(iter(of_state.values())))
+
+
+def denoising_steps(policy: Policy) -> int | None:
+    """The policy's own number of denoising steps, or None where its framework doesn't denoise."""
+    return getattr(policy.model.config, "num_inference_steps", None)
+
+
+def card(policy: Policy, name: str, trouble: str = "") -> str:
+    """What is loaded, as HTML."""
+    model, config = policy.model, policy.model.config
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    facts = {
+        "framework": config.model_type,
+        "parameters": f"{parameters / 1e6:,.2f} M",
+        "chunk": f"{config.action_horizon} × {config.action_dim}",
+        "runs on": f"{model.device}, {str(model.dtype).removeprefix('torch.')}",
+        "robots": ", ".join(statistics_keys(policy)),
+    }
+    items = "".join(f"<span><b>{fact}</b> {html.escape(str(value))}</span>" for fact, value in facts.items())
+    if name == UNTRAINED:
+        trouble = (f"{trouble}. " if trouble else "") + (
+            "This policy was made a moment ago and never trained: what it does means nothing. Train one with “make "
+            "quickstart”, or load another."
+        )
+    warning = f'<p class="warning">{html.escape(trouble)}</p>' if trouble else ""
+    return (
+        f'<div class="card"><p class="title">{html.escape(title(name))}</p><p class="facts">{items}</p>{warning}</div>'
+    )
+
+
+def title(name: str) -> str:
+    """A policy's name as it is shown: no path of the machine where it is one of ours."""
+    return {UNTRAINED: "A policy with random weights", str(TRAINED): "The quickstart's policy"}.get(name, name)

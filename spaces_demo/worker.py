@@ -1,0 +1,119 @@
+"""One thread for all that the policy and the simulator do, work that can be cancelled, and errors as messages.
+
+One thread, because a model is used by one call at a time, and because OpenGL belongs to the thread that it was opened in.
+"""
+
+import functools
+import html
+import inspect
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import Any
+
+import gradio as gr
+import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+logger = logging.getLogger("spaces_demo")
+
+_LONGEST_MESSAGE = 600
+
+
+class Cancelled(Exception):
+    """The user doesn't want the result any more."""
+
+
+class Worker:
+    """Runs one piece of work after the other. Each belongs to a session (one browser tab) and ends when that is cancelled."""
+
+    def __init__(self):
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="policy")
+        self._stops: dict[str, threading.Event] = {}
+
+    def run(self, session: str, work: Callable, *args) -> Any:
+        """`work(*args)` in the worker's thread.
+
+        Raises:
+            Cancelled: by `cancel(session)`, as soon as a module of the model is entered.
+        """
+        return self._pool.submit(_cancellable, self._new_stop(session), work, *args).result()
+
+    def stream(self, session: str, work: Callable[..., Iterator], *args) -> Iterator:
+        """The items of the generator `work(*args)`, which runs in the worker's thread and is closed there, whatever happens."""
+        stop = self._new_stop(session)
+        items = work(*args)
+        end = object()
+        try:
+            while (item := self._pool.submit(_cancellable, stop, next, items, end).result()) is not end:
+                yield item
+        finally:
+            self._pool.submit(items.close).result()
+
+    def cancel(self, session: str) -> None:
+        """Stop what the session has under way, if anything."""
+        if stop := self._stops.pop(session, None):
+            stop.set()
+
+    def _new_stop(self, session: str) -> threading.Event:
+        self.cancel(session)  # nobody waits for a session's earlier work any more
+        return self._stops.setdefault(session, threading.Event())
+
+
+def _cancellable(stop: threading.Event, work: Callable, *args) -> Any:
+    def check(module, inputs) -> None:
+        if stop.is_set():
+            raise Cancelled
+
+    check(None, None)
+    # For every module: a long prediction is left between two layers, whatever the framework. This thread alone runs models.
+    hook = register_module_forward_pre_hook(check)
+    try:
+        return work(*args)
+    finally:
+        hook.remove()
+
+
+def errors_as_messages(handler: Callable) -> Callable:
+    """A gradio handler whose errors reach the user as one message instead of a stack trace; the app goes on."""
+    if inspect.isgeneratorfunction(handler):
+
+        @functools.wraps(handler)
+        def wrapped(*args, **kwargs):
+            with closing(handler(*args, **kwargs)) as items:
+                try:
+                    yield from items
+                except Exception as error:
+                    raise as_message(error) from None
+
+    else:
+
+        @functools.wraps(handler)
+        def wrapped(*args, **kwargs):
+            try:
+                return handler(*args, **kwargs)
+            except Exception as error:
+                raise as_message(error) from None
+
+    return wrapped
+
+
+def as_message(error: Exception) -> gr.Error:
+    """What the user can mend (`ValueError`, `OSError`, `ImportError`) in its own words; other errors go to the log."""
+    if isinstance(error, gr.Error):
+        return error
+    if isinstance(error, Cancelled):
+        return gr.Error("The work was stopped.", title="Cancelled", print_exception=False)
+    if isinstance(error, ValueError | OSError | ImportError):
+        logger.debug("traceback", exc_info=error)
+        text = " ".join(str(error).split())
+        if len(text) > _LONGEST_MESSAGE:
+            text = text[:_LONGEST_MESSAGE] + " …"
+    elif isinstance(error, MemoryError | torch.OutOfMemoryError):
+        text = "This needs more memory than there is. Try fewer samples, fewer or smaller images, or a smaller model."
+    else:
+        logger.error("a handler failed", exc_info=error)
+        text = "This did not work, and it is the app's fault, not yours; its log has the details."
+    return gr.Error(html.escape(text), title="Please check", print_exception=False, duration=15)
