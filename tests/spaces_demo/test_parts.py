@@ -1,0 +1,129 @@
+"""The demo's parts without a browser: cancelling, the simulator's end, messages, limits, names of dimensions."""
+
+import threading
+
+import episodes
+import gradio as gr
+import pytest
+import torch
+from observation import MAX_PIXELS, MAX_SIDE, read_images
+from PIL import Image
+from plots import position_dimensions
+from policies import UNTRAINED, Policies
+from toy import IdlePolicy, ToyEnvironment
+from worker import Cancelled, Worker, errors_as_messages
+
+
+def test_a_cancelled_prediction_ends_between_two_layers():
+    worker, entered, goes_on = Worker(), threading.Event(), threading.Event()
+
+    def work():
+        entered.set()
+        goes_on.wait(10)
+        torch.nn.Identity()(torch.zeros(1))
+        raise AssertionError("a layer was entered after the cancelling")
+
+    def cancel():
+        entered.wait(10)
+        worker.cancel("another visitor")
+        worker.cancel("visitor")
+        goes_on.set()
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    with pytest.raises(Cancelled):
+        worker.run("visitor", work)
+    thread.join()
+    assert worker.run("visitor", torch.nn.Identity(), "goes on") == "goes on"
+
+
+@pytest.mark.parametrize("how", ["cancelled", "left", "finished"])
+def test_the_simulator_is_closed_where_it_was_opened(monkeypatch, how):
+    threads = []
+
+    class Simulator(ToyEnvironment):
+        def reset(self, seed):
+            threads.append(threading.get_ident())
+            return super().reset(seed)
+
+        def close(self):
+            threads.append(threading.get_ident())
+
+    monkeypatch.setattr(episodes, "make_environment", lambda name, task, **settings: Simulator(task, **settings))
+    worker = Worker()
+    frames = worker.stream("visitor", episodes.drive, IdlePolicy(), "reach", 0, 7)
+    assert next(frames).step == 0
+    if how == "finished":
+        shown = list(frames)
+        assert [frame.step for frame in shown] == [2, 4, 6, 7] and shown[-1].done and not shown[-1].success
+    elif how == "left":
+        frames.close()
+    else:
+        worker.cancel("visitor")
+        with pytest.raises(Cancelled):
+            next(frames)
+    assert len(threads) == 2 and threads[0] == threads[1] != threading.get_ident()
+
+
+def test_only_errors_that_a_visitor_can_mend_are_shown(caplog):
+    @errors_as_messages
+    def handler(error):
+        raise error
+
+    @errors_as_messages
+    def streaming(error):
+        yield "first"
+        raise error
+
+    with pytest.raises(gr.Error) as shown:
+        handler(ValueError("give\n<b>four</b> numbers"))
+    assert shown.value.message == "give &lt;b&gt;four&lt;/b&gt; numbers" and not shown.value.print_exception
+    with pytest.raises(gr.Error) as shown:
+        list(streaming(KeyError("secret")))
+    assert "secret" not in shown.value.message and "KeyError: 'secret'" in caplog.text
+
+
+def test_sizes_of_images(tmp_path):
+    upright = Image.new("RGB", (60, 30))
+    exif = upright.getexif()
+    exif[0x0112] = 6  # the camera was turned
+    upright.save(tmp_path / "turned.jpg", exif=exif)
+    Image.new("RGBA", (MAX_SIDE, 20)).save(tmp_path / "wide.png")
+    pictures, notes = read_images([(tmp_path / "turned.jpg", None), tmp_path / "wide.png"])
+    assert [(p.mode, p.size) for p in pictures] == [("RGB", (30, 60)), ("RGB", (MAX_SIDE, 20))] and notes == []
+    # Its header tells more pixels than Pillow itself would open.
+    header = (tmp_path / "wide.png").read_bytes()
+    bomb = header[:16] + (MAX_PIXELS // 16).to_bytes(4, "big") * 2 + header[24:]
+    import zlib
+
+    bomb = bomb[:29] + zlib.crc32(bomb[12:29]).to_bytes(4, "big") + bomb[33:]
+    (tmp_path / "bomb.png").write_bytes(bomb)
+    with pytest.raises(ValueError, match="at most 4096×4096 are read"):
+        read_images([tmp_path / "bomb.png"])
+    with pytest.raises(ValueError, match="These are 9 images; at most 8 fit"):
+        read_images([tmp_path / "wide.png"] * 9)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["dx", "dy", "dz", "gripper"], ([0, 1, 2], True)),
+        (["gripper", "delta_x", "delta_y", "delta_z"], ([1, 2, 3], True)),
+        (["x", "y", "z", "roll"], ([0, 1, 2], False)),
+        (["action.x", "action.y", "action.z"], ([0, 1, 2], False)),
+        (["x", "y", "yaw"], None),
+        (["joint 1", "joint 2"], None),
+    ],
+)
+def test_which_dimensions_are_positions(names, expected):
+    assert position_dimensions(names) == expected
+
+
+def test_few_policies_are_kept(models):
+    policies = Policies(capacity=2)
+    first = policies.get(UNTRAINED)
+    policies.get(str(models["oft"]))
+    assert policies.get(UNTRAINED) is first
+    policies.get(str(models["two_robots"]))
+    assert policies.get(UNTRAINED) is first
+    assert len(policies._loaded) == 2
