@@ -10,6 +10,7 @@ import numpy as np
 from picture_demo import PHONE, choose, look_inside, predict, running_app, watch
 from PIL import Image
 from policies import EXAMPLES, HERE
+from transformers import pipeline
 
 from hf_vla import Policy
 
@@ -53,7 +54,7 @@ def step_shown(page) -> int:
     return int(re.search(r"step (\d+)", page.inner_text("#screen .step")).group(1))
 
 
-def test_an_example_is_predicted_as_in_plain_python(app, models, open_page, screenshot):
+def test_an_example_is_predicted_as_in_plain_python_and_by_the_pipeline(app, models, open_page, screenshot):
     page = open_page(app)
     page.locator("#examples button, #examples .gallery-item").nth(1).click()
     page.wait_for_function(
@@ -76,6 +77,9 @@ def test_an_example_is_predicted_as_in_plain_python(app, models, open_page, scre
     expected = policy.predict(observation, num_samples=5, num_inference_steps=2, seed=3)
     np.testing.assert_allclose(shown["actions"], expected.actions, rtol=1e-5, atol=1e-5)
     assert np.shape(shown["actions"]) == (5, 8, 4)
+    pipe = pipeline("vision-language-action", model=str(models["two_robots"]))
+    same = pipe(observation, unnorm_key="strong_arm", num_inference_steps=2, seed=3)["actions"]
+    np.testing.assert_allclose(shown["actions"][0], same, rtol=1e-5, atol=1e-5)
     assert shown["action_names"] == ["x", "y", "z", "gripper"] and shown["unnorm_key"] == "strong_arm"
     assert shown["prompt"] == expected.prompt == page.inner_text("#predict-details pre.prompt")
     assert page.locator("#predict-plots img").count() == 4
