@@ -43,13 +43,24 @@ def main(argv: list[str] | None = None) -> None:
         (policy, data, peft, args), given = parse_dataclasses(types, argv, description=__doc__)
         if args.output_dir is None:
             raise ValueError("set output_dir: where checkpoints and the trained policy go")
+        if "vlm_loss_scale" in given and not data.vlm_dataset:
+            raise ValueError(
+                "vlm_loss_scale weighs the loss of vlm_dataset's conversations, and no vlm_dataset is set"
+            )
         checkpoint = checkpoint_to_resume(args)
         model, processor, dataset = build(policy, data, args.seed, **peft.loading_options(policy, args))
         if peft.use_peft:
             model = add_adapter(model, policy, peft)
         output = Path(args.output_dir)
         collator = VLADataCollator(processor, use_state=data.use_state)
-        trainer = VLATrainer(model, args, train_dataset=dataset, processing_class=processor, data_collator=collator)
+        trainer = VLATrainer(
+            model,
+            args,
+            train_dataset=dataset,
+            vlm_dataset=data.conversations,
+            processing_class=processor,
+            data_collator=collator,
+        )
         with args.main_process_first(desc="checking the data"):
             dataset.check()
         if checkpoint is not None:

@@ -111,6 +111,31 @@ def test_the_whole_path(framework, smolvlm, tmp_path):
     assert torch.equal(loaded.predict_action(**again, noise=noise()), predicted)
 
 
+@pytest.mark.parametrize("framework", ["qwen_pi_v3", "qwen_fast"])
+def test_co_training_is_both_losses_in_one_call(framework, smolvlm):
+    policy, processor = build(framework, smolvlm)
+    robot = {**processor(**observations(), actions=CHUNKS[:2]), **draw(framework)}
+    turns = [("user", "what is on the table"), ("assistant", "a red block")]
+    messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
+    messages[0]["content"].insert(0, {"type": "image"})
+    words = dict(processor.encode_conversations([observations(1)["images"][0]], [messages]))
+    parts = [gradients(policy, robot), gradients(policy, words)]
+    found = gradients(policy, {**robot, "vlm_batch": words})
+    for name, gradient in found.items():
+        expected = sum(part[name] for part in parts if name in part)
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6, msg=name)
+    counts = policy.loss_counts({**robot, "vlm_batch": words})
+    assert int(counts["vlm_loss"]) == (words["labels"] != -100).sum()
+    learnt = (robot["labels"] != -100).sum() if framework == "qwen_fast" else 2 * HORIZON
+    assert int(counts["action_loss"]) == learnt
+
+
+def test_units_of_sharding_are_the_transformer_blocks(smolvlm):
+    policy, _ = build("qwen_pi_v3", smolvlm)
+    blocks = {"LlamaDecoderLayer", "SmolVLMEncoderLayer", "DiffusionTransformerBlock"}
+    assert blocks <= policy._no_split_modules <= {type(module).__name__ for module in policy.modules()}
+
+
 @frameworks
 def test_a_batch_equals_its_samples(framework, smolvlm):
     policy, processor = build(framework, smolvlm)

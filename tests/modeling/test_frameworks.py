@@ -302,6 +302,61 @@ def test_labels_give_the_language_model_loss(framework):
         policy(**inputs, labels=labels, actions=torch.zeros(2, HORIZON, ACTION_DIM))
 
 
+def conversations(processor) -> dict[str, torch.Tensor]:
+    """Two image-text samples with labels, one with an image."""
+    turns = [
+        [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in (("user", q), ("assistant", a))]
+        for q, a in (("what is on the table", "a red block"), ("say yes", "yes"))
+    ]
+    turns[0][0]["content"].insert(0, {"type": "image"})
+    return dict(processor.encode_conversations([observations(1)["images"][0][:1], []], turns))
+
+
+@frameworks
+def test_co_training_is_both_losses_in_one_call(framework):
+    """One forward and one backward pass, with the gradients of both losses together."""
+    policy, processor = build(framework)
+    robot = {**processor(**observations(), actions=actions()), **draw(framework)}
+    words = conversations(processor)
+    apart = [policy(**robot), policy(**words)]
+    together = policy(**robot, vlm_batch=words)
+    assert torch.equal(together.action_loss, apart[0].loss) and torch.equal(together.vlm_loss, apart[1].loss)
+    assert torch.equal(together.loss, apart[0].loss + apart[1].loss)
+    parts = [gradients(policy, robot), gradients(policy, words)]
+    found = gradients(policy, {**robot, "vlm_batch": words})
+    assert set(found) == set(parts[0]) | set(parts[1])
+    for name, gradient in found.items():
+        expected = sum(part[name] for part in parts if name in part)
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6, msg=name)
+    with pytest.raises(ValueError, match="vlm_batch has no `labels`, only input_ids"):
+        policy(**robot, vlm_batch={"input_ids": words["input_ids"]})
+
+
+@frameworks
+def test_loss_counts_are_what_the_losses_are_means_of(framework):
+    policy, processor = build(framework)
+    robot = processor(**observations(), actions=actions())
+    words = conversations(processor)
+    learnt = int((words["labels"] != -100).sum())
+    assert policy.loss_counts(robot) == {"action_loss": 2 * HORIZON}
+    mask = torch.ones(2, HORIZON + 1, dtype=torch.bool)
+    mask[0, -1] = mask[1, 0] = False  # the first is no target
+    counts = policy.loss_counts({**robot, "action_mask": mask, "vlm_batch": words})
+    assert {name: int(n) for name, n in counts.items()} == {"action_loss": 2 * HORIZON - 1, "vlm_loss": learnt}
+    assert {name: int(n) for name, n in policy.loss_counts(words).items()} == {"vlm_loss": learnt}
+
+
+@frameworks
+def test_units_of_sharding_are_the_transformer_blocks(framework):
+    """`_no_split_modules`, by which FSDP wraps: blocks of language, vision and head, and nothing that is not there."""
+    policy, _ = build(framework)
+    names = {type(module).__name__ for module in policy.modules()}
+    own = {"qwen_dual": {"Dinov2Layer"}, "qwen_oft": set()}.get(framework, set())
+    own |= set() if framework == "qwen_oft" else {"DiffusionTransformerBlock"}
+    assert policy._no_split_modules == {"Qwen3VLTextDecoderLayer", "Qwen3VLVisionBlock"} | own
+    assert policy._no_split_modules <= names
+
+
 @frameworks
 def test_bad_actions_are_refused(framework):
     policy, processor = build(framework)

@@ -4,6 +4,8 @@ from importlib import import_module
 from typing import Any
 
 _MODULE_OF = {
+    "CoTrainingCollator": "cotraining",
+    "CoTrainingDataset": "cotraining",
     "DatasetMixture": "mixture",
     "ImageAugmentation": "augmentation",
     "LeRobotDataset": "lerobot",

@@ -1,5 +1,6 @@
 """`LlavaDataset`: conversations about images, for training a policy's language model along with its actions."""
 
+import hashlib
 import json
 import logging
 import os
@@ -32,6 +33,8 @@ class LlavaDataset(Dataset):
     | `messages` | `[{"role": ..., "content": [{"type": "image"} | {"type": "text", "text": ...}, ...]}, ...]`, as chat templates take them; the assistant's turns are what is learnt |
     | `dataset` | the dataset's name |
 
+    `num_without_images` counts the conversations of plain text.
+
     Args:
         path: the JSON or JSON lines file.
         image_root: the folder that image paths are relative to. Default: the file's folder.
@@ -59,7 +62,8 @@ class LlavaDataset(Dataset):
             raise FileNotFoundError(f"{self.path} is missing")
         self.image_root = self.path.parent if image_root is None else Path(image_root).expanduser()
         self.name = name or self.path.stem
-        self.num_skipped = 0
+        self.on_error = on_error
+        self.num_skipped = self.num_without_images = 0
         present: dict[Path, set[str]] = {}
         encoded = []
         for place, record in self._records():
@@ -73,6 +77,7 @@ class LlavaDataset(Dataset):
                 self.num_skipped += 1
                 logger.warning("left out %s, %s: %s", self.path, place, error)
                 continue
+            self.num_without_images += not item["image"]
             encoded.append(json.dumps(item).encode())
         if not encoded:
             raise ValueError(
@@ -93,13 +98,31 @@ class LlavaDataset(Dataset):
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.path}: item {index} of {len(self)}")
         index %= len(self)
-        start = self._ends[index - 1] if index else 0
-        item = json.loads(self._buffer[start : self._ends[index]].tobytes())
+        item = self._item(index)
         return {
             "image": [self._image(path, index) for path in item["image"]],
             "messages": item["messages"],
             "dataset": self.name,
         }
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the conversations are, as JSON, wherever the file lies."""
+        return {
+            "name": self.name,
+            "conversations": len(self),
+            "reading": hashlib.sha256(self._buffer).hexdigest()[:16],
+        }
+
+    def texts(self) -> Iterator[str]:
+        """What is said in all turns of all conversations."""
+        for index in range(len(self)):
+            for message in self._item(index)["messages"]:
+                yield from (part["text"] for part in message["content"] if part["type"] == "text")
+
+    def _item(self, index: int) -> dict[str, Any]:
+        start = self._ends[index - 1] if index else 0
+        return json.loads(self._buffer[start : self._ends[index]].tobytes())
 
     def __repr__(self) -> str:
         return f"LlavaDataset({str(self.path)!r}, {len(self)} conversations)"

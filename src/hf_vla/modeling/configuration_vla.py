@@ -85,6 +85,11 @@ class VLAConfig(PreTrainedConfig):
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @property
+    def hidden_size(self) -> int:
+        """The backbone's, by which transformers fills in the "auto" sizes of a DeepSpeed configuration."""
+        return self.vlm_hidden_size
+
+    @property
     def vlm_hidden_size(self) -> int:
         """Width of the backbone's text states."""
         return self.vlm_config.get_text_config().hidden_size

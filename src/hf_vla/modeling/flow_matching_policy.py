@@ -35,6 +35,7 @@ class FlowMatchingPolicy(VLAPreTrainedModel):
         timestep: torch.Tensor | None = None,
         state: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        vlm_batch: dict[str, torch.Tensor] | None = None,
         **vlm_inputs,
     ) -> VLAOutput:
         """The flow-matching loss of a batch with actions, or the backbone's language-model loss of one with labels.
@@ -46,6 +47,7 @@ class FlowMatchingPolicy(VLAPreTrainedModel):
             noise, timestep: (R * B, H, action_dim) and (R * B,), tiled (b0 b1 … b0 b1 …), to fix the draw.
             state: (B, 1, state_dim), normalised, where the framework's head reads it.
             labels: (B, L) token ids, -100 where a token does not count; in place of actions, for co-training.
+            vlm_batch: a batch of image-text samples with labels, for co-training: its language-model loss is added.
             vlm_inputs: the backbone's other inputs: `pixel_values`, and what else its family has.
         """
         if labels is not None:
@@ -54,7 +56,7 @@ class FlowMatchingPolicy(VLAPreTrainedModel):
         self._check_state(state, len(input_ids))
         conditioning = self._condition(input_ids, attention_mask, **vlm_inputs)
         loss = self.action_head.loss(conditioning, actions, state, noise, timestep, action_mask)
-        return VLAOutput(loss=loss, action_loss=loss)
+        return self.with_language_model_loss(VLAOutput(loss=loss, action_loss=loss), vlm_batch)
 
     @torch.no_grad()
     def predict_action(

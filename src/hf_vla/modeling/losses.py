@@ -16,6 +16,11 @@ def masked_mean(error: torch.Tensor, mask: torch.Tensor | None = None) -> torch.
     return (error * weight).sum() / weight.sum().clamp(min=1)
 
 
+def labelled(labels: torch.Tensor) -> torch.Tensor:
+    """Of labels (B, L), which are learnt: boolean (B, L - 1). The first has no token before it that could predict it."""
+    return labels[:, 1:] != -100
+
+
 def language_model_loss(vlm: PreTrainedModel, labels: torch.Tensor, **inputs) -> torch.Tensor:
     """Mean cross-entropy of the next token where its label is not -100. Logits are computed there only.
 
@@ -28,7 +33,7 @@ def language_model_loss(vlm: PreTrainedModel, labels: torch.Tensor, **inputs) ->
         raise ValueError(
             f"labels have shape {tuple(labels.shape)}, input_ids {tuple(inputs['input_ids'].shape)}: they must be the same"
         )
-    counted = labels[:, 1:] != -100
+    counted = labelled(labels)
     if not counted.any():
         raise ValueError("labels are -100 everywhere, so that no token counts; label at least one token of the batch")
     states = run_backbone(vlm, **inputs).last_hidden_state

@@ -11,6 +11,7 @@ from .configuration_qwen_dual import QwenDualConfig
 from .diffusion_transformer import Conditioning
 from .dino import DinoEncoder
 from .flow_matching_policy import FlowMatchingPolicy
+from .zero3 import copy_weights, not_partitioned
 
 logger = logging.get_logger(__name__)
 
@@ -85,11 +86,10 @@ class QwenDualForActionPrediction(FlowMatchingPolicy):
                 "DINO starts from new weights; pass dino_name_or_path='facebook/dinov2-small' for pretrained ones"
             )
             return super().from_vlm(vlm_name_or_path, **kwargs)
-        dino = Dinov2Model.from_pretrained(
-            dino_name_or_path
-        )  # by its own class, whose old names transformers converts
+        with not_partitioned():  # by its own class, whose old names transformers converts
+            dino = Dinov2Model.from_pretrained(dino_name_or_path)
         policy, processor = super().from_vlm(vlm_name_or_path, dino_config=dino.config, **kwargs)
-        policy.dino.load_state_dict(dino.state_dict())
+        copy_weights(policy.dino, dino.state_dict())
         return policy, processor
 
 

@@ -9,7 +9,7 @@ from transformers.utils import logging
 from .action_codebook import ActionCodebook, ActionTokenConstraint
 from .backbone import build_backbone, with_token_types
 from .configuration_qwen_fast import GENERATION_CONSTRAINTS, QwenFASTConfig
-from .losses import language_model_loss
+from .losses import labelled, language_model_loss
 from .modeling_vla import VLAOutput, VLAPreTrainedModel
 
 logger = logging.get_logger(__name__)
@@ -34,6 +34,7 @@ class QwenFASTForActionPrediction(VLAPreTrainedModel):
         action_mask: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
         timestep: torch.Tensor | None = None,
+        vlm_batch: dict[str, torch.Tensor] | None = None,
         **vlm_inputs,
     ) -> VLAOutput:
         """Mean cross-entropy of the labelled tokens: those of the actions, or of text in image-text samples.
@@ -44,6 +45,7 @@ class QwenFASTForActionPrediction(VLAPreTrainedModel):
             actions: (B, T, action_dim), which a processor's batch holds; the labels were made of them. Only whether they
                 are there is read: it tells `action_loss` from `vlm_loss`.
             action_mask, noise, timestep: not read, as tokens have no steps and no noise.
+            vlm_batch: a batch of image-text samples with labels, for co-training: its language-model loss is added.
             vlm_inputs: the backbone's other inputs: `pixel_values`, and what else its family has.
         """
         if labels is None:
@@ -55,7 +57,13 @@ class QwenFASTForActionPrediction(VLAPreTrainedModel):
             self._check_labels(labels)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **vlm_inputs}
         loss = language_model_loss(self.vlm, labels, **inputs)
-        return VLAOutput(loss=loss, vlm_loss=loss) if actions is None else VLAOutput(loss=loss, action_loss=loss)
+        if actions is None:
+            return VLAOutput(loss=loss, vlm_loss=loss)
+        return self.with_language_model_loss(VLAOutput(loss=loss, action_loss=loss), vlm_batch)
+
+    def loss_counts(self, batch: Mapping) -> dict[str, int | torch.Tensor]:
+        counts = super().loss_counts(batch)
+        return counts | {"action_loss": labelled(batch["labels"]).sum()} if "action_loss" in counts else counts
 
     def _check_labels(self, labels: torch.Tensor) -> None:
         """The first label of each sample (B, L) must be an action token."""

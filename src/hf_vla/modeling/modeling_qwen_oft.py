@@ -82,6 +82,7 @@ class QwenOFTForActionPrediction(VLAPreTrainedModel):
         noise: torch.Tensor | None = None,
         timestep: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        vlm_batch: dict[str, torch.Tensor] | None = None,
         **vlm_inputs,
     ) -> VLAOutput:
         """The mean absolute error of a batch with actions, or the backbone's language-model loss of one with labels.
@@ -92,6 +93,7 @@ class QwenOFTForActionPrediction(VLAPreTrainedModel):
             action_mask: boolean (B, T), false where a step is padding and does not count.
             noise, timestep: not read, as nothing is drawn; here so that all policies are called alike.
             labels: (B, L) token ids, -100 where a token does not count; in place of actions, for co-training.
+            vlm_batch: a batch of image-text samples with labels, for co-training: its language-model loss is added.
             vlm_inputs: the backbone's other inputs: `pixel_values`, and what else its family has.
         """
         if labels is not None:
@@ -99,7 +101,7 @@ class QwenOFTForActionPrediction(VLAPreTrainedModel):
         actions, action_mask = self.target_actions(len(input_ids), actions, action_mask)
         predicted = self._regress(input_ids, attention_mask, **vlm_inputs)
         loss = masked_mean((predicted.float() - actions.float()).abs(), action_mask)
-        return VLAOutput(loss=loss, action_loss=loss)
+        return self.with_language_model_loss(VLAOutput(loss=loss, action_loss=loss), vlm_batch)
 
     @torch.no_grad()
     def predict_action(

@@ -1,19 +1,24 @@
 """What the models of all frameworks share: loading that raises instead of loading half, weight initialisation, outputs."""
 
+import copy
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 from transformers import initialization as init
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, logging
 
 from ..model_card import LeavesModelCard
 from .backbone import layer_states
 from .configuration_vla import VLAConfig
-from .losses import language_model_loss
+from .losses import labelled, language_model_loss
 from .strict_loading import align, no_loading_report, raise_if_incomplete, raise_if_shapes_differ
+from .zero3 import not_partitioned, writes_weights
 
 logger = logging.get_logger(__name__)
 
@@ -23,7 +28,7 @@ class VLAOutput(ModelOutput):
     """
     Args:
         loss (`torch.Tensor` of shape `(1,)`, *optional*):
-            The action loss plus, where there is one, the weighted language-model loss.
+            The action loss or the language-model loss; in co-training their sum.
         action_loss (`torch.Tensor`, *optional*):
             The framework's loss on the actions.
         vlm_loss (`torch.Tensor`, *optional*):
@@ -47,7 +52,17 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_attention_backend = True
-    _no_split_modules = ["DiffusionTransformerBlock"]
+
+    def post_init(self) -> None:
+        """As transformers', and `_no_split_modules` are the transformer blocks of backbone and head, whatever their names.
+
+        They are FSDP's units, and are not torn apart by a `device_map`. transformers' own list for a backbone may lack some,
+        and names others that are not in the model, at which accelerate's FSDP stops.
+        """
+        super().post_init()
+        present = {type(module).__name__ for module in self.modules()}
+        blocks = {type(module).__name__ for module in self.modules() if isinstance(module, GradientCheckpointingLayer)}
+        self._no_split_modules = (set(self._no_split_modules) & present) | blocks
 
     def _init_weights(self, module: nn.Module) -> None:
         """New heads start as StarVLA's: torch's defaults for linear and norm layers, normal(0, 0.02) for embeddings."""
@@ -90,6 +105,35 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **vlm_inputs}
         loss = language_model_loss(self.vlm, labels, **inputs)
         return VLAOutput(loss=loss, vlm_loss=loss)
+
+    def with_language_model_loss(self, output: VLAOutput, vlm_batch: Mapping[str, torch.Tensor] | None) -> VLAOutput:
+        """A batch's `output`, and the language-model loss of the image-text samples that come with it, if any.
+
+        Both are computed by one call of `forward`, and so by one backward pass, as DDP, FSDP and ZeRO need it.
+        """
+        if vlm_batch is None:
+            return output
+        if vlm_batch.get("labels") is None:
+            raise ValueError(
+                f"vlm_batch has no `labels`, only {', '.join(vlm_batch)}; make it with processor.encode_conversations"
+            )
+        vlm_loss = self.language_model_output(actions=None, **vlm_batch).vlm_loss
+        return replace(output, loss=output.loss + vlm_loss, vlm_loss=vlm_loss)
+
+    def loss_counts(self, batch: Mapping) -> dict[str, int | torch.Tensor]:
+        """Over how many targets `forward` takes the mean in each loss of a batch: action steps, labelled tokens.
+
+        Losses of several batches are averaged by these, so that every target counts the same; see
+        [`~hf_vla.training_args.loss_weights`]. Override it where a framework's action loss is another mean.
+        """
+        counts = {}
+        vlm_batch = batch.get("vlm_batch") or ({} if "actions" in batch else batch)
+        if vlm_batch.get("labels") is not None:
+            counts["vlm_loss"] = labelled(vlm_batch["labels"]).sum()
+        if batch.get("actions") is not None:
+            horizon, mask = self.config.action_horizon, batch.get("action_mask")
+            counts["action_loss"] = len(batch["actions"]) * horizon if mask is None else mask[:, -horizon:].sum()
+        return counts
 
     def target_actions(
         self, batch: int, actions: torch.Tensor | None, action_mask: torch.Tensor | None = None
@@ -163,10 +207,24 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
             kwargs["quantization_config"] = of_backbone_only(kwargs["quantization_config"], cls, own)
         kwargs["ignore_mismatched_sizes"] = True  # to name them below, with all else that does not fit
         with readable_weights(source):
+            if is_deepspeed_zero3_enabled():  # transformers only finds what is missing then
+                with not_partitioned():
+                    meta = {**kwargs, "device_map": "meta"}
+                    _, info = super().from_pretrained(
+                        pretrained_model_name_or_path,
+                        *model_args,
+                        config=copy.deepcopy(config),
+                        output_loading_info=True,
+                        **meta,
+                    )
+                raise_if_incomplete(source, info)
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
             )
         raise_if_incomplete(source, info)
+        if is_deepspeed_zero3_enabled():
+            # transformers 5.23 notes all conversions of names that it knows as used, and undoes them when it saves.
+            model._weight_conversions = None
         align(model)
         if repository is not None:
             model.config._name_or_path = model.name_or_path = repository.name
@@ -249,9 +307,11 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = of_backbone_only(kwargs["quantization_config"], cls, config)
         try:
-            vlm, info = AutoModelForImageTextToText.from_pretrained(
-                vlm_name_or_path, dtype=dtype, output_loading_info=True, **hub
-            )
+            where = {} if writes_weights() else {"device_map": "meta"}
+            with not_partitioned():
+                vlm, info = AutoModelForImageTextToText.from_pretrained(
+                    vlm_name_or_path, dtype=dtype, output_loading_info=True, **hub, **where
+                )
         except OSError as error:
             raise OSError(f"the weights of the backbone {vlm_name_or_path} can't be loaded ({error})") from error
         raise_if_incomplete(vlm_name_or_path, {**info, "unexpected_keys": ()})  # other heads may lie beside it

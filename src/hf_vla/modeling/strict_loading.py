@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
+from .zero3 import not_partitioned
+
 
 def raise_if_incomplete(source, info: dict) -> None:
     """Raise a ValueError that names what the weights lack, hold too much, or hold in another shape."""
@@ -25,7 +27,7 @@ def raise_if_incomplete(source, info: dict) -> None:
 
 def raise_if_shapes_differ(source, model_class, config, tensors: dict[str, torch.Tensor]) -> None:
     """transformers 5.23 can't report a mismatch of tied embeddings that the weights hold twice, as native ones do."""
-    with torch.device("meta"):
+    with not_partitioned(), torch.device("meta"):
         needed = model_class(copy.deepcopy(config)).state_dict()
     differ = {(n, x.shape, needed[n].shape) for n, x in tensors.items() if n in needed and x.shape != needed[n].shape}
     raise_if_incomplete(source, {"mismatched_keys": differ})

@@ -28,6 +28,10 @@ class VLATrainingArguments(TrainingArguments):
         vlm_loss_scale (`float`, *optional*, defaults to 0.1):
             Weight of the language-model loss in co-training.
 
+    Parameters that control co-training, which `VLATrainer(vlm_dataset=…)` begins:
+        vlm_per_device_train_batch_size (`int`, *optional*):
+            Conversations in a batch, beside `per_device_train_batch_size` robot samples. By default as many.
+
     Parameters that control batches and the output folder:
         global_batch_size (`int`, *optional*):
             Samples of an optimizer step over all processes; `gradient_accumulation_steps` follows from it.
@@ -52,6 +56,9 @@ class VLATrainingArguments(TrainingArguments):
         default=None, metadata={"help": "regexes: which of pretrained_checkpoint's parameters are loaded; default all"}
     )
     vlm_loss_scale: float = field(default=0.1, metadata={"help": "weight of the language-model loss in co-training"})
+    vlm_per_device_train_batch_size: int | None = field(
+        default=None, metadata={"help": "conversations in a batch of co-training; default as many as robot samples"}
+    )
     global_batch_size: int | None = field(
         default=None, metadata={"help": "samples of a step over all processes; sets gradient_accumulation_steps"}
     )
@@ -93,6 +100,10 @@ class VLATrainingArguments(TrainingArguments):
             raise ValueError("reload_modules says what to take from pretrained_checkpoint, which is not set")
         if self.vlm_loss_scale < 0:
             raise ValueError(f"vlm_loss_scale is {self.vlm_loss_scale}; it must be 0 or more")
+        if self.vlm_per_device_train_batch_size is not None and self.vlm_per_device_train_batch_size < 1:
+            raise ValueError(
+                f"vlm_per_device_train_batch_size is {self.vlm_per_device_train_batch_size}; it must be 1 or more"
+            )
         if self.label_names is None:
             self.label_names = ["actions"]
 

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from ..data import DatasetMixture
+from ..data import CoTrainingDataset, DatasetMixture
 from ..model_card import write_model_card
 
 
@@ -13,7 +13,8 @@ def training_facts(trainer) -> dict[str, object]:
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     losses = [row["loss"] for row in state.log_history if "loss" in row]
     facts = {
-        "datasets": _datasets(trainer.train_dataset),
+        "datasets": _datasets(_robots(trainer.train_dataset)),
+        "conversations": _conversations(trainer),
         "steps": f"{state.global_step:,}, {batch} samples each",
         "learning rate": f"{args.learning_rate:g}, {_text(args.lr_scheduler_type)}",
         "learning rates of modules": _pairs(args.module_learning_rates),
@@ -29,7 +30,8 @@ def training_facts(trainer) -> dict[str, object]:
 
 def write_training_card(trainer, folder: str | os.PathLike, **metadata) -> Path:
     """Renew the card in a folder that the trainer saved the policy to; `metadata` as for `write_model_card`."""
-    members = getattr(trainer.train_dataset, "datasets", [trainer.train_dataset])
+    dataset = _robots(trainer.train_dataset)
+    members = getattr(dataset, "datasets", [dataset])
     repositories = [member.name for member in members if getattr(member, "revision", None)]  # folders have none
     output = Path(trainer.args.output_dir)
     return write_model_card(
@@ -39,6 +41,19 @@ def write_training_card(trainer, folder: str | os.PathLike, **metadata) -> Path:
         training=training_facts(trainer),
         settings=output / "config.yaml",
     )
+
+
+def _robots(dataset):
+    """The robot samples' dataset, of one that has conversations too."""
+    return getattr(dataset, "mixture", dataset)
+
+
+def _conversations(trainer) -> str | None:
+    if not isinstance(trainer.train_dataset, CoTrainingDataset):
+        return None
+    members = trainer.train_dataset.conversations.datasets
+    names = ", ".join(f"{getattr(member, 'name', member)} ({len(member):,})" for member in members)
+    return f"{names}; weight of their loss {trainer.args.vlm_loss_scale:g}"
 
 
 def _datasets(dataset) -> str:

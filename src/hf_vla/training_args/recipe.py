@@ -3,6 +3,7 @@
 import json
 import tempfile
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from transformers import AutoModel, AutoProcessor, set_seed
 
 from ..checkpoints.adapters import find_adapter
 from ..checkpoints.new_backbone import write_new_backbone
-from ..data import DatasetMixture, ImageAugmentation, LeRobotDataset
+from ..data import DatasetMixture, ImageAugmentation, LeRobotDataset, LlavaDataset
 from ..processing.action_tokenizer import FastActionTokenizer
 from ..processing.normalization import MODES, Normalizer
 from ..processing.robots import modes_for
@@ -37,7 +38,7 @@ class PolicyArguments:
         framework: the framework of a new policy, by default qwen_pi_v3.
         base_vlm: a new policy's backbone (folder or Hub repository) with its weights, tokenizer and image processor.
         vlm_config: a new policy's backbone, from scratch: fields of its configuration. Its vocabulary is made from the data's
-            instructions.
+            instructions and conversations.
         policy_config: fields of the new policy's configuration, and settings of its processor.
         image_processor_config: fields of the image processor of a backbone from scratch, or to change in that of base_vlm.
     """
@@ -96,6 +97,8 @@ class DataArguments:
         action_mode, state_mode: normalisation of robots whose own is not known to the package.
         augmentation: fields of `hf_vla.data.ImageAugmentation`; by default images are not changed.
         on_error: "raise", or "skip" frames that can't be read, which is counted and logged.
+        vlm_dataset: conversations to co-train with, files of LLaVA's JSON; see [`~hf_vla.data.LlavaDataset`].
+        vlm_image_root: the folder that their images' paths are relative to; by default each file's own.
     """
 
     dataset: list[str] | None = field(default=None, metadata={"help": "LeRobot datasets (folders or repositories)"})
@@ -111,6 +114,10 @@ class DataArguments:
     state_mode: str = field(default="q99", metadata={"help": "normalisation of states: q99, min_max, mean_std"})
     augmentation: dict | str | None = field(default=None, metadata={"help": "JSON: fields of ImageAugmentation"})
     on_error: str = field(default="raise", metadata={"help": "raise, or skip frames that can't be read"})
+    vlm_dataset: list[str] | None = field(
+        default=None, metadata={"help": "conversations to co-train with: files of LLaVA's JSON"}
+    )
+    vlm_image_root: str | None = field(default=None, metadata={"help": "folder of vlm_dataset's images"})
 
     def __post_init__(self):
         if bool(self.dataset) == bool(self.mixture):
@@ -120,6 +127,8 @@ class DataArguments:
             raise ValueError(f"{', '.join(of_datasets)} belong to dataset; a mixture's file says its own")
         if self.data_root and not self.mixture:
             raise ValueError("data_root is the folder of a mixture's datasets, and no mixture is set")
+        if self.vlm_image_root and not self.vlm_dataset:
+            raise ValueError("vlm_image_root is the folder of vlm_dataset's images, and no vlm_dataset is set")
         if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 1):
             raise ValueError(f"image_size is {self.image_size}; give width and height")
         for name in ("action_mode", "state_mode"):
@@ -129,6 +138,12 @@ class DataArguments:
         if unknown := set(self.augmentation) - set(ImageAugmentation.__dataclass_fields__):
             known = ", ".join(ImageAugmentation.__dataclass_fields__)
             raise ValueError(f"augmentation has no {', '.join(sorted(unknown))}; it has {known}")
+
+    @cached_property
+    def conversations(self) -> list[LlavaDataset] | None:
+        """The datasets to co-train with, each read once."""
+        files = self.vlm_dataset or []
+        return [LlavaDataset(file, self.vlm_image_root, on_error=self.on_error) for file in files] or None
 
     def build(self, action_horizon: int, seed: int) -> DatasetMixture:
         """The training dataset."""
@@ -178,6 +193,8 @@ def _new_policy(policy: PolicyArguments, data: DataArguments, datasets: list[LeR
         fields |= {"image_processor_config": policy.image_processor_config, "dtype": policy.dtype}
         return model_class.from_vlm(policy.base_vlm, **fields, **loading_options)
     texts = sorted({text for dataset in datasets for text in dataset.instructions})
+    for conversations in data.conversations or []:
+        texts.extend(conversations.texts())
     with tempfile.TemporaryDirectory() as folder:
         write_new_backbone(Path(folder), policy.vlm_config, texts, policy.image_processor_config)
         model, processor = model_class.from_vlm(folder, random_init=True, dtype=getattr(torch, policy.dtype), **fields)

@@ -11,8 +11,11 @@ from transformers.utils import logging
 
 from ..checkpoints.adapted_modules import merge
 from ..data import DatasetMixture, VLADataCollator
+from ..modeling.zero3 import copy_weights, full_shape, not_partitioned
+from . import engines, loss_weights
 from .arguments import VLATrainingArguments
 from .card import write_training_card
+from .cotraining import co_training, refuse_plain_text, refuse_vlm_settings
 from .guards import FiniteLossGuard
 from .patterns import freeze, learning_rates, matching_parameters
 from .resuming import ResumableTrainer
@@ -27,12 +30,23 @@ class VLATrainer(ResumableTrainer):
         model: a policy model.
         args: [`VLATrainingArguments`].
         train_dataset: items as `LeRobotDataset` and `DatasetMixture` give them.
+        vlm_dataset: a `LlavaDataset` or several, to co-train with: each step then also trains the backbone's language on
+            `args.vlm_per_device_train_batch_size` conversations, weighted by `args.vlm_loss_scale`. `train_dataset` must be
+            a `DatasetMixture`.
         processing_class: the policy's processor; saved with every checkpoint.
         data_collator: by default `VLADataCollator(processing_class)`.
         kwargs: as for `Trainer`.
     """
 
-    def __init__(self, model=None, args: VLATrainingArguments | None = None, *, processing_class=None, **kwargs):
+    def __init__(
+        self,
+        model=None,
+        args: VLATrainingArguments | None = None,
+        *,
+        processing_class=None,
+        vlm_dataset=None,
+        **kwargs,
+    ):
         if not isinstance(args, VLATrainingArguments):
             raise ValueError(f"args is a {type(args).__name__}; give VLATrainingArguments(output_dir=…)")
         if kwargs.get("data_collator") is None:
@@ -49,10 +63,20 @@ class VLATrainer(ResumableTrainer):
             # A mixture's items are random draws already; in order, they are the same under any number of workers and
             # ranks, and a resumed run goes on where it stopped.
             args.train_sampling_strategy = "sequential"
+        if vlm_dataset is None:
+            refuse_vlm_settings(args)
+        else:
+            kwargs["train_dataset"], kwargs["data_collator"] = co_training(
+                model, args, kwargs.get("train_dataset"), vlm_dataset, kwargs["data_collator"], processing_class
+            )
         self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(()))
         self._count = 0
         self._guard = FiniteLossGuard()
+        self._mean_counts: torch.Tensor | None = None
+        engines.prepare_arguments(args)
         super().__init__(model, args, processing_class=processing_class, **kwargs)
+        engines.prepare_accelerator(self.accelerator, self.model)
+        refuse_plain_text(self.train_dataset, self.accelerator)
         self.add_callback(LossPlotCallback())
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
@@ -85,14 +109,20 @@ class VLATrainer(ResumableTrainer):
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._mean_counts = loss_weights.mean_counts(self.model, batches, self.accelerator)
+        return batches, num_items
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        if outputs.get("vlm_loss") is not None and model.training:
-            loss = loss * self.args.vlm_loss_scale
         if model.training:
-            for name in ("action_loss", "vlm_loss"):
+            weights = loss_weights.weights(self.model, inputs, self._mean_counts)
+            for name, scale in (("action_loss", 1.0), ("vlm_loss", self.args.vlm_loss_scale)):
                 if (value := outputs.get(name)) is not None:
-                    self._sums[name] = self._sums[name].to(value.device) + value.detach()
+                    if self._mean_counts is not None or scale != 1:
+                        loss = loss + (scale * weights[name] - 1) * value  # in the model's loss it has weight 1
+                    self._sums[name] = self._sums[name].to(value.device) + value.detach() * weights[name]
             self._count += 1
             self._guard.observe(self, loss)
         return (loss, outputs) if return_outputs else loss
@@ -128,9 +158,10 @@ class VLATrainer(ResumableTrainer):
         self._sums.update({name: torch.tensor(total) for name, total in state["sums"].items()})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds each loss's mean since the last log."""
+        """Adds each loss's mean since the last log, over all processes."""
         if "loss" in logs:
-            logs |= {name: (total / self._count).item() for name, total in self._sums.items()}
+            for name, total in self._sums.items():
+                logs[name] = (self.accelerator.reduce(total.float(), reduction="mean") / self._count).item()
             self._sums.clear()
             self._count = 0
         super().log(logs, start_time)
@@ -155,19 +186,20 @@ def load_pretrained(model: torch.nn.Module, source: str, patterns: list[str] | N
     Raises:
         ValueError: a pattern matches nothing, or a parameter that is to be loaded is missing or of another shape.
     """
-    weights = merge(AutoModel.from_pretrained(source, dtype=model.dtype)).state_dict()
-    own = model.state_dict()
+    with not_partitioned():
+        weights = merge(AutoModel.from_pretrained(source, dtype=model.dtype)).state_dict()
+    own = model.state_dict(keep_vars=True)
     names = set(own)
     if patterns:
         matched = set().union(*(matching_parameters(model, pattern, "reload_modules") for pattern in patterns))
         names = {name for name in own if name in matched}
-    bad = sorted(n for n in names if n not in weights or weights[n].shape != own[n].shape)
+    bad = sorted(n for n in names if n not in weights or weights[n].shape != full_shape(own[n]))
     if bad:
         raise ValueError(
             f"{source} does not fit this model: {len(bad)} tensors are missing or of another shape, for example {bad[0]}; "
             "name the modules that fit in reload_modules"
         )
-    model.load_state_dict({name: weights[name] for name in names}, strict=False)
+    copy_weights(model, {name: weights[name] for name in sorted(names)})  # the same order in all processes
     logger.warning(f"loaded {len(names)} of {len(own)} tensors from {source}")
 
 
