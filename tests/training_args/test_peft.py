@@ -449,8 +449,15 @@ def test_a_run_resumes_from_an_adapter(lora_recipe, tmp_path):
     policy = Policy.from_pretrained(str(tmp_path / "resumed"), device="cpu")
     assert policy.infer(whole.train_dataset[0]).shape == (4, 2)
 
-    with pytest.raises(ValueError, match="was trained with r 16, this run has 4"):
-        trainer_for(lora_recipe, *flags, tmp_path / "x", "--lora_r", 4).train(resume_from_checkpoint=str(checkpoint))
+    for option, message in (
+        ("--lora_r", "is of another run"),
+        ("--lora_alpha", "trained with lora_alpha 32, .* has 4"),
+    ):
+        other = trainer_for(lora_recipe, *flags, tmp_path / "x", option, 4)
+        with pytest.raises(ValueError, match=message):
+            other.train(resume_from_checkpoint=str(checkpoint))
+    record = json.loads((checkpoint / "base.json").read_text())
+    assert (checkpoint / record["relative_path"]).resolve() == tmp_path / "base"
     with pytest.raises(ValueError, match="holds no adapter; resume from a checkpoint of a run with use_peft"):
         whole.model.load_adapter(str(tmp_path / "base"), "default")
     with torch.no_grad():

@@ -211,14 +211,19 @@ def is_policy(name_or_path, **kwargs) -> bool:
     return PreTrainedConfig.get_config_dict(name_or_path, **hub)[0].get("model_type") in frameworks()
 
 
-def describe_base(folder, model: nn.Module, base_fingerprint: dict[str, list[float]] | None) -> None:
-    """Write what loading needs beside PEFT's files: the policy's configuration, and how its base is found and recognised."""
+def describe_base(
+    folder, model: nn.Module, base_fingerprint: dict[str, list[float]] | None, final_folder=None
+) -> None:
+    """Write what loading needs beside PEFT's files: the policy's configuration, and how its base is found and recognised.
+
+    `final_folder` is where the folder will be moved to, if it is.
+    """
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # of this run: the adapter's base may be loaded in full precision
     config.save_pretrained(folder)
     base = model.peft_config["default"].base_model_name_or_path
-    relative = os.path.relpath(base, folder) if base and Path(base).is_dir() else None
+    relative = os.path.relpath(base, final_folder or folder) if base and Path(base).is_dir() else None
     record = {"relative_path": relative, "fingerprint": base_fingerprint}
     (Path(folder) / BASE).write_text(json.dumps(record, indent=1) + "\n")
     repository = base if base and looks_like_repository(base) else None

@@ -1,5 +1,7 @@
 """A policy with a trainable adapter: PEFT's model, whose folders the Auto classes load as policies."""
 
+from pathlib import Path
+
 import torch
 from peft import LoraConfig, PeftModel
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -7,6 +9,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from ..checkpoints.adapted_modules import fingerprint, tied_embeddings_shown
 from ..checkpoints.adapters import describe_base, find_adapter
 from ..model_card import LeavesModelCard
+from .checkpointing import SAVING
 
 #: What must be the same in a checkpoint that a run goes on from; what is adapted shows in the names of its tensors.
 _SAME = ("r", "lora_alpha", "use_rslora", "use_dora", "trainable_token_indices")
@@ -37,7 +40,8 @@ class AdaptedPolicy(LeavesModelCard, PeftModel):
             save_directory, is_main_process=is_main_process, **{"save_embedding_layers": False, **kwargs}
         )
         if is_main_process:
-            describe_base(save_directory, self, self.base_fingerprint)
+            final = Path(*(part for part in Path(save_directory).absolute().parts if part != SAVING))
+            describe_base(save_directory, self, self.base_fingerprint, final)
 
     def create_or_update_model_card(self, output_dir: str) -> None:
         """PEFT's; the policy's own card takes its place."""
