@@ -15,16 +15,18 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder reports its settings to stderr otherwise
 
 import av
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from hf_vla.data import LeRobotDataset
 
@@ -124,33 +126,46 @@ class OpeningReader:
 
 def collate(items: list[dict]) -> dict:
     """Tensors, as a collator makes them in the workers: they come back in shared memory, PIL images would be copied."""
-    batch = {name: torch.from_numpy(np.stack([item[name] for item in items])) for name in ("action", "state")}
-    images = [np.asarray(image) for item in items for image in item["image"]]
-    return batch | ({"pixels": torch.from_numpy(np.stack(images))} if images else {})
+    batch = {name: default_collate([item[name] for item in items]) for name in ("action", "state")}
+    images = [torch.from_numpy(np.array(image)) for item in items for image in item["image"]]
+    return batch | ({"pixels": default_collate(images)} if images else {})
 
 
-def samples_per_second(dataset, seconds: float, workers: int = 0) -> float:
-    """Batches of 16 in random order for at least `seconds`, the better of two runs; files are open when time starts."""
+class Rates(NamedTuple):
+    """Samples per second by the clock, and per second of CPU time of this process and its workers together."""
+
+    clock: float
+    cpu: float
+
+
+def measure(dataset, workers: int, seconds: float) -> Rates:
+    """Batches of 16 in random order for at least `seconds`; files are open when time starts."""
     order = np.random.default_rng(0).permutation(len(dataset)).tolist() * 200
-    loader = DataLoader(dataset, 16, sampler=order, num_workers=workers, collate_fn=collate)
-    best = 0.0
-    for _ in range(2):
-        batches = iter(loader)
-        for _ in range(8):
-            next(batches)
-        start, read = time.perf_counter(), 0
-        while time.perf_counter() - start < seconds:
-            read += len(next(batches)["action"])
-        best = max(best, read / (time.perf_counter() - start))
-        del batches
-    return best
+    others = set(psutil.Process().children())
+    batches = iter(DataLoader(dataset, 16, sampler=order, num_workers=workers, collate_fn=collate))
+    for _ in range(8):
+        next(batches)
+    processes = [psutil.Process(), *(set(psutil.Process().children()) - others)]
+
+    def cpu_time() -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+    start, cpu_start, read = time.perf_counter(), cpu_time(), 0
+    while time.perf_counter() - start < seconds:
+        read += len(next(batches)["action"])
+    return Rates(read / (time.perf_counter() - start), read / (cpu_time() - cpu_start))
 
 
-def compare(name: str, root: Path, cameras: list[str], workers: int, seconds: float) -> None:
-    before = samples_per_second(OpeningReader(root, cameras), seconds, workers)
-    now = samples_per_second(LeRobotDataset(root, HORIZON, cameras=cameras), seconds, workers)
+def compare(name: str, root: Path, cameras: list[str], workers: int, seconds: float, rounds: int = 3) -> None:
+    """Measure both in turn, so that other work on the machine meets both, and take the best of each."""
+    measured = [
+        [measure(dataset, workers, seconds) for dataset in (OpeningReader(root, cameras), ours)]
+        for ours in [LeRobotDataset(root, HORIZON, cameras=cameras)] * rounds
+    ]
+    before, now = (Rates(*map(max, zip(*rates, strict=True))) for rates in zip(*measured, strict=True))
     print(
-        f"| {name} | {len(cameras) or 'tables'} | {workers} | {before:.0f} | {now:.0f} | {now / before:.1f} |",
+        f"| {name} | {len(cameras) or 'tables'} | {workers} | {before.clock:.0f} | {now.clock:.0f} "
+        f"| {now.clock / before.clock:.1f} | {now.cpu / before.cpu:.1f} |",
         flush=True,
     )
 
@@ -166,7 +181,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="time for each measurement")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print("| data | cameras | workers | opening | hf_vla | ratio |\n|---|---|---|---|---|---|")
+    print("| data | cameras | workers | opening | hf_vla | ratio | ratio of CPU time |\n|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         roots = {root.name: root for root in arguments.dataset or []}
         if not roots:

@@ -124,6 +124,14 @@ def test_everything_wrong_is_listed(copied, v3):
     assert re.search(r"file-000.parquet: episode 1, frame 4: action\[3\] is nan", problem)
 
 
+def test_a_shared_file_that_cannot_be_opened_is_listed_once(v3):
+    video = v3 / "videos/observation.images.wrist/chunk-000/file-001.mp4"  # of episodes 1, 2 and 3
+    video.write_bytes(video.read_bytes()[:500])
+    (problem,) = check(v3)
+    assert re.search("episode 1, frame 0, camera 'observation.images.wrist'.*file-001.mp4 cannot be opened", problem)
+    assert f"{sum(LENGTHS[1:4]) - 1} more frames in 3 episodes" in problem
+
+
 def test_script_prints_and_writes_a_report(inspect, copied, capsys, tmp_path):
     root = copied("v21_video")
     for name in ("report.html", "report.png"):

@@ -485,6 +485,15 @@ def test_hub_repository_downloads_only_what_is_needed(hub, written):
     assert dataset[5]["image"] == whole[sum(LENGTHS[:3])]["image"]
 
 
+def test_whole_folders_are_asked_for_by_one_pattern_each(hub):
+    # The Hub's client compares every file with every pattern: a pattern a file takes hours with 50,000 episodes.
+    asked, _ = hub
+    LeRobotDataset("lab/robot", HORIZON)
+    assert asked[-1][1] == ["data/*", "videos/*"]
+    LeRobotDataset("lab/robot", HORIZON, cameras=["front"])
+    assert asked[-1][1] == ["data/*", "videos/observation.images.front/*"]
+
+
 def test_cached_repository_is_read_offline(written, tmp_path, monkeypatch):
     repository = tmp_path / "hub" / "datasets--lab--robot"
     shutil.copytree(written["libx264"][0], repository / "snapshots" / ("a" * 40))

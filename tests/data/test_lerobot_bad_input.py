@@ -16,6 +16,7 @@ from hf_vla.data import LeRobotDataset
 from hf_vla.data.video import VideoReader
 
 HORIZON = 6
+WRIST = "observation.images.wrist"
 
 
 def read_all(root: Path) -> None:
@@ -67,6 +68,81 @@ def test_broken_json(v3, copied):
         LeRobotDataset(root, HORIZON)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fps": "ten"}, "fps in meta/info.json must be a positive number, got 'ten'"),
+        ({"fps": -10}, "fps.*positive number, got -10"),
+        ({"chunks_size": 0.5}, "chunks_size.*positive integer, got 0.5"),
+        ({"data_path": 3}, "data_path.*a text, got 3"),
+        ({"data_path": "data/{nonsense}.parquet"}, "'data/{nonsense}.parquet'.*cannot be filled in.*chunk_index"),
+        ({"video_path": ["videos"]}, "video_path.*a text"),
+        ({"features": ["action"]}, "features.*an object"),
+        ({"features": {"action": {"shape": [7]}}}, "feature 'action' in meta/info.json has no dtype"),
+        ({"features": {"action": {"dtype": "float32", "shape": 7}}}, "feature 'action' has shape 7"),
+    ],
+)
+def test_contents_of_info_that_make_no_sense(v3, changes, message):
+    edit_json(v3 / "meta/info.json", **changes)
+    with pytest.raises(ValueError, match=message):
+        LeRobotDataset(v3, HORIZON)
+
+
+def test_info_that_is_no_object(v3):
+    (v3 / "meta/info.json").write_text("[]")
+    with pytest.raises(ValueError, match="info.json holds a list, not an object"):
+        LeRobotDataset(v3, HORIZON)
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "message"),
+    [
+        ("episodes", {"episode_index": 1, "tasks": []}, "episodes.jsonl, line 2: 'length' must be an integer"),
+        ("episodes", {"episode_index": "1", "length": 28}, "line 2: 'episode_index' must be an integer"),
+        ("episodes", [1, 28], "line 2: 'episode_index' must be an integer"),
+        ("tasks", {"task_index": 1, "task": None}, "tasks.jsonl, line 2: 'task' must be a text"),
+    ],
+)
+def test_lines_of_v2_that_make_no_sense(copied, file, line, message):
+    path = copied("v21_video") / f"meta/{file}.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], json.dumps(line), *lines[2:]]))
+    with pytest.raises(ValueError, match=message):
+        LeRobotDataset(path.parent.parent, HORIZON)
+
+
+@pytest.mark.parametrize(
+    ("file", "column", "values", "message"),
+    [
+        ("meta/episodes/chunk-000", "length", [7, 12, None, 9, 14], "'length' must hold an integer.*1 are empty"),
+        ("meta/episodes/chunk-000", "length", [7.5] * 5, "'length' must hold an integer.*of type double"),
+        (
+            "meta/episodes/chunk-000",
+            f"videos/{WRIST}/from_timestamp",
+            [0.0, float("nan"), 0.0, 0.0, 0.0],
+            "'videos/observation.images.wrist/from_timestamp' is nan in row 1",
+        ),
+        ("data/chunk-000", "episode_index", ["a"] * 19, "'episode_index' must hold an integer.*of type string"),
+        ("data/chunk-000", "task_index", [[0]] * 19, "'task_index' must hold an integer.*of type list"),
+    ],
+)
+def test_columns_of_another_type(v3, file, column, values, message):
+    path = v3 / file / "file-000.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(table.column_names.index(column), column, pa.array(values)), path)
+    with pytest.raises(ValueError, match=message):
+        read_all(v3)
+
+
+def test_whole_numbers_stored_as_floating_ones_are_read(v3):
+    # pandas makes them of a column that once had an empty cell.
+    path = v3 / "meta/episodes/chunk-000/file-000.parquet"
+    table = pq.read_table(path)
+    position = table.column_names.index("length")
+    pq.write_table(table.set_column(position, "length", table["length"].cast(pa.float64())), path)
+    assert len(LeRobotDataset(v3, HORIZON)) == sum(LENGTHS)
+
+
 def test_empty_dataset(copied, v3):
     root = copied("v21_video")
     (root / "meta/episodes.jsonl").write_text("")
@@ -113,6 +189,7 @@ def test_numbers_that_are_none(v3, column, value):
             "episode 0: timestamps run backwards after frame 2",
         ),
         ("timestamp", lambda t: t + 0.7 / 30, "no frame|nearest"),
+        ("timestamp", lambda t: 0 * t + 0.5, "episode 0: the timestamp is 0.5 in every frame"),
         ("task_index", lambda t: t + 5, "episode 0, frame 0: task_index 5.*2 tasks"),
     ],
 )
@@ -242,7 +319,7 @@ def test_damage_is_rarely_painted_over(tmp_path):
         reader = VideoReader(video, 10)
         for frame in range(20):
             try:
-                pixels = reader.frame_at(frame / 10)
+                pixels = np.asarray(reader.frame_at(frame / 10))
             except OSError:
                 noticed += 1
                 break

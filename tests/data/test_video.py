@@ -98,6 +98,38 @@ def test_frames_here_and_there_do_not_wait_for_reordering(video, name, monkeypat
     assert len(read) <= limit
 
 
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv422p"])
+@pytest.mark.parametrize("width", [56, 66, 84, 100])
+def test_frames_of_any_width(tmp_path, width, pixel_format):
+    # FFmpeg converts the last columns apart where the width is no multiple of its vectors.
+    path = tmp_path / "video.mp4"
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"crf": "0"})
+        stream.height, stream.width, stream.pix_fmt = 16, width, pixel_format
+        for _ in range(3):
+            picture = np.kron(rng.integers(0, 256, (8, width // 2, 3), np.uint8), np.ones((2, 2, 1), np.uint8))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    with av.open(str(path)) as container:
+        expected = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    reader = VideoReader(path, FPS)
+    for index in (2, 0, 1):
+        image = reader.frame_at(index / FPS)
+        assert (image.mode, image.size) == ("RGB", (width, 16))
+        np.testing.assert_array_equal(np.asarray(image), expected[index])
+
+
+def test_images_are_their_own(video):
+    path, expected = video("av1")
+    reader = VideoReader(path, FPS)
+    first, again = reader.frame_at(0.0), reader.frame_at(0.0)
+    first.paste((0, 0, 0), (0, 0, 96, 64))
+    reader.close()
+    del reader
+    np.testing.assert_array_equal(np.asarray(again), expected[0])
+
+
 def test_no_frame_past_the_end(video):
     path, expected = video("h264 with a pyramid of B-frames")
     reader = VideoReader(path, FPS)

@@ -65,7 +65,7 @@ class Slice:
         """How many dimensions it makes."""
         if self.rotation is not None:
             return SIZES[self.rotation[1]]
-        return (self.end or features[self.column]["shape"][-1]) - self.start
+        return (self.end or _width(self.column, features)) - self.start
 
     def dimension_names(self, features: Mapping[str, Mapping[str, Any]]) -> list[str] | None:
         """Their names, or None where they are not known."""
@@ -76,7 +76,7 @@ class Slice:
         given = features[self.column].get("names")
         if isinstance(given, dict):  # {"motors": [...]} in older datasets
             given = [name for group in given.values() for name in group]
-        if not given or len(given) != features[self.column]["shape"][-1]:
+        if not isinstance(given, list) or len(given) != _width(self.column, features):
             return None
         return list(given[self.start : self.end])
 
@@ -223,7 +223,7 @@ def _modality_slice(where: str, entry: Mapping[str, Any], features, default_colu
 def _checked(where: str, part: Slice, features: dict[str, dict[str, Any]]) -> Slice:
     if part.column not in features:
         raise ValueError(f"{where} names column {part.column!r}; {_features(features)}")
-    size = features[part.column]["shape"][-1]
+    size = _width(part.column, features)
     end = size if part.end is None else part.end
     if not (isinstance(part.start, int) and isinstance(end, int) and 0 <= part.start < end <= size):
         raise ValueError(f"{where} is [{part.start}, {end}) of column {part.column!r}, which has {size} dimensions")
@@ -239,6 +239,13 @@ def _checked(where: str, part: Slice, features: dict[str, dict[str, Any]]) -> Sl
     if part.names is not None and len(part.names) != part.size(features):
         raise ValueError(f"{where}: {len(part.names)} names for {part.size(features)} dimensions")
     return part
+
+
+def _width(column: str, features: Mapping[str, Mapping[str, Any]]) -> int:
+    shape = features[column].get("shape")
+    if not isinstance(shape, (list, tuple)) or not shape or not isinstance(shape[-1], int) or shape[-1] < 1:
+        raise ValueError(f"meta/info.json: feature {column!r} has shape {shape!r}; it must be the numbers of its axes")
+    return shape[-1]
 
 
 def _check_names(where: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:

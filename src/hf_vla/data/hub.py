@@ -1,5 +1,7 @@
 """Where a dataset lies: a local folder as it is, a Hub repository as a snapshot of one commit."""
 
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -28,10 +30,14 @@ class DatasetSource:
         # A snapshot's folder is named after its commit: what is downloaded later comes from the same one.
         self.revision = self.root.name
 
-    def fetch(self, files: list[str]) -> None:
-        """Download `files` (paths relative to the folder) unless the dataset is local."""
+    def fetch(self, files: Iterable[str], known: list[str]) -> None:
+        """Download `files` unless the dataset is local.
+
+        Args:
+            files, known: paths relative to the folder, those wanted and all that `meta/` names.
+        """
         if self.revision is not None:
-            self._download(files, self.revision)
+            self._download(_patterns(set(files), known), self.revision)
 
     def _download(self, patterns: list[str], revision: str | None) -> Path:
         try:
@@ -40,3 +46,18 @@ class DatasetSource:
             raise FileNotFoundError(
                 f"{self.name!r} is no local folder, and the Hub gave no dataset repository of that name: {error}"
             ) from error
+
+
+def _patterns(wanted: set[str], known: Iterable[str], depth: int = 1) -> list[str]:
+    """`wanted` with folders in place of all their files: the Hub's client compares every file with every pattern."""
+    folders = defaultdict(list)
+    for file in known:
+        folders["/".join(file.split("/")[:depth])].append(file)
+    patterns = []
+    for folder, inside in folders.items():
+        of_folder = wanted.intersection(inside)
+        if of_folder and len(of_folder) == len(inside):
+            patterns.append(folder if inside == [folder] else f"{folder}/*")
+        elif of_folder:
+            patterns += _patterns(of_folder, inside, depth + 1)
+    return patterns

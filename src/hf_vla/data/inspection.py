@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from tqdm import tqdm
 
 from .lerobot import LeRobotDataset
 from .statistics import compute_statistics
+from .video import open_video
 
 # A step is a jump when it is this many times the step that one in a hundred exceeds.
 _JUMP = 10
@@ -163,13 +163,14 @@ def odd_clocks(dataset: LeRobotDataset) -> list[str]:
         rates, longer = {}, []
         for path, frames in zip(files.paths, expected, strict=True):
             try:
-                with av.open(str(dataset.root / path)) as container:
-                    stream = container.streams.video[0]
-                    rates.setdefault(float(stream.average_rate or 0), path)
-                    if stream.frames > frames:
-                        longer.append(f"{path} has {stream.frames} frames for {frames:g} rows")
-            except (av.FFmpegError, OSError, IndexError) as error:
-                raise OSError(f"{dataset.root / path} cannot be opened ({error}); it may be truncated") from error
+                container = open_video(dataset.root / path)
+            except OSError as error:
+                raise OSError(f"{dataset.name}: camera {camera!r}: {error}") from error
+            with container:
+                stream = container.streams.video[0]
+                rates.setdefault(float(stream.average_rate or 0), path)
+                if stream.frames > frames:
+                    longer.append(f"{path} has {stream.frames} frames for {frames:g} rows")
         odd = {rate: path for rate, path in rates.items() if abs(rate - dataset.fps) > 0.02 * dataset.fps}
         lines += [
             f"{path} has {rate:g} frames a second, meta/info.json says {dataset.fps}" for rate, path in odd.items()
@@ -222,14 +223,29 @@ def check(path: str | Path, action_horizon: int = 1, **options: Any) -> list[str
     return list(problems)
 
 
+@dataclass
+class _Problem:
+    """An error, and where it came again."""
+
+    first: str
+    frames: int = 0
+    episodes: list[int] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        if self.frames < 2:
+            return self.first
+        where = f"of episode {self.episodes[0]}" if len(self.episodes) == 1 else f"in {len(self.episodes)} episodes"
+        return f"{self.first} (and {self.frames - 1} more frames {where})"
+
+
 def _unreadable(dataset: LeRobotDataset, what: str) -> list[str]:
-    """The first error of each episode, and how many of its frames have one."""
-    problems: dict[str, None] = {}
+    """The first error of each episode, once for all episodes that have the same, and how many frames have one."""
+    problems: dict[str, _Problem] = {}
     damaged_files: set[str] = set()
     last = 0
     with tqdm(total=len(dataset), desc=f"checking {what}", unit="frame", disable=None) as progress:
         for row, length in enumerate(dataset.metadata.length.tolist()):
-            first_frame, last = last, last + length
+            frames, last = range(last, last + length), last + length
             progress.update(length)
             file = dataset.metadata.data.path(row)
             if file in damaged_files:
@@ -239,18 +255,23 @@ def _unreadable(dataset: LeRobotDataset, what: str) -> list[str]:
             except (OSError, ValueError) as error:
                 if str(error) in problems:  # the same for every episode of the file: it is the file
                     damaged_files.add(file)
-                problems[str(error)] = None
+                problems[str(error)] = _Problem(str(error))
                 continue
-            first, count = None, 0
-            for frame in range(first_frame, last):
-                try:
-                    dataset[frame]
-                except (OSError, ValueError) as error:
-                    first, count = first or str(error), count + 1
-            if first is not None:
-                more = f" (and {count - 1} more frames of episode {dataset.episode_indices[row]})" if count > 1 else ""
-                problems[first + more] = None
+            errors = [error for frame in frames if (error := _error_of(dataset, frame)) is not None]
+            if errors:
+                # A video that cannot be opened is what is wrong behind the errors of all its frames.
+                problem = problems.setdefault(str(errors[0].__cause__ or errors[0]), _Problem(str(errors[0])))
+                problem.frames += len(errors)
+                problem.episodes.append(dataset.episode_indices[row])
             if len(problems) >= _MAX_PROBLEMS:
-                problems[f"stopped after {_MAX_PROBLEMS} problems"] = None
+                problems["stop"] = _Problem(f"stopped after {_MAX_PROBLEMS} problems")
                 break
-    return list(problems)
+    return [str(problem) for problem in problems.values()]
+
+
+def _error_of(dataset: LeRobotDataset, frame: int) -> Exception | None:
+    try:
+        dataset[frame]
+    except (OSError, ValueError) as error:
+        return error
+    return None

@@ -117,7 +117,7 @@ class LeRobotDataset(Dataset):
         self.action_horizon = len(self._window.action)
         self.cameras = self._choose_cameras(cameras)
         self.metadata = metadata.select(self._choose_episodes(episodes, metadata.episode_index), self.cameras)
-        source.fetch(self.metadata.files())
+        source.fetch(self.metadata.files(), metadata.files())
         check_files(self.root, self.metadata.files())
 
         self.action_names = dimension_names(self._mapping.action, metadata.features)
@@ -188,6 +188,7 @@ class LeRobotDataset(Dataset):
         """
         window = self._window
         reading = [asdict(self._mapping) | {"cameras": None, "order": None}, self.episode_indices, window.mode]
+        reading.append(self.metadata.length.tolist())
         reading += [] if window.mode == "stored" else [window.absolute_dims, len(window.action)]
         key = content_key(self.root, self.metadata.data.paths, reading)
         statistics = read_cached(self.root, key)
@@ -320,7 +321,7 @@ class LeRobotDataset(Dataset):
                 return self._stored_images.read(self.root / self.metadata.data.path(row), table_row, camera)
             path = f"{self.root}/{self.metadata.videos[camera].path(row)}"
             timestamp = float(self.metadata.video_start[camera][row] + table.timestamp[table_row])
-            return Image.fromarray(self._videos.frame_at(path, timestamp, self.fps))
+            return self._videos.frame_at(path, timestamp, self.fps)
         except OSError as error:
             episode = int(self.metadata.episode_index[row])
             frame = table_row - table.rows[episode].start

@@ -5,7 +5,6 @@ many episodes share a file and keeps the description in parquet. Both become one
 reader never asks which version it has before it.
 """
 
-import json
 import logging
 import os
 from collections.abc import Iterable
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+
+from .metadata_files import read_json, read_json_lines, read_numbers, read_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -80,20 +79,18 @@ def load_metadata(root: Path) -> LeRobotMetadata:
         FileNotFoundError: a file of `meta/` is missing.
         ValueError: the codebase version is unknown, the dataset is empty, or the metadata contradicts itself.
     """
-    info = _read_json(root / "meta" / "info.json")
+    info = read_json(root / "meta" / "info.json")
     version = info.get("codebase_version")
     if version not in VERSIONS:
         raise ValueError(
             f"{root}: codebase_version {version!r} in meta/info.json is not one that can be read ({', '.join(VERSIONS)})"
         )
-    absent = [name for name in ("features", "fps", "data_path") if not info.get(name)]
-    if absent:
-        raise ValueError(f"{root}: meta/info.json lacks {', '.join(absent)}")
     if info.get("total_episodes") == 0:
         raise ValueError(f"{root}: the dataset is empty (meta/info.json says total_episodes 0)")
+    _check_info(root, info)
 
     modality_file = root / "meta" / "modality.json"
-    modality = _read_json(modality_file) if modality_file.exists() else None
+    modality = read_json(modality_file) if modality_file.exists() else None
     metadata = (_load_v3 if version == "v3.0" else _load_v2)(root, info, modality)
     _check(root, metadata)
     return metadata
@@ -124,20 +121,21 @@ def check_files(root: Path, files: Iterable[str]) -> None:
 
 
 def _load_v2(root: Path, info: dict[str, Any], modality: dict[str, Any] | None) -> LeRobotMetadata:
-    episodes = sorted(_read_json_lines(root / "meta" / "episodes.jsonl"), key=lambda episode: episode["episode_index"])
-    tasks = {task["task_index"]: task["task"] for task in _read_json_lines(root / "meta" / "tasks.jsonl")}
+    episodes = read_json_lines(root / "meta" / "episodes.jsonl", {"episode_index": int, "length": int})
+    episodes.sort(key=lambda episode: episode["episode_index"])
+    tasks = read_json_lines(root / "meta" / "tasks.jsonl", {"task_index": int, "task": str})
     index = np.array([episode["episode_index"] for episode in episodes], dtype=np.int64)
-    chunk_size = info.get("chunks_size", 1000)
+    chunk_size = int(info.get("chunks_size") or 1000)
 
     def one_file_each(template: str, **fields: str) -> EpisodeFiles:
-        paths = [template.format(episode_chunk=e // chunk_size, episode_index=e, **fields) for e in index.tolist()]
+        paths = [_path(template, episode_chunk=e // chunk_size, episode_index=e, **fields) for e in index.tolist()]
         return EpisodeFiles(paths, np.arange(len(paths)))
 
     cameras = _video_keys(root, info)
     return LeRobotMetadata(
         info=info,
         modality=modality,
-        tasks=tasks,
+        tasks={task["task_index"]: task["task"] for task in tasks},
         episode_index=index,
         length=np.array([episode["length"] for episode in episodes], dtype=np.int64),
         data=one_file_each(info["data_path"]),
@@ -148,24 +146,25 @@ def _load_v2(root: Path, info: dict[str, Any], modality: dict[str, Any] | None) 
 
 def _load_v3(root: Path, info: dict[str, Any], modality: dict[str, Any] | None) -> LeRobotMetadata:
     cameras = _video_keys(root, info)
-    columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
-    for camera in cameras:
-        columns += [
-            f"videos/{camera}/{name}" for name in ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
-        ]
+    integers = ["episode_index", "length", "data/chunk_index", "data/file_index"]
+    integers += [f"videos/{camera}/{name}" for camera in cameras for name in ("chunk_index", "file_index")]
+    seconds = [f"videos/{camera}/{name}" for camera in cameras for name in ("from_timestamp", "to_timestamp")]
     files = sorted((root / "meta" / "episodes").glob("*/*.parquet"))
     if not files:
         raise FileNotFoundError(
             f"{root}: no meta/episodes/chunk-*/file-*.parquet; the dataset may never have been finished"
         )
-    table = pa.concat_tables([read_columns(file, columns) for file in files])
-    rows = np.argsort(table["episode_index"].to_numpy(), kind="stable")
-    episode = {name: table[name].to_numpy()[rows] for name in columns}
+    parts = [
+        read_numbers(file, dict.fromkeys(integers, np.int64) | dict.fromkeys(seconds, np.float64)) for file in files
+    ]
+    episode = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    rows = np.argsort(episode["episode_index"], kind="stable")
+    episode = {name: values[rows] for name, values in episode.items()}
 
     def shared_files(prefix: str, template: str, **fields: str) -> EpisodeFiles:
         pairs = np.stack([episode[f"{prefix}/chunk_index"], episode[f"{prefix}/file_index"]], axis=1)
         used, file_of = np.unique(pairs, axis=0, return_inverse=True)
-        paths = [template.format(chunk_index=chunk, file_index=file, **fields) for chunk, file in used.tolist()]
+        paths = [_path(template, chunk_index=chunk, file_index=file, **fields) for chunk, file in used.tolist()]
         return EpisodeFiles(paths, file_of.reshape(-1))
 
     # A video that ends before its episode's table does would give the next episode's frames, or none: say so at once.
@@ -182,13 +181,46 @@ def _load_v3(root: Path, info: dict[str, Any], modality: dict[str, Any] | None) 
     return LeRobotMetadata(
         info=info,
         modality=modality,
-        tasks=_read_tasks_parquet(root / "meta" / "tasks.parquet"),
-        episode_index=episode["episode_index"].astype(np.int64),
-        length=episode["length"].astype(np.int64),
+        tasks=read_tasks(root / "meta" / "tasks.parquet"),
+        episode_index=episode["episode_index"],
+        length=episode["length"],
         data=shared_files("data", info["data_path"]),
         videos={camera: shared_files(f"videos/{camera}", info["video_path"], video_key=camera) for camera in cameras},
-        video_start={camera: episode[f"videos/{camera}/from_timestamp"].astype(np.float64) for camera in cameras},
+        video_start={camera: episode[f"videos/{camera}/from_timestamp"] for camera in cameras},
     )
+
+
+def _check_info(root: Path, info: dict[str, Any]) -> None:
+    """Raise ValueError unless `meta/info.json` has what is read of it, in the types that it should have."""
+
+    def positive(value: Any) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+
+    absent = [name for name in ("features", "fps", "data_path") if not info.get(name)]
+    if absent:
+        raise ValueError(f"{root}: meta/info.json lacks {', '.join(absent)}")
+    chunk_size, video_path = info.get("chunks_size") or 1000, info.get("video_path") or ""
+    for name, holds, what in (
+        ("features", isinstance(info["features"], dict), "an object"),
+        ("fps", positive(info["fps"]), "a positive number"),
+        ("data_path", isinstance(info["data_path"], str), "a text"),
+        ("video_path", isinstance(video_path, str), "a text"),
+        ("chunks_size", positive(chunk_size) and int(chunk_size) == chunk_size, "a positive integer"),
+    ):
+        if not holds:
+            raise ValueError(f"{root}: {name} in meta/info.json must be {what}, got {info[name]!r}")
+    for name, feature in info["features"].items():
+        if not isinstance(feature, dict) or not isinstance(feature.get("dtype"), str):
+            raise ValueError(f"{root}: feature {name!r} in meta/info.json has no dtype: {feature!r}")
+
+
+def _path(template: str, **fields: Any) -> str:
+    try:
+        return template.format(**fields)
+    except (LookupError, ValueError) as error:
+        raise ValueError(
+            f"the path {template!r} in meta/info.json cannot be filled in ({error!r}); its fields are {', '.join(fields)}"
+        ) from error
 
 
 def _check(root: Path, metadata: LeRobotMetadata) -> None:
@@ -211,53 +243,3 @@ def _video_keys(root: Path, info: dict[str, Any]) -> list[str]:
     if keys and not info.get("video_path"):
         raise ValueError(f"{root}: meta/info.json has video features ({', '.join(keys)}) but no video_path")
     return keys
-
-
-def read_columns(path: Path, columns: list[str]) -> pa.Table:
-    """Read some columns of one parquet file, memory-mapped and without threads (worker processes may have forked).
-
-    Raises:
-        OSError: the file is missing, truncated or no parquet file.
-        ValueError: a column does not exist.
-    """
-    try:
-        with pq.ParquetFile(path, memory_map=True) as file:
-            absent = [column for column in columns if column not in file.schema_arrow.names]
-            if not absent:
-                return file.read(columns=columns, use_threads=False)
-            existing = file.schema_arrow.names
-    except FileNotFoundError:
-        raise
-    except (OSError, pa.ArrowException) as error:
-        raise OSError(f"{path} cannot be read as parquet ({error}); it may be truncated, download it again") from error
-    raise ValueError(f"{path} has no column {', '.join(map(repr, absent))}; its columns are {', '.join(existing)}")
-
-
-def _read_tasks_parquet(path: Path) -> dict[int, str]:
-    # Written by pandas with the instruction as the index, whose column is called "task" or, unnamed, __index_level_0__.
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: it holds the instructions")
-    names = pq.read_schema(path).names
-    text = next((name for name in ("task", "__index_level_0__") if name in names), None)
-    if text is None or "task_index" not in names:
-        raise ValueError(f"{path}: expected the columns task and task_index, found {', '.join(names)}")
-    table = read_columns(path, ["task_index", text])
-    return dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: is {path.parent.parent} the folder of a LeRobot dataset?")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no valid JSON: {error}") from error
-
-
-def _read_json_lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: a v2 dataset describes its episodes and tasks in JSON lines")
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no valid JSON lines file: {error}") from error

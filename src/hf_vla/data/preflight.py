@@ -1,11 +1,11 @@
 """What can be known about a dataset's videos before training, from their headers alone."""
 
-import av
 import numpy as np
 from tqdm import tqdm
 
 from .lerobot import LeRobotDataset
 from .statistics import content_key, read_cached, write_cached
+from .video import open_video
 
 
 def check_videos(dataset: LeRobotDataset) -> None:
@@ -35,13 +35,11 @@ def check_videos(dataset: LeRobotDataset) -> None:
                 path = dataset.root / of_camera.path(row)
                 where = f"{dataset.name}: episode {metadata.episode_index[row]}, camera {camera!r}"
                 try:
-                    with av.open(str(path)) as container:
+                    with open_video(path) as container:
                         stream = container.streams.video[0]
                         end = float(((stream.start_time or 0) + (stream.duration or 0)) * stream.time_base)
-                except (av.FFmpegError, IndexError) as error:
-                    raise OSError(
-                        f"{where}: {path} cannot be opened ({error}); it may be truncated, download it again"
-                    ) from error
+                except OSError as error:
+                    raise OSError(f"{where}: {error}") from error
                 if end < last_shown[row] + 0.25 / dataset.fps:
                     raise OSError(
                         f"{where}: {path} ends at {end:.3f} s, but the last of the episode's {metadata.length[row]} "

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from .columns import ColumnMapping, Slice
-from .lerobot_metadata import read_columns
+from .metadata_files import is_text, read_columns, to_numbers
 from .rotations import convert_rotation
 
 
@@ -47,8 +47,14 @@ def read_frame_table(path: Path, mapping: ColumnMapping) -> FrameTable:
         state = _concatenate(columns, mapping.state) if mapping.state else None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    timestamp = table["timestamp"].to_numpy().astype(np.float64).reshape(-1)
-    episode = table["episode_index"].to_numpy()
+    timestamp = to_numbers(table["timestamp"], "timestamp", np.float64, path)
+    episode = to_numbers(table["episode_index"], "episode_index", np.int64, path)
+
+    instruction = table[mapping.instruction]
+    if not is_text(instruction):
+        instruction = to_numbers(instruction, mapping.instruction, np.int64, path)
+    elif instruction.null_count:
+        raise ValueError(f"{path}: column {mapping.instruction!r} has {instruction.null_count} empty cells")
 
     rows: dict[int, slice] = {}
     starts = np.flatnonzero(np.diff(episode, prepend=episode[:1] - 1)).tolist()
@@ -66,7 +72,9 @@ def read_frame_table(path: Path, mapping: ColumnMapping) -> FrameTable:
         backwards = np.flatnonzero(np.diff(timestamp[start:stop]) < 0)
         if len(backwards):
             raise ValueError(f"{path}: episode {index}: timestamps run backwards after frame {backwards[0]}")
-    return FrameTable(action, state, timestamp, table[mapping.instruction].to_numpy(), rows)
+        if stop - start > 1 and timestamp[start] == timestamp[stop - 1]:
+            raise ValueError(f"{path}: episode {index}: the timestamp is {timestamp[start]:g} in every frame")
+    return FrameTable(action, state, timestamp, np.asarray(instruction), rows)
 
 
 def _concatenate(columns: dict[str, np.ndarray], slices: tuple[Slice, ...]) -> np.ndarray:

@@ -10,13 +10,32 @@ from itertools import chain
 from pathlib import Path
 
 import av
-import numpy as np
+import pyarrow as pa
 from av.video.reformatter import VideoReformatter
+from PIL import Image
 
 # Decoding this many frames onwards is cheaper than a seek, which flushes the decoder and starts at a key frame again.
 _FRAMES_WORTH_DECODING = 3
 # Frames this near to the wanted one are always decoded, so that its neighbours are known.
 _NEIGHBOURS = 2
+
+
+def open_video(path: str | Path) -> av.container.InputContainer:
+    """An open file with a video stream in it.
+
+    Raises:
+        OSError: the file is missing, truncated or holds no video.
+    """
+    try:
+        container = av.open(str(path))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing") from None
+    except av.FFmpegError as error:
+        raise OSError(f"{path} cannot be opened ({error.strerror}); it may be truncated, download it again") from error
+    if not container.streams.video:
+        container.close()
+        raise OSError(f"{path} has no video stream")
+    return container
 
 
 class VideoReader:
@@ -32,15 +51,7 @@ class VideoReader:
 
     def __init__(self, path: str | Path, fps: float) -> None:
         self.path = Path(path)
-        try:
-            self._container = av.open(str(path))
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{path} is missing") from None
-        except av.FFmpegError as error:
-            raise OSError(f"{path} cannot be opened ({error}); it may be truncated, download it again") from error
-        if not self._container.streams.video:
-            self._container.close()
-            raise OSError(f"{path} has no video stream")
+        self._container = open_video(path)
         stream = self._container.streams.video[0]
         # One thread: loader workers are the parallelism, and frame threads would delay the first frame after a seek.
         stream.codec_context.thread_count = 1
@@ -62,14 +73,11 @@ class VideoReader:
     def close(self) -> None:
         self._container.close()
 
-    def frame_at(self, timestamp: float) -> np.ndarray:
-        """The frame nearest to `timestamp`.
+    def frame_at(self, timestamp: float) -> Image.Image:
+        """The frame nearest to `timestamp`, in RGB.
 
         Args:
             timestamp: seconds from the start of the file.
-
-        Returns:
-            (H, W, 3) uint8 RGB.
 
         Raises:
             OSError: no frame within half a frame's duration, or the data is damaged.
@@ -86,14 +94,24 @@ class VideoReader:
                 self._rewind()
                 if attempt == 2:
                     raise OSError(
-                        f"{self.path}: decoding at {timestamp:.3f} s failed ({error}); the file is damaged"
+                        f"{self.path}: decoding at {timestamp:.3f} s failed ({error.strerror}); the file is damaged"
                     ) from error
         if frame is None or abs(frame.pts - target) > self._frame_ticks / 2:
             found = (
                 "none follows" if frame is None else f"the nearest is at {frame.pts / self._ticks_per_second:.3f} s"
             )
             raise OSError(f"{self.path}: no frame at {timestamp:.3f} s, {found}; the video may be truncated")
-        return self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        return self._picture(frame)
+
+    def _picture(self, frame: av.VideoFrame) -> Image.Image:
+        # Pillow keeps RGB in four bytes a pixel: pixels that come in that form are taken over instead of copied. FFmpeg 8
+        # leaves the last columns of such a picture unwritten where the width is no multiple of 8.
+        if frame.width % 8 == 0:
+            plane = self._reformatter.reformat(frame, format="rgba", threads=1).planes[0]
+            if plane.line_size == 4 * frame.width:
+                pixels = pa.Array.from_buffers(pa.uint32(), frame.width * frame.height, [None, pa.py_buffer(plane)])
+                return Image.fromarrow(pixels, "RGB", (frame.width, frame.height))
+        return Image.fromarray(self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray())
 
     def _rewind(self) -> None:
         self._packets = iter(())  # what the file holds from the last seek on
@@ -197,7 +215,7 @@ class VideoReaderCache:
     def __setstate__(self, state: dict) -> None:
         self.__init__(state["capacity"])
 
-    def frame_at(self, path: str, timestamp: float, fps: float) -> np.ndarray:
+    def frame_at(self, path: str, timestamp: float, fps: float) -> Image.Image:
         """As `VideoReader.frame_at`, for the video at `path`."""
         if self._process != os.getpid():
             # A forked worker shares its parent's file positions: it must open files of its own.

@@ -1,0 +1,144 @@
+"""Reads JSON, JSON lines and columns of parquet files, and says what is wrong with them in one line."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+_WORDS = {int: "an integer", str: "a text"}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no JSON, or holds something else than an object.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: is {path.parent.parent} the folder of a LeRobot dataset?")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not an object")
+    return content
+
+
+def read_json_lines(path: Path, fields: Mapping[str, type]) -> list[dict[str, Any]]:
+    """The objects of a JSON lines file.
+
+    Args:
+        fields: what every line must have, int or str.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is no JSON object, or lacks one of `fields`.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: a v2 dataset describes its episodes and tasks in JSON lines")
+    try:
+        numbered = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        lines = {number: json.loads(line) for number, line in numbered if line.strip()}
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no valid JSON lines file: {error}") from error
+    for number, line in lines.items():
+        for name, kind in fields.items():
+            if not isinstance(line, dict) or not isinstance(line.get(name), kind):
+                raise ValueError(f"{path}, line {number}: {name!r} must be {_WORDS[kind]}, got {str(line)[:100]}")
+    return list(lines.values())
+
+
+def read_tasks(path: Path) -> dict[int, str]:
+    """The instructions of a v3.0 dataset by their index.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError, ValueError: it cannot be read, or is no table of instructions.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: it holds the instructions")
+    names = _open(path).schema_arrow.names
+    # Written by pandas with the instruction as the index, whose column is called "task" or, unnamed, __index_level_0__.
+    text = next((name for name in ("task", "__index_level_0__") if name in names), None)
+    if text is None or "task_index" not in names:
+        raise ValueError(f"{path}: expected the columns task and task_index, found {', '.join(names)}")
+    instructions = read_columns(path, [text])[text]
+    if instructions.null_count or not is_text(instructions):
+        raise ValueError(f"{path}: column {text!r} must hold a text in every row, it is of type {instructions.type}")
+    index = read_numbers(path, {"task_index": np.int64})["task_index"]
+    return dict(zip(index.tolist(), instructions.to_pylist(), strict=True))
+
+
+def read_numbers(path: Path, columns: Mapping[str, type[np.number]]) -> dict[str, np.ndarray]:
+    """Columns of single numbers, as arrays (N,) of the given types.
+
+    Raises:
+        OSError, ValueError: as `read_columns` and `to_numbers`; NaN or infinity.
+    """
+    table = read_columns(path, list(columns))
+    numbers = {name: to_numbers(table[name], name, kind, path) for name, kind in columns.items()}
+    for name, values in numbers.items():
+        if not np.isfinite(values).all():
+            row = int(np.flatnonzero(~np.isfinite(values))[0])
+            raise ValueError(f"{path}: column {name!r} is {values[row]} in row {row}")
+    return numbers
+
+
+def to_numbers(column: pa.ChunkedArray, name: str, kind: type[np.number], path: Path) -> np.ndarray:
+    """A parquet column of single numbers as an array (N,) of type `kind`.
+
+    Raises:
+        ValueError: an empty cell, or no numbers; integers are wanted and there are others.
+    """
+    whole = np.issubdtype(kind, np.integer)
+    number = "an integer" if whole else "a number"
+    if column.null_count:
+        raise ValueError(f"{path}: column {name!r} must hold {number} in every row, but {column.null_count} are empty")
+    values = column.to_numpy() if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) else None
+    # pandas makes floating numbers of a column of integers that once had an empty cell.
+    if values is None or (whole and values.dtype.kind == "f" and not (values == np.floor(values)).all()):
+        raise ValueError(f"{path}: column {name!r} must hold {number} in every row; it is of type {column.type}")
+    return values.astype(kind, copy=False)
+
+
+def is_text(column: pa.ChunkedArray) -> bool:
+    return pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+
+
+def read_columns(path: Path, columns: list[str]) -> pa.Table:
+    """Read some columns of one parquet file, memory-mapped and without threads (worker processes may have forked).
+
+    Raises:
+        OSError: the file is missing, truncated or no parquet file.
+        ValueError: a column does not exist.
+    """
+    with _open(path) as file:
+        existing = file.schema_arrow.names
+        absent = [column for column in columns if column not in existing]
+        if absent:
+            raise ValueError(
+                f"{path} has no column {', '.join(map(repr, absent))}; its columns are {', '.join(existing)}"
+            )
+        try:
+            return file.read(columns=columns, use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            raise _unreadable(path, error) from error
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, memory_map=True)
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> OSError:
+    return OSError(f"{path} cannot be read as parquet ({error}); it may be truncated, download it again")
