@@ -5,7 +5,9 @@
     python benchmarks/data.py --dataset ../shared/datasets/v21_video ../shared/datasets/v20_bridge_like
 
 Both give the same frames and chunks of 16 actions. The other loader reads the episode's parquet file, opens its mp4, seeks to
-the key frame and decodes on from there, with one thread, as ours does. "tables" is without any camera.
+the key frame and decodes on from there, with one thread, as ours does. "tables" is without any camera. They are measured in
+turn; the ratio of CPU time, workers included, is the one that other work on the machine changes least. Afterwards: memory over
+some epochs, and the start-up of 50,000 episodes.
 """
 
 import argparse
@@ -109,7 +111,10 @@ class OpeningReader:
         place = {"episode_chunk": episode // self.info["chunks_size"], "episode_index": episode}
         table = pq.read_table(self.root / self.info["data_path"].format(**place), use_threads=False).to_pandas()
         rows = np.minimum(np.arange(frame, frame + HORIZON), len(table) - 1)
-        item = {"action": np.stack(table["action"].iloc[rows]), "state": table["observation.state"].iloc[frame][None]}
+        item = {
+            "action": np.stack(table["action"].iloc[rows]),
+            "state": np.stack([table["observation.state"].iloc[frame]]),
+        }
         item["image"] = [self._frame(camera, place, table["timestamp"].iloc[frame]) for camera in self.cameras]
         return item
 
@@ -170,6 +175,38 @@ def compare(name: str, root: Path, cameras: list[str], workers: int, seconds: fl
     )
 
 
+def startup_seconds(root: Path, episodes: int = 50_000, length: int = 100) -> float:
+    """Opening a v2.1 dataset whose files, one table and two videos an episode, all exist and are checked for."""
+    features = {name: {"dtype": "video", "shape": [SIZE, SIZE, 3]} for name in ("front", "wrist")}
+    features |= {"action": {"dtype": "float32", "shape": [7]}}
+    (root / "meta").mkdir(parents=True)
+    (root / "meta/info.json").write_text(json.dumps({**INFO, "features": features}))
+    (root / "meta/tasks.jsonl").write_text(json.dumps({"task_index": 0, "task": "move"}))
+    lines = [json.dumps({"episode_index": e, "tasks": ["move"], "length": length}) for e in range(episodes)]
+    (root / "meta/episodes.jsonl").write_text("\n".join(lines))
+    for episode in range(episodes):
+        place = {"episode_chunk": episode // INFO["chunks_size"], "episode_index": episode}
+        files = [INFO["data_path"].format(**place)]
+        files += [INFO["video_path"].format(video_key=camera, **place) for camera in ("front", "wrist")]
+        for file in files:
+            if episode % INFO["chunks_size"] == 0:
+                (root / file).parent.mkdir(parents=True)
+            (root / file).touch()
+    start = time.perf_counter()
+    assert len(LeRobotDataset(root, HORIZON)) == episodes * length
+    return time.perf_counter() - start
+
+
+def resident_megabytes(dataset: LeRobotDataset, epochs: int) -> list[float]:
+    """Memory of this process after each of some epochs in random order."""
+    megabytes, rng = [], np.random.default_rng(0)
+    for _ in range(epochs):
+        for index in rng.permutation(len(dataset)).tolist():
+            dataset[index]
+        megabytes.append(psutil.Process().memory_info().rss / 1e6)
+    return megabytes
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", nargs="+", type=Path, help="v2.0 or v2.1 folders with video instead of own data")
@@ -194,6 +231,9 @@ def main() -> None:
             for workers in arguments.workers:
                 for count in [0, *counts]:
                     compare(name, root, every[:count], workers, arguments.seconds)
+            memory = resident_megabytes(LeRobotDataset(root, HORIZON), epochs=4)
+            print(f"\n{name}: resident after each epoch, MB: {', '.join(f'{size:.0f}' for size in memory)}\n")
+        print(f"start-up of 50,000 episodes: {startup_seconds(Path(folder) / 'many'):.1f} s")
 
 
 if __name__ == "__main__":
