@@ -257,11 +257,11 @@ def _unreadable(dataset: LeRobotDataset, what: str) -> list[str]:
                     damaged_files.add(file)
                 problems[str(error)] = _Problem(str(error))
                 continue
-            errors = [error for frame in frames if (error := _error_of(dataset, frame)) is not None]
-            if errors:
-                # A video that cannot be opened is what is wrong behind the errors of all its frames.
-                problem = problems.setdefault(str(errors[0].__cause__ or errors[0]), _Problem(str(errors[0])))
-                problem.frames += len(errors)
+            wrong = [error for frame in frames if (error := _error_of(dataset, frame)) is not None]
+            if wrong:
+                behind, first = wrong[0]
+                problem = problems.setdefault(behind, _Problem(first))
+                problem.frames += len(wrong)
                 problem.episodes.append(dataset.episode_indices[row])
             if len(problems) >= _MAX_PROBLEMS:
                 problems["stop"] = _Problem(f"stopped after {_MAX_PROBLEMS} problems")
@@ -269,9 +269,10 @@ def _unreadable(dataset: LeRobotDataset, what: str) -> list[str]:
     return [str(problem) for problem in problems.values()]
 
 
-def _error_of(dataset: LeRobotDataset, frame: int) -> Exception | None:
+def _error_of(dataset: LeRobotDataset, frame: int) -> tuple[str, str] | None:
+    """What is wrong with a frame: the error behind it, the same for all frames of a video that cannot be opened; its own."""
     try:
         dataset[frame]
     except (OSError, ValueError) as error:
-        return error
+        return str(error.__cause__ or error), str(error)
     return None
