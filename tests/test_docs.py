@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from tiny_policies import build, observation
 from tiny_vlms import write_tiny_vlm
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
@@ -167,6 +169,23 @@ def test_a_class_that_is_defined_again_takes_the_place_of_the_older_one(framewor
     finally:
         hf_vla.register_framework("query_regression", **classes)
     assert type(AutoProcessor.from_pretrained(tmp_path)) is classes["processor"]
+
+
+def test_the_document_on_inference(tmp_path, monkeypatch):
+    """Its blocks one after the other, with a tiny policy in place of the quickstart's."""
+    policy = build("qwen_gr00t")
+    policy.save_pretrained(tmp_path / "policy")
+    given = observation()
+    front, state = given["image"][0], np.float32(given["state"])
+    Image.fromarray(front).save(tmp_path / "front.png")
+    monkeypatch.chdir(tmp_path)
+    names = {"front": front, "state": state, "other": given, "model": policy.model}
+    names["inputs"] = policy.processor(images=[front], text="go", state=state[None])
+    blocks = re.findall(r"^```python\n(.*?)^```$", (DOC.parent / "inference.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 4
+    for block in blocks:
+        exec(block.replace("outputs/quickstart/policy", str(tmp_path / "policy")), names)
+    assert names["actions"].shape == (2, 3, 2) and names["prediction"].chunks.shape == (11, 8, 3, 2)
 
 
 class TestBadRegistration:
