@@ -17,14 +17,27 @@ A run that was stopped goes on exactly where its last checkpoint is with --resum
 The run's whole configuration is kept as config.yaml in its output folder, so that `run_train.py OUTPUT/config.yaml` repeats it.
 """
 
-import dataclasses
 import logging
 import sys
 from pathlib import Path
 
-import yaml
-
 from hf_vla.cli import one_line_errors
+
+
+def closed_loop(evaluation):
+    """What the trainer calls for closed-loop results, or None: only here do training and simulators meet."""
+    if not evaluation.eval_env:
+        return None
+    from hf_vla.evaluation.success import SuccessRate
+
+    return SuccessRate(
+        evaluation.eval_env,
+        [task for part in evaluation.eval_tasks for task in part.split(",") if task],
+        evaluation.eval_env_episodes,
+        unnorm_key=evaluation.eval_unnorm_key,
+        execute_steps=evaluation.eval_execute_steps,
+        **evaluation.eval_env_config,
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -32,15 +45,18 @@ def main(argv: list[str] | None = None) -> None:
         from hf_vla.data import VLADataCollator
         from hf_vla.training_args.arguments import VLATrainingArguments
         from hf_vla.training_args.checkpointing import checkpoint_to_resume, remove_checkpoints
+        from hf_vla.training_args.evaluation_arguments import EvaluationArguments
         from hf_vla.training_args.fingerprint import check_same_run, describe_run
+        from hf_vla.training_args.held_out import HoldOut
         from hf_vla.training_args.parse import parse_dataclasses
         from hf_vla.training_args.peft import PeftArguments, add_adapter
         from hf_vla.training_args.recipe import DataArguments, PolicyArguments, build
+        from hf_vla.training_args.run_log import write_run_config
         from hf_vla.training_args.trainer import VLATrainer
 
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-        types = (PolicyArguments, DataArguments, PeftArguments, VLATrainingArguments)
-        (policy, data, peft, args), given = parse_dataclasses(types, argv, description=__doc__)
+        types = (PolicyArguments, DataArguments, PeftArguments, EvaluationArguments, VLATrainingArguments)
+        (policy, data, peft, evaluation, args), given = parse_dataclasses(types, argv, description=__doc__)
         if args.output_dir is None:
             raise ValueError("set output_dir: where checkpoints and the trained policy go")
         if "vlm_loss_scale" in given and not data.vlm_dataset:
@@ -48,9 +64,12 @@ def main(argv: list[str] | None = None) -> None:
                 "vlm_loss_scale weighs the loss of vlm_dataset's conversations, and no vlm_dataset is set"
             )
         checkpoint = checkpoint_to_resume(args)
-        model, processor, dataset = build(policy, data, args.seed, **peft.loading_options(policy, args))
+        evaluation.check_strategy(args.eval_strategy)
+        hold_out, rollouts = HoldOut(evaluation), closed_loop(evaluation)
+        model, processor, dataset = build(policy, data, args.seed, hold_out, **peft.loading_options(policy, args))
         if peft.use_peft:
             model = add_adapter(model, policy, peft)
+        held_out = hold_out.frames(dataset, data.columns)
         output = Path(args.output_dir)
         collator = VLADataCollator(processor, use_state=data.use_state)
         trainer = VLATrainer(
@@ -58,21 +77,21 @@ def main(argv: list[str] | None = None) -> None:
             args,
             train_dataset=dataset,
             vlm_dataset=data.conversations,
+            eval_dataset=held_out,
+            closed_loop=rollouts,
             processing_class=processor,
             data_collator=collator,
         )
         with args.main_process_first(desc="checking the data"):
             dataset.check()
+            if held_out is not None:
+                held_out.check()
         if checkpoint is not None:
             check_same_run(checkpoint, describe_run(trainer))
         if trainer.is_world_process_zero():
-            output.mkdir(parents=True, exist_ok=True)
             if args.overwrite_output_dir:
                 remove_checkpoints(output)
-            settings = dataclasses.asdict(policy) | dataclasses.asdict(data) | dataclasses.asdict(peft) | given
-            for of_this_start in ("resume_from_checkpoint", "overwrite_output_dir"):
-                settings.pop(of_this_start, None)
-            (output / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+            write_run_config(output, (policy, data, peft, evaluation), given)
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model()
     if trainer.is_world_process_zero():

@@ -1,5 +1,6 @@
 """`LeRobotDataset`: frames, actions, state and instruction of LeRobot datasets v2.0, v2.1 and v3.0, exactly as stored."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -126,6 +127,20 @@ class LeRobotDataset(Dataset):
         self._tables = TableCache(self._read_table, max_table_bytes)
         self._videos = VideoReaderCache(max_open_videos)
         self._stored_images = ParquetImages(self.root)
+
+    def with_episodes(self, episodes: Iterable[int]) -> "LeRobotDataset":
+        """The same dataset with some of its episodes only, and their statistics.
+
+        Raises:
+            ValueError: no episode, one twice, or one that this dataset does not read.
+        """
+        other = copy.copy(self)
+        other.__dict__.pop("statistics", None)
+        other.metadata = self.metadata.select(
+            self._choose_episodes(episodes, self.metadata.episode_index), self.cameras
+        )
+        other._ends = np.cumsum(other.metadata.length)
+        return other
 
     def __len__(self) -> int:
         return int(self._ends[-1])

@@ -9,6 +9,7 @@ A file is a list with one entry a member:
 """
 
 import difflib
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,17 @@ def read_mixture(name: str | Path) -> list[dict[str, Any]]:
 
 
 def load_named_mixture(
-    cls: type, name: str | Path, root: str | Path | None = None, *, action_horizon: int | None = None, **options: Any
+    cls: Callable[..., Any],
+    name: str | Path,
+    root: str | Path | None = None,
+    *,
+    action_horizon: int | None = None,
+    **options: Any,
 ) -> Any:
     """A `DatasetMixture` of a data file's members.
 
     Args:
-        cls: `DatasetMixture`.
+        cls: `DatasetMixture`, or a function that is called as it is.
         name: of a mixture of the package ("bridge_rt_1", "libero_all"), or a YAML file.
         root: the folder that the members' folders are in. Default: the members are paths or Hub repositories.
         action_horizon: default: that of the members' robot type.

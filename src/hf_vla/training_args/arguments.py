@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from .run_log import check_report_to
+
 
 @dataclass
 class VLATrainingArguments(TrainingArguments):
@@ -78,6 +80,10 @@ class VLATrainingArguments(TrainingArguments):
             self.gradient_accumulation_steps = accumulation_steps(
                 self.global_batch_size, self.per_device_train_batch_size, self.gradient_accumulation_steps
             )
+        check_report_to(self.report_to)
+        best = self.metric_for_best_model or ""
+        if self.greater_is_better is None and best.removeprefix("eval_").startswith("action_error"):
+            self.greater_is_better = False  # Trainer takes all but losses for better the greater they are
         super().__post_init__()
         batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
         if self.global_batch_size not in (None, batch):

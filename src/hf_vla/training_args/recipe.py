@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from transformers import AutoModel, AutoProcessor, set_seed
 from ..checkpoints.adapters import find_adapter
 from ..checkpoints.new_backbone import write_new_backbone
 from ..data import DatasetMixture, ImageAugmentation, LeRobotDataset, LlavaDataset
+from ..data.named_mixtures import load_named_mixture
 from ..processing.action_tokenizer import FastActionTokenizer
 from ..processing.normalization import MODES, Normalizer
 from ..processing.robots import modes_for
@@ -145,23 +147,30 @@ class DataArguments:
         files = self.vlm_dataset or []
         return [LlavaDataset(file, self.vlm_image_root, on_error=self.on_error) for file in files] or None
 
-    def build(self, action_horizon: int, seed: int) -> DatasetMixture:
-        """The training dataset."""
+    def build(self, action_horizon: int, seed: int, hold_out: Callable | None = None) -> DatasetMixture:
+        """The training dataset; `hold_out`, where given, makes each member the part of it that is trained on."""
+
+        def mix(members, weights, **options):
+            return DatasetMixture([hold_out(member) if hold_out else member for member in members], weights, **options)
+
         options = {
             "seed": seed,
             "on_error": self.on_error,
             "augmentation": ImageAugmentation(**self.augmentation) if self.augmentation else None,
         }
         if self.mixture:
-            return DatasetMixture.from_name(self.mixture, self.data_root, action_horizon=action_horizon, **options)
+            return load_named_mixture(mix, self.mixture, self.data_root, action_horizon=action_horizon, **options)
         datasets = [LeRobotDataset(path, action_horizon, self.cameras, columns=self.columns) for path in self.dataset]
-        return DatasetMixture(datasets, weights=self.dataset_weights, **options)
+        return mix(datasets, self.dataset_weights, **options)
 
 
-def build(policy: PolicyArguments, data: DataArguments, seed: int, **loading_options):
+def build(
+    policy: PolicyArguments, data: DataArguments, seed: int, hold_out: Callable | None = None, **loading_options
+):
     """The model, the processor and the training dataset of a recipe.
 
-    `loading_options` are for the weights of a policy or backbone, such as `quantization_config`.
+    `hold_out` is as for `DataArguments.build`; `loading_options` are for the weights of a policy or backbone, such as
+    `quantization_config`.
     """
     set_seed(seed)
     if policy.policy:
@@ -172,10 +181,10 @@ def build(policy: PolicyArguments, data: DataArguments, seed: int, **loading_opt
             )
         model = AutoModel.from_pretrained(policy.policy, dtype=policy.dtype, **loading_options)
         processor = AutoProcessor.from_pretrained(policy.policy)
-        mixture = data.build(model.config.action_horizon, seed)
+        mixture = data.build(model.config.action_horizon, seed, hold_out)
     else:
         horizon = policy.policy_config.get("action_horizon", class_of(policy.framework, "config").action_horizon)
-        mixture = data.build(horizon, seed)
+        mixture = data.build(horizon, seed, hold_out)
         model, processor = _new_policy(policy, data, mixture.datasets, loading_options)
     _describe_data(processor, mixture.statistics, mixture.datasets, data)
     return model, processor, mixture

@@ -1,12 +1,11 @@
-"""`VLATrainer`: transformers' `Trainer` with a learning rate a module, frozen modules, and a plot of the losses."""
+"""`VLATrainer`: transformers' `Trainer` with a learning rate a module, frozen modules, and the loss of each kind logged."""
 
 import math
-import os
 from collections import defaultdict
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import AutoModel, TrainerCallback
+from transformers import AutoModel
 from transformers.utils import logging
 
 from ..checkpoints.adapted_modules import merge
@@ -16,14 +15,16 @@ from . import engines, loss_weights
 from .arguments import VLATrainingArguments
 from .card import write_training_card
 from .cotraining import co_training, refuse_plain_text, refuse_vlm_settings
+from .evaluation import EvaluatingTrainer
 from .guards import FiniteLossGuard
 from .patterns import freeze, learning_rates, matching_parameters
 from .resuming import ResumableTrainer
+from .run_log import LastStepCallback, LossPlotCallback, SummaryCallback
 
 logger = logging.get_logger(__name__)
 
 
-class VLATrainer(ResumableTrainer):
+class VLATrainer(EvaluatingTrainer, ResumableTrainer):
     """Trains a policy.
 
     Args:
@@ -35,7 +36,7 @@ class VLATrainer(ResumableTrainer):
             a `DatasetMixture`.
         processing_class: the policy's processor; saved with every checkpoint.
         data_collator: by default `VLADataCollator(processing_class)`.
-        kwargs: as for `Trainer`.
+        kwargs: as for [`~hf_vla.training_args.evaluation.EvaluatingTrainer`] and `Trainer`.
     """
 
     def __init__(
@@ -77,7 +78,8 @@ class VLATrainer(ResumableTrainer):
         super().__init__(model, args, processing_class=processing_class, **kwargs)
         engines.prepare_accelerator(self.accelerator, self.model)
         refuse_plain_text(self.train_dataset, self.accelerator)
-        self.add_callback(LossPlotCallback())
+        for callback in (LastStepCallback, LossPlotCallback, SummaryCallback):
+            self.add_callback(callback)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """One parameter group for each learning rate, with and without weight decay."""
@@ -201,36 +203,6 @@ def load_pretrained(model: torch.nn.Module, source: str, patterns: list[str] | N
         )
     copy_weights(model, {name: weights[name] for name in sorted(names)})  # the same order in all processes
     logger.warning(f"loaded {len(names)} of {len(own)} tensors from {source}")
-
-
-class LossPlotCallback(TrainerCallback):
-    """Writes `loss.png` beside the checkpoints: the loss over steps, and the learning rate."""
-
-    def on_save(self, args, state, control, **kwargs):
-        self._plot(args.output_dir, state)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self._plot(args.output_dir, state)
-
-    def _plot(self, folder: str, state) -> None:
-        rows = [row for row in state.log_history if "loss" in row]
-        if not rows or not state.is_world_process_zero:
-            return
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(7, 4), layout="tight")
-        losses = figure.subplots()
-        steps = [row["step"] for row in rows]
-        losses.plot(steps, [row["loss"] for row in rows], color="tab:blue")
-        losses.set(xlabel="step", ylabel="loss", yscale="log", title="training loss")
-        losses.grid(alpha=0.3)
-        rates = losses.twinx()
-        rates.plot(steps, [row.get("learning_rate", math.nan) for row in rows], color="tab:gray", alpha=0.6)
-        rates.set_ylabel("learning rate (first group)")
-        os.makedirs(folder, exist_ok=True)
-        temporary = os.path.join(folder, ".loss.png")
-        figure.savefig(temporary, dpi=120, format="png")
-        os.replace(temporary, os.path.join(folder, "loss.png"))
 
 
 __all__ = ["LossPlotCallback", "VLATrainer", "cosine_with_floor"]
