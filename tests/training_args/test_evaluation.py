@@ -2,6 +2,9 @@
 
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -247,6 +250,27 @@ def test_a_replacement_of_the_best_policy_that_was_killed_is_mended(recipe, tmp_
     trainer_for(recipe, *flags, closed_loop=Expert()).train()
     assert json.loads((output / "best" / "evaluation.json").read_text())["step"] == 6
     assert not [path for path in output.iterdir() if path.name.startswith(".best")]
+
+
+# ---------------------------------------------------------------- two processes
+
+
+def test_two_processes_find_what_one_finds(recipe, tmp_path):
+    """12 frames in batches of 5 on two processes: the last one repeats frames, which must not count twice."""
+    flags = [*EVALUATED, "--per_device_eval_batch_size", "5"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [Path(__file__).with_name("evaluate_in_two.py"), recipe, tmp_path, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    alone = trainer_for(recipe, *flags).evaluate()
+    for name in [name for name in alone if "action_error" in name]:
+        assert first["both"][name] == second["both"][name] == pytest.approx(alone[name], rel=1e-5)
+    for found in (first["both"], second["both"], first["closed loop only"], second["closed loop only"]):
+        assert (found["eval_success"], found["eval_rank"]) == (0.5, 0.0)
+    assert "eval_loss" not in first["closed loop only"]
+    # A failure of the main process is a failure of all: none waits for ever.
+    assert first["error"] == "the simulator is gone" and second["error"].endswith("ValueError: the simulator is gone")
 
 
 # ------------------------------------------------------------------ what is left

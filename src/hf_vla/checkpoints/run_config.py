@@ -1,4 +1,7 @@
-"""The YAML of a native run, checked before it is read."""
+"""The YAML of a native run, checked before it is read; the backbone that it names."""
+
+import re
+from pathlib import Path
 
 from .frameworks import STARVLA_FRAMEWORKS, lookup
 
@@ -21,4 +24,12 @@ def check_tree(tree, file) -> None:
             raise ValueError(f"{path} is {value!r:.80} in {file}; it must be {what}, or be left out")
 
 
-__all__ = ["check_tree"]
+def hub_name(base_vlm: str) -> str:
+    """A backbone's folder or repository. Released configurations hold a path on the author's disk; its name tells the owner."""
+    if Path(base_vlm).is_dir() or re.fullmatch(r"\w[\w.-]*/[\w.-]+", base_vlm):
+        return base_vlm
+    name = base_vlm.rstrip("/").split("/")[-1]
+    return f"StarVLA/{name}" if name.endswith("-Action") else f"Qwen/{name}"
+
+
+__all__ = ["check_tree", "hub_name"]

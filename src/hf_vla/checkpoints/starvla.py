@@ -18,7 +18,7 @@ from transformers.utils import logging
 from ..registration import class_of
 from .base_vlm import HUB_KWARGS, load_processor_parts, resizes_to_patches
 from .frameworks import STARVLA_FRAMEWORKS, lookup
-from .run_config import check_tree
+from .run_config import check_tree, hub_name
 from .sources import hub_file
 from .weights import load_tensors
 
@@ -132,14 +132,11 @@ class StarVLARepository:
 
     @property
     def base_vlm(self) -> str:
-        """The backbone's repository. Released configurations hold a path on the author's disk; its name tells the owner."""
+        """The backbone's folder or repository."""
         name = lookup(self.tree, "framework.qwenvl.base_vlm")
         if not name:
             raise ValueError(f"the configuration of {self.name} names no framework.qwenvl.base_vlm; pass base_vlm=")
-        if Path(name).is_dir() or re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
-            return name
-        name = name.rstrip("/").split("/")[-1]
-        return f"StarVLA/{name}" if name.endswith("-Action") else f"Qwen/{name}"
+        return hub_name(name)
 
     # -------------------------------------------------------------- reading
 
