@@ -1,5 +1,6 @@
 """scripts/run_train.py as a user calls it."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,10 @@ import pytest
 import yaml
 
 from hf_vla.training_args.arguments import VLATrainingArguments
+from hf_vla.training_args.evaluation_arguments import EvaluationArguments
 from hf_vla.training_args.parse import parse_dataclasses
 from hf_vla.training_args.recipe import DataArguments, PolicyArguments
+from hf_vla.training_args.run_log import read_summary, write_run_config
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "run_train.py"
 
@@ -21,14 +24,31 @@ def run_train(*arguments) -> subprocess.CompletedProcess:
 
 
 def test_a_run_can_be_repeated_from_its_own_config(recipe, tmp_path):
+    """Of a recipe with a base, changed by flags: the same losses, evaluations and weights."""
     from safetensors.torch import load_file
 
-    result = run_train(recipe, "--max_steps", 2)
+    top = tmp_path / "top.yaml"
+    top.write_text("base: recipe.yaml\nlr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 1.e-5}\n")
+    flags = ["--max_steps", 2, "--eval_episodes", 1, "--eval_strategy", "steps", "--eval_steps", 1, "--seed", 3]
+    flags += [
+        "--module_learning_rates",
+        '{"^action_head": 2e-3}',
+        "--freeze_modules",
+        r"^vlm\.model\.visual",
+        "--weight_decay",
+        0,
+    ]
+    result = run_train(top, *flags)
     assert result.returncode == 0, result.stderr
     policy = tmp_path / "policy"
-    assert {"config.json", "config.yaml", "loss.png", "model.safetensors", "processor_config.json"} <= {
-        path.name for path in policy.iterdir()
-    }
+    assert {
+        "config.json",
+        "config.yaml",
+        "loss.png",
+        "model.safetensors",
+        "processor_config.json",
+        "summary.jsonl",
+    } <= {path.name for path in policy.iterdir()}
     assert yaml.safe_load((policy / "config.yaml").read_text())["max_steps"] == 2
     again = run_train(policy / "config.yaml", "--output_dir", tmp_path / "again")
     assert again.returncode == 0, again.stderr
@@ -37,6 +57,23 @@ def test_a_run_can_be_repeated_from_its_own_config(recipe, tmp_path):
     assert (policy / "config.json").read_text() == (tmp_path / "again" / "config.json").read_text()
     settings = [yaml.safe_load((folder / "config.yaml").read_text()) for folder in (policy, tmp_path / "again")]
     assert {name for name in settings[0] if settings[0][name] != settings[1][name]} == {"output_dir"}
+    rows = [read_summary(folder / "summary.jsonl") for folder in (policy, tmp_path / "again")]
+    for ours, theirs in zip(*rows, strict=True):
+        assert {n: v for n, v in ours.items() if is_result(n)} == {n: v for n, v in theirs.items() if is_result(n)}
+    assert sum("loss" in row for row in rows[0]) == sum("eval_action_error" in row for row in rows[0]) == 2
+
+
+def is_result(name: str) -> bool:
+    """Not a time."""
+    return not any(part in name for part in ("time", "per_second"))
+
+
+def test_resuming_is_not_part_of_what_is_repeated(tmp_path):
+    given = {"max_steps": 4, "resume_from_checkpoint": "somewhere", "module_learning_rates": {"a": 1e-5}}
+    file = write_run_config(tmp_path, [EvaluationArguments(eval_episodes=0.25)], given)
+    written = yaml.safe_load(file.read_text())
+    assert written["eval_episodes"] == 0.25 and "resume_from_checkpoint" not in written
+    assert (written["max_steps"], written["module_learning_rates"]) == (4, {"a": 1e-5})
 
 
 @pytest.mark.parametrize(
@@ -54,6 +91,25 @@ def test_bad_input_is_one_line(recipe, arguments, message):
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and message in lines[0], result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--eval_episodes", "2", "--eval_strategy", "steps"], "leaves none to train on"),
+        (["--eval_episodes", "1"], "eval_strategy is 'no'"),
+        (["--eval_env", "metaworl", "--eval_tasks", "x", "--eval_strategy", "steps"], "possible: metaworld"),
+        (["--report_to", "trackio"], "pip install trackio"),
+    ],
+)
+def test_what_evaluation_and_reports_need_is_known_before_training(recipe, flags, message, capsys):
+    spec = importlib.util.spec_from_file_location("run_train", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    with pytest.raises(SystemExit) as ended:
+        script.main([str(recipe), *flags])
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert ended.value.code == 2 and len(errors) == 1 and message in errors[0]
 
 
 @pytest.mark.parametrize(

@@ -29,4 +29,5 @@ except (ValueError, RuntimeError) as error:
     found["error"] = str(error)
 with open(f"{output}/{os.environ['RANK']}.json", "w") as file:
     json.dump(found, file)
+dist.barrier()  # one that leaves early can abort the other, which still reads from it
 dist.destroy_process_group()

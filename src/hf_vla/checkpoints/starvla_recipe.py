@@ -39,7 +39,9 @@ class ConvertedRecipe:
 
     def as_yaml(self, source: str) -> str:
         """The recipe as a file, with the report as comments."""
-        launch = "StarVLA launches it with DeepSpeed's ZeRO-2: start scripts/run_train.py likewise, by accelerate launch."
+        launch = (
+            "StarVLA launches it with DeepSpeed's ZeRO-2: start scripts/run_train.py likewise, by accelerate launch."
+        )
         comments = [f"Made of StarVLA's {source}. {launch}", *self.report()]
         text = "".join(f"# {line}\n" for line in comments)
         return text + yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True, width=120)

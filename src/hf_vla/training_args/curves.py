@@ -38,13 +38,15 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: str | os.PathLike) -> bool
             # One point is no line.
             marker = "." if len(points) < 20 else ""
             axes.plot(steps, values, marker=marker, color=_COLOURS[number % len(_COLOURS)], label=name, linewidth=1.2)
-        positive = any(value > 0 for points in series.values() for _, value in points)
-        axes.set(ylabel=title, yscale=scale if positive else "linear")
+        values = [value for points in series.values() for _, value in points]
+        wide = min(values) > 0 and max(values) > 3 * min(values)  # else a logarithmic scale has no ticks to read
+        axes.set(ylabel=title, yscale=scale if wide else "linear")
         if title == "success rate":
             axes.set_ylim(-0.03, 1.03)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7, loc="best")
     all_axes[-1].set_xlabel("step")
+    all_axes[-1].xaxis.get_major_locator().set_params(integer=True)
     folder, name = os.path.split(os.fspath(path))
     os.makedirs(folder or ".", exist_ok=True)
     partial = os.path.join(folder, f".{name}")

@@ -54,8 +54,6 @@ class EvaluatingTrainer(Trainer):
         self.closed_loop, self._closed_loop_metrics = closed_loop, {}
         # A custom compute_metrics reads the model's outputs; a data_collator without a processor has no robot units.
         self._open_loop = self.compute_metrics is None and self.processing_class is not None
-        if self._open_loop:
-            self.compute_metrics = self._action_errors
         self._waiting = None
         if closed_loop is not None and dist.is_initialized() and dist.get_world_size() > 1:
             self._refuse_sharded()
@@ -63,10 +61,16 @@ class EvaluatingTrainer(Trainer):
         self._check_best_metric()
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        with _separate_randomness(self.args.device), _undecodable_as_zeros(self.model):
-            if self.closed_loop is not None and metric_key_prefix == "eval":
-                self._closed_loop_metrics = self._on_main_process(self._roll_out)
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        kept = self.compute_metrics
+        try:
+            if self._open_loop:
+                self.compute_metrics = self._action_errors  # not for `predict`, whose batches have no recorded actions
+            with _separate_randomness(self.args.device), _undecodable_as_zeros(self.model):
+                if self.closed_loop is not None and metric_key_prefix == "eval":
+                    self._closed_loop_metrics = self._on_main_process(self._roll_out)
+                return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        finally:
+            self.compute_metrics = kept
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
@@ -203,9 +207,10 @@ class EvaluatingTrainer(Trainer):
 def _separate_randomness(device: torch.device) -> Iterator[None]:
     """Fixed seeds inside, and outside as if nothing had been drawn."""
     kept = random.getstate(), np.random.get_state()
-    kind = "cpu" if device.type == "cpu" else device.type
-    devices = [] if kind == "cpu" else [torch.get_device_module(device).current_device()]
-    with torch.random.fork_rng(devices, device_type="cuda" if kind == "cpu" else kind):
+    module = torch.get_device_module(device)
+    forked = device.type not in ("cpu", "mps")  # these have one generator, and no numbered devices
+    devices = [module.current_device()] if forked else []
+    with torch.random.fork_rng(devices, device_type=device.type if forked else "cuda"):
         try:
             random.seed(_SEED)
             np.random.seed(_SEED)

@@ -37,9 +37,8 @@ class HoldOut:
         chosen = self._choose(dataset)
         kept = [episode for episode in dataset.episode_indices if episode not in set(chosen)]
         self.held_out.append(dataset.with_episodes(chosen))
-        logger.warning(
-            f"{dataset.name}: held out of {dataset.num_episodes} episodes are {', '.join(map(str, chosen))}"
-        )
+        shown = ", ".join(map(str, chosen[:20])) + (", …" if len(chosen) > 20 else "")
+        logger.warning(f"{dataset.name}: held out are {len(chosen)} of {dataset.num_episodes} episodes: {shown}")
         return dataset.with_episodes(kept)
 
     def _choose(self, dataset: LeRobotDataset) -> list[int]:

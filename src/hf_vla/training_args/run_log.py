@@ -46,7 +46,7 @@ class LastStepCallback(TrainerCallback):
     """Logs the last step too, whatever `logging_steps` is: a short run has no other."""
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step >= state.max_steps:
+        if state.global_step >= state.max_steps and args.logging_strategy != "no":
             control.should_log = True
         return control
 
