@@ -116,6 +116,12 @@ def test_results(tmp_path):
         assert "blind: its images replaced by a constant" in card.text and "untrained" not in card.text
         (result,) = card.data.eval_results
         assert (result.dataset_type, result.metric_type, result.metric_value) == ("metaworld", "success_rate", 0.95)
+    text = (folder / "README.md").read_text()
+    with pytest.raises(ValueError, match="other.csv is no table of scripts/run_eval.py"):
+        add_results(folder, write(tmp_path / "other.csv", "task,score\na,1\n"))
+    assert (folder / "README.md").read_text() == text
+    write(folder / "success_summary.csv", "task,score\na,1\n")  # a user's own
+    assert "19 of 20" in card_of(saved(folder)).text
     with pytest.raises(ValueError, match="holds no policy"):
         add_results(tmp_path, tmp_path / "table.csv")
 

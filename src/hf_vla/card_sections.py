@@ -16,6 +16,7 @@ from pathlib import Path
 from .registration import FRAMEWORKS, class_of
 
 SUMMARY = "success_summary.csv"
+_COLUMNS = {"env", "task", "control", "successes", "episodes", "success_rate", "wilson_low", "wilson_high"}
 _USAGE = """## Use
 
 ```python
@@ -161,12 +162,16 @@ def results(folder: Path) -> str | None:
 
 
 def summary_rows(folder: Path) -> list[dict[str, str]]:
-    """The rows of an evaluation's table in the folder."""
+    """The rows of an evaluation's table in the folder; none where there is no such table, or another one of that name."""
     file = folder / SUMMARY
-    if not file.is_file():
-        return []
+    return read_summary(file) if file.is_file() else []
+
+
+def read_summary(file: Path) -> list[dict[str, str]]:
+    """The rows of a success_summary.csv; none where its columns are others."""
     with file.open(newline="", encoding="utf-8") as opened:
-        return list(csv.DictReader(opened))
+        rows = csv.DictReader(opened)
+        return list(rows) if _COLUMNS <= set(rows.fieldnames or ()) else []
 
 
 def use(folder: Path, name: str) -> str | None:
@@ -239,6 +244,7 @@ __all__ = [
     "looks_like_repository",
     "policy_config",
     "read_json",
+    "read_summary",
     "recipe",
     "summary_rows",
     "use",

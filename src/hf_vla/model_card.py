@@ -26,6 +26,9 @@ _NOTE = (
 )
 # In the card that transformers makes for a repository without one.
 _EMPTY_CARD = "This is the model card of a 🤗 transformers model that has been pushed on the Hub."
+_WHAT = (
+    "A vision-language-action policy: camera images, an instruction and the robot's state in, a chunk of actions out."
+)
 _LICENCE = (
     "## Licence\n\nNot stated by those who trained it: set `license` above. Weights that were trained from a pretrained "
     "backbone come under its licence too."
@@ -71,6 +74,8 @@ def add_results(folder: str | os.PathLike, summary: str | os.PathLike) -> Path:
     folder = Path(folder)
     if not card_sections.policy_config(folder):
         raise ValueError(f"{folder} holds no policy that results could belong to")
+    if not card_sections.read_summary(Path(summary)):
+        raise ValueError(f"{summary} is no table of scripts/run_eval.py: it has other columns, or no rows")
     shutil.copyfile(summary, folder / card_sections.SUMMARY)
     return write_model_card(folder)
 
@@ -92,7 +97,7 @@ def compose(folder: Path, existing, name, metadata: Mapping, training=None, sett
         return None
     if existing is None:
         fields = ModelCardData(tags=list(TAGS), library_name="hf_vla", pipeline_tag="robotics", license="unknown")
-        body = f"{_NOTE}\n\n# {name}\n\nA vision-language-action policy: camera images, an instruction and the robot's state in, a chunk of actions out.\n\n{_LICENCE}\n"
+        body = f"{_NOTE}\n\n# {name}\n\n{_WHAT}\n\n{_LICENCE}\n"
     else:
         if "<!-- hf_vla:" not in existing:
             return None
