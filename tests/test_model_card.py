@@ -83,6 +83,7 @@ def test_what_a_user_wrote_stays(tmp_path):
     file.write_text(text)
     card = card_of(saved(folder))
     assert card.data.license == "mit" and card.data.language == "en"
+    assert "## Licence\n\n`mit`." in card.text and "Not stated" not in card.text
     assert "# Mine\n\nIt opens drawers.\n" in card.text
     assert "| `arm` | 2 |" in card.text and "| `arm` | 7 |" not in card.text  # ours, and renewed
     own = "---\nlicense: mit\n---\n# My own card\n"

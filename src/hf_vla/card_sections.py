@@ -205,6 +205,15 @@ def recipe(facts: Mapping | None, settings: str | None) -> str | None:
     return "\n\n".join(part for part in parts if part)
 
 
+def licence(name: str | list | None) -> str:
+    """What the card's metadata tell of it."""
+    if name in (None, "unknown"):
+        told = "Not stated by those who trained it: set `license` above."
+    else:
+        told = f"`{name}`."
+    return f"## Licence\n\n{told} Weights that were trained from a pretrained backbone come under its licence too."
+
+
 def _facts(facts: Mapping) -> str:
     return "\n".join(f"* {name}: {value}" for name, value in facts.items() if value is not None)
 
@@ -235,12 +244,13 @@ def _number(value) -> str:
 
 #: the order of the sections that a folder's files tell
 OF_FILES: dict[str, Callable[[Path], str | None]] = {"architecture": architecture, "data": data, "results": results}
-ORDER = ("architecture", "use", "data", "training", "results")
+ORDER = ("architecture", "use", "data", "training", "results", "licence")
 
 __all__ = [
     "OF_FILES",
     "ORDER",
     "SUMMARY",
+    "licence",
     "looks_like_repository",
     "policy_config",
     "read_json",

@@ -29,10 +29,6 @@ _EMPTY_CARD = "This is the model card of a 🤗 transformers model that has been
 _WHAT = (
     "A vision-language-action policy: camera images, an instruction and the robot's state in, a chunk of actions out."
 )
-_LICENCE = (
-    "## Licence\n\nNot stated by those who trained it: set `license` above. Weights that were trained from a pretrained "
-    "backbone come under its licence too."
-)
 
 
 def write_model_card(
@@ -97,7 +93,7 @@ def compose(folder: Path, existing, name, metadata: Mapping, training=None, sett
         return None
     if existing is None:
         fields = ModelCardData(tags=list(TAGS), library_name="hf_vla", pipeline_tag="robotics", license="unknown")
-        body = f"{_NOTE}\n\n# {name}\n\n{_WHAT}\n\n{_LICENCE}\n"
+        body = f"{_NOTE}\n\n# {name}\n\n{_WHAT}\n\n"
     else:
         if "<!-- hf_vla:" not in existing:
             return None
@@ -110,23 +106,24 @@ def compose(folder: Path, existing, name, metadata: Mapping, training=None, sett
             return None
         fields, body = card.data, card.text.lstrip("\n")
         body = re.sub(rf"^# {re.escape(own_name)}$", lambda _: f"# {name}", body, count=1, flags=re.MULTILINE)
+    _describe(fields, folder, metadata, name)
+    sections["licence"] = card_sections.licence(fields.license)
     for key, section in sections.items():
         body = _put(body, key, section)
-    _describe(fields, folder, metadata, name)
     return f"---\n{fields.to_yaml()}\n---\n\n{body}"
 
 
 def _put(body: str, key: str, section: str) -> str:
-    """`body` with a section in place of the one of that name, else in its place in the order, before the licence."""
+    """`body` with a section in place of the one of that name, else in its place in the order."""
     block = f"<!-- hf_vla: {key} -->\n{section}\n<!-- hf_vla: end of {key} -->"
     pattern = rf"<!-- hf_vla: {key} -->\n.*?<!-- hf_vla: end of {key} -->"
     if re.search(pattern, body, flags=re.DOTALL):
         return re.sub(pattern, lambda _: block, body, flags=re.DOTALL)
     order = card_sections.ORDER
-    later = [f"<!-- hf_vla: {other} -->" for other in order[order.index(key) + 1 :]] + ["## Licence"]
+    later = [f"<!-- hf_vla: {other} -->" for other in order[order.index(key) + 1 :]]
     places = [body.index(mark) for mark in later if mark in body]
     at = min(places, default=len(body))
-    return f"{body[:at]}{block}\n\n{body[at:]}"
+    return f"{body[:at].rstrip()}\n\n{block}\n\n{body[at:].lstrip()}".rstrip() + "\n"
 
 
 def _describe(fields, folder: Path, metadata: Mapping, name: str) -> None:
