@@ -166,7 +166,7 @@ def save_film(episodes: list[list[Image.Image]], path: Path, width: int = 320) -
 def save_picture(page, path: Path) -> None:
     """The whole page as a PNG of 256 colours."""
     picture = Image.open(BytesIO(page.screenshot(full_page=True))).convert("RGB")
-    palette = picture.quantize(256)  # dithering is done only with a palette that is given
+    palette = picture.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2)  # small areas keep their colour
     picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
 
 

@@ -155,6 +155,7 @@ def test_phone(app, open_page, screenshot):
     fill(page, "instruction", "")
     page.click("#predict")
     page.locator(".toast-body").first.wait_for()
+    page.wait_for_timeout(800)  # it slides in
     screenshot(page, "message-phone", full_page=False)
     assert fits(page) and "There is no instruction" in message(page)
 
