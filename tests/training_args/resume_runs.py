@@ -6,17 +6,19 @@ import torch
 from torch.utils.data import Subset
 
 from hf_vla.training_args.arguments import VLATrainingArguments
+from hf_vla.training_args.evaluation_arguments import EvaluationArguments
 from hf_vla.training_args.parse import parse_dataclasses
+from hf_vla.training_args.peft import PeftArguments
 from hf_vla.training_args.recipe import DataArguments, PolicyArguments, build
 from hf_vla.training_args.trainer import VLATrainer
 
-TYPES = (PolicyArguments, DataArguments, VLATrainingArguments)
+TYPES = (PolicyArguments, DataArguments, VLATrainingArguments, PeftArguments, EvaluationArguments)
 # Of a log row, what does not depend on the clock.
 LOGGED = ("step", "epoch", "loss", "action_loss", "grad_norm", "learning_rate", "eval_loss")
 
 
 def trainer_for(file: Path, output: Path, *flags, evaluate: int = 0) -> VLATrainer:
-    (policy, data, args), _ = parse_dataclasses(TYPES, [str(file), "--output_dir", str(output), *map(str, flags)])
+    (policy, data, args, *_), _ = parse_dataclasses(TYPES, [str(file), "--output_dir", str(output), *map(str, flags)])
     model, processor, dataset = build(policy, data, args.seed)
     held_out = Subset(dataset, range(evaluate)) if evaluate else None
     return VLATrainer(model, args, train_dataset=dataset, eval_dataset=held_out, processing_class=processor)

@@ -36,7 +36,7 @@ class EvaluatingTrainer(Trainer):
     evaluation leaves all random number generators as they were: a run is the same with it and without.
 
     With `metric_for_best_model`, the best policy so far lies in `OUTPUT/best`, whatever `save_strategy` and
-    `save_total_limit` are.
+    `save_total_limit` are; with `load_best_model_at_end`, it is a checkpoint that stays, and in the end `OUTPUT` itself.
 
     Args:
         eval_dataset: items as `LeRobotDataset` gives them.
@@ -174,7 +174,7 @@ class EvaluatingTrainer(Trainer):
 
     def _determine_best_metric(self, metrics: dict[str, float], trial) -> bool:
         best = super()._determine_best_metric(metrics=metrics, trial=trial)
-        if best:
+        if best and not self.args.load_best_model_at_end:
             self._keep_best(metrics)
         return best
 

@@ -42,11 +42,12 @@ def check_report_to(report_to: str | Sequence[str] | None) -> None:
             )
 
 
-class LastStepCallback(TrainerCallback):
-    """Logs the last step too, whatever `logging_steps` is: a short run has no other."""
+class ShortRunCallback(TrainerCallback):
+    """Logs the last step of a run that is shorter than `logging_steps`: it would log no loss at all."""
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step >= state.max_steps and args.logging_strategy != "no":
+        ends = state.global_step >= state.max_steps and args.logging_strategy != "no"
+        if ends and not any("loss" in row for row in state.log_history):
             control.should_log = True
         return control
 
@@ -155,7 +156,7 @@ def write_run_config(output: Path, recipe: Sequence[Any], given: dict[str, Any])
 
 
 __all__ = [
-    "LastStepCallback",
+    "ShortRunCallback",
     "LossPlotCallback",
     "SummaryCallback",
     "check_report_to",

@@ -19,7 +19,7 @@ from .evaluation import EvaluatingTrainer
 from .guards import FiniteLossGuard
 from .patterns import freeze, learning_rates, matching_parameters
 from .resuming import ResumableTrainer
-from .run_log import LastStepCallback, LossPlotCallback, SummaryCallback
+from .run_log import LossPlotCallback, ShortRunCallback, SummaryCallback
 
 logger = logging.get_logger(__name__)
 
@@ -78,7 +78,7 @@ class VLATrainer(EvaluatingTrainer, ResumableTrainer):
         super().__init__(model, args, processing_class=processing_class, **kwargs)
         engines.prepare_accelerator(self.accelerator, self.model)
         refuse_plain_text(self.train_dataset, self.accelerator)
-        for callback in (LastStepCallback, LossPlotCallback, SummaryCallback):
+        for callback in (ShortRunCallback, LossPlotCallback, SummaryCallback):
             self.add_callback(callback)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
