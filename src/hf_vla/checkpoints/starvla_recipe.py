@@ -40,7 +40,7 @@ class ConvertedRecipe:
     def as_yaml(self, source: str) -> str:
         """The recipe as a file, with the report as comments."""
         launch = (
-            "StarVLA launches it with DeepSpeed's ZeRO-2: start scripts/run_train.py likewise, by accelerate launch."
+            "StarVLA starts it under ZeRO-2: accelerate launch --config_file configs/zero2.yaml scripts/run_train.py …"
         )
         comments = [f"Made of StarVLA's {source}. {launch}", *self.report()]
         text = "".join(f"# {line}\n" for line in comments)
