@@ -36,6 +36,7 @@ assert hf_vla.modeling.flow_matching.__spec__.origin
         "assert QwenPIV3ForActionPrediction is hf_vla.QwenPIV3ForActionPrediction",
         "from hf_vla.processing.processing_qwen_fast import QwenFASTProcessor",
         "import hf_vla.checkpoints.starvla",
+        "from transformers.modeling_layers import GradientCheckpointingLayer",
     ],
 )
 def test_registration_whatever_is_imported_first(first):

@@ -132,9 +132,10 @@ class _AfterImport(MetaPathFinder):
     """Runs a registration right after the module of an Auto class was loaded, whoever loads it."""
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname.startswith(f"{__package__}.modeling."):
-            # Loaded first, so that registering ours with an Auto class does not find one of them half imported. For a
-            # configuration not more than AutoConfig: transformers' modeling_utils may be half imported at that time.
+        if fullname.startswith(f"{__package__}.modeling.") or fullname == "transformers.modeling_layers":
+            # Loaded first, so that registering ours with an Auto class does not find one of them, or the module of layers
+            # that they build on, half imported. For a configuration not more than AutoConfig: transformers' modeling_utils
+            # may be half imported at that time.
             auto = "configuration_auto" if ".configuration_" in fullname else "modeling_auto"
             importlib.import_module(f"transformers.models.auto.{auto}")
             if (module := sys.modules.get(fullname)) is not None:

@@ -11,7 +11,7 @@ from hf_vla.inference import Policy
 from hf_vla.training_args.arguments import VLATrainingArguments
 from hf_vla.training_args.parse import parse_dataclasses
 from hf_vla.training_args.recipe import DataArguments, PolicyArguments, build
-from hf_vla.training_args.trainer import VLATrainer, cosine_with_floor
+from hf_vla.training_args.trainer import VLATrainer
 
 
 def trainer_for(recipe, *flags) -> VLATrainer:
@@ -36,40 +36,6 @@ def test_frozen_modules_stay_to_the_bit_and_the_others_move(recipe):
         before["action_head.action_encoder.layer1.weight"], after["action_head.action_encoder.layer1.weight"]
     )
     assert not torch.equal(before["projectors.0.1.weight"], after["projectors.0.1.weight"])
-
-
-def test_every_group_follows_its_own_cosine_down_to_the_floor(recipe):
-    flags = ["--module_learning_rates", '{"^action_head": 1e-3, "^projectors": 5e-4}', "--learning_rate", "1e-4"]
-    flags += ["--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 2e-5}']
-    trainer = trainer_for(recipe, *flags, "--weight_decay", "0.1")
-    trainer.create_optimizer_and_scheduler(num_training_steps=10)
-    groups = trainer.optimizer.param_groups
-    assert {(g["initial_lr"], g["weight_decay"]) for g in groups} == {
-        (rate, decay) for rate in (1e-3, 5e-4, 1e-4) for decay in (0.1, 0.0)
-    }
-    names = {id(p): name for name, p in trainer.model.named_parameters()}
-    for group in groups:
-        for parameter in group["params"]:
-            name = names[id(parameter)]
-            rate = {"action_head": 1e-3, "projectors": 5e-4}.get(name.split(".")[0], 1e-4)
-            assert group["initial_lr"] == rate, name
-            assert (group["weight_decay"] > 0) == (parameter.ndim > 1), name
-    for step in range(10):
-        for group in groups:
-            rate, floor = group["initial_lr"], 2e-5
-            if step < 2:
-                expected = rate * (step + 1) / 2
-            else:
-                progress = (step - 2 + 1) / 8
-                expected = floor + (rate - floor) * 0.5 * (1 + math.cos(math.pi * progress))
-            assert group["lr"] == pytest.approx(expected, rel=1e-12)
-        trainer.optimizer.step()
-        trainer.lr_scheduler.step()
-    assert all(group["lr"] == pytest.approx(2e-5, rel=1e-12) for group in groups)
-
-
-def test_floor_above_the_rate_keeps_the_rate():
-    assert cosine_with_floor(1e-6, 2e-5, 0, 10)(9) == 1.0
 
 
 @pytest.mark.parametrize(

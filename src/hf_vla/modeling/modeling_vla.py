@@ -91,6 +91,17 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
         """The modules that are called on the observation, before the action head is."""
         return [self.vlm.model]
 
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
+        """As transformers', of backbone and head, without reentrant checkpoints unless `use_reentrant` is set.
+
+        transformers also makes the embeddings require gradients, which only reentrant checkpoints need: activations of a
+        frozen backbone would be kept, and a backward pass run through it, for nothing.
+        """
+        options = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
+        super().activation_checkpointing_enable(options, **kwargs)
+        if not options["use_reentrant"]:
+            self.disable_input_require_grads()
+
     def backbone_states(self, input_ids, attention_mask, **vlm_inputs) -> list[torch.Tensor]:
         """h[0] … h[N] of the backbone's N decoder layers, (B, L, hidden_size) each, in the convention of the config."""
         convention = self.config.hidden_states_convention

@@ -1,5 +1,6 @@
 """`VLATrainingArguments`: transformers' `TrainingArguments` and what policies need beside them."""
 
+import math
 import os
 from dataclasses import dataclass, field
 
@@ -16,9 +17,11 @@ class VLATrainingArguments(TrainingArguments):
     Parameters that control what is trained, and how fast:
         module_learning_rates (`dict[str, float]`, *optional*):
             Regular expression -> learning rate. A parameter takes the rate of the first pattern that `re.search` finds in
-            its name, else `learning_rate`. A pattern that matches no parameter is an error.
+            its name, else `learning_rate`. A pattern that matches no parameter, or none but frozen ones and those of earlier
+            patterns, is an error. Every group follows the schedule by its own rate.
         freeze_modules (`list[str]`, *optional*):
-            Regular expressions; parameters in whose names one is found are not trained.
+            Regular expressions; parameters in whose names one is found are not trained. Modules that are frozen as a whole
+            stay in evaluation mode, without dropout.
 
     Parameters that control where training starts:
         pretrained_checkpoint (`str`, *optional*):
@@ -28,7 +31,16 @@ class VLATrainingArguments(TrainingArguments):
 
     Parameters that control the loss:
         vlm_loss_scale (`float`, *optional*, defaults to 0.1):
-            Weight of the language-model loss in co-training.
+            Weight of the language-model loss in co-training; the action loss has weight 1.
+        repeated_diffusion_steps (`int`, *optional*):
+            Noise draws of each sample in one training step, in place of those of the policy's configuration.
+
+    Parameters that control the averaged weights:
+        ema_decay (`float`, *optional*):
+            Keep an exponential moving average of the trained weights, with this decay. Evaluation and the final policy have
+            the averaged weights. By default there is none.
+        ema_update_every (`int`, *optional*, defaults to 1):
+            Optimizer steps between updates of the average.
 
     Parameters that control co-training, which `VLATrainer(vlm_dataset=…)` begins:
         vlm_per_device_train_batch_size (`int`, *optional*):
@@ -43,7 +55,7 @@ class VLATrainingArguments(TrainingArguments):
     With `lr_scheduler_type="cosine_with_min_lr"`, every parameter group ends at `lr_scheduler_kwargs["min_lr"]` itself.
     """
 
-    _VALID_DICT_FIELDS = TrainingArguments._VALID_DICT_FIELDS + ["module_learning_rates"]
+    _VALID_DICT_FIELDS = TrainingArguments._VALID_DICT_FIELDS + ["module_learning_rates", "liger_kernel_config"]
 
     module_learning_rates: dict | str | None = field(
         default=None, metadata={"help": "regex -> learning rate, first match wins"}
@@ -58,6 +70,18 @@ class VLATrainingArguments(TrainingArguments):
         default=None, metadata={"help": "regexes: which of pretrained_checkpoint's parameters are loaded; default all"}
     )
     vlm_loss_scale: float = field(default=0.1, metadata={"help": "weight of the language-model loss in co-training"})
+    repeated_diffusion_steps: int | None = field(
+        default=None, metadata={"help": "noise draws of each sample in a step; default the policy's"}
+    )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={"help": "decay of the moving average of the weights, such as 0.999; default none is kept"},
+    )
+    ema_update_every: int = field(default=1, metadata={"help": "optimizer steps between updates of the average"})
+    # transformers' own can't be given as a flag.
+    liger_kernel_config: dict | str | None = field(
+        default=None, metadata={"help": "JSON: which of Liger's kernels the backbone gets, with use_liger_kernel"}
+    )
     vlm_per_device_train_batch_size: int | None = field(
         default=None, metadata={"help": "conversations in a batch of co-training; default as many as robot samples"}
     )
@@ -98,10 +122,14 @@ class VLATrainingArguments(TrainingArguments):
             raise ValueError(
                 f"module_learning_rates is {self.module_learning_rates!r}; give a mapping from regular expressions to rates"
             )
-        rates = {str(pattern): float(rate) for pattern, rate in (self.module_learning_rates or {}).items()}
-        if bad := [pattern for pattern, rate in rates.items() if not rate >= 0]:
-            raise ValueError(f"module_learning_rates of {bad} must be 0 or more")
+        rates = {}
+        for pattern, rate in (self.module_learning_rates or {}).items():
+            rates[str(pattern)] = number = _number(rate)
+            if isinstance(number, bool) or not isinstance(number, float | int) or not 0 <= number < math.inf:
+                raise ValueError(f"module_learning_rates: {pattern!r} has {rate!r}; give a rate, 0 or more")
         self.module_learning_rates = rates or None
+        if self.lr_scheduler_kwargs:
+            self.lr_scheduler_kwargs = {name: _number(value) for name, value in self.lr_scheduler_kwargs.items()}
         if self.reload_modules and not self.pretrained_checkpoint:
             raise ValueError("reload_modules says what to take from pretrained_checkpoint, which is not set")
         if self.vlm_loss_scale < 0:
@@ -110,6 +138,12 @@ class VLATrainingArguments(TrainingArguments):
             raise ValueError(
                 f"vlm_per_device_train_batch_size is {self.vlm_per_device_train_batch_size}; it must be 1 or more"
             )
+        if self.repeated_diffusion_steps is not None and self.repeated_diffusion_steps < 1:
+            raise ValueError(f"repeated_diffusion_steps is {self.repeated_diffusion_steps}; it must be at least 1")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}; it must be between 0 and 1, such as 0.999, or left out")
+        if self.ema_update_every < 1:
+            raise ValueError(f"ema_update_every is {self.ema_update_every}; it must be at least 1")
         if self.label_names is None:
             self.label_names = ["actions"]
 
@@ -135,6 +169,14 @@ def accumulation_steps(global_batch: int, per_device: int, given: int = 1) -> in
             f"gradient_accumulation_steps is {given}; leave one of the two out"
         )
     return steps
+
+
+def _number(value):
+    """YAML reads 5e-7 as text: it wants 5.0e-7."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 __all__ = ["VLATrainingArguments"]

@@ -11,6 +11,9 @@ from torch import nn
 
 from ..checkpoints.adapted_modules import plain_name
 
+#: the group of the parameters that no pattern of `module_learning_rates` matches
+DEFAULT_GROUP = "default"
+
 
 def matching_parameters(model: nn.Module, pattern: str, option: str) -> set[str]:
     """Names of the parameters in which `re.search(pattern, plain_name(name))` finds something.
@@ -53,11 +56,36 @@ def freeze(model: nn.Module, patterns: Iterable[str]) -> set[str]:
     return frozen
 
 
+def rate_groups(model: nn.Module, patterns: Iterable[str]) -> dict[str, str]:
+    """Each trainable parameter's group: the first pattern of `module_learning_rates` that matches it, else "default".
+
+    Raises:
+        ValueError: a pattern that can have no effect, because all that it matches is frozen or taken by earlier ones.
+    """
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    groups: dict[str, str] = {}
+    for pattern in patterns:
+        if pattern == DEFAULT_GROUP:
+            raise ValueError(
+                f"module_learning_rates: {DEFAULT_GROUP!r} is what the group of all other parameters is called; write "
+                f"'({DEFAULT_GROUP})' for a pattern, or set learning_rate for that group"
+            )
+        matched = matching_parameters(model, pattern, "module_learning_rates")
+        if not (matched := matched & trainable):
+            raise ValueError(
+                f"module_learning_rates: all that {pattern!r} matches is frozen, so that its rate would have no effect; take "
+                "it out, or narrow what is frozen (freeze_modules)"
+            )
+        if not (left := matched - groups.keys()):
+            earlier = ", ".join(repr(p) for p in dict.fromkeys(groups.values()) if p in {groups[n] for n in matched})
+            raise ValueError(
+                f"module_learning_rates: all that {pattern!r} matches has its rate from {earlier} before it, and the first "
+                "match wins; put the narrower pattern first, or take one out"
+            )
+        groups |= dict.fromkeys(left, pattern)
+    return {name: groups.get(name, DEFAULT_GROUP) for name, _ in model.named_parameters() if name in trainable}
+
+
 def learning_rates(model: nn.Module, base: float, rates: dict[str, float]) -> dict[str, float]:
     """Each trainable parameter's learning rate: that of the first pattern that matches, else `base`."""
-    matches = [(matching_parameters(model, p, "module_learning_rates"), rate) for p, rate in rates.items()]
-    return {
-        name: next((rate for names, rate in matches if name in names), base)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
+    return {name: rates.get(group, base) for name, group in rate_groups(model, rates).items()}

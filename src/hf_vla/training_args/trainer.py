@@ -1,27 +1,29 @@
-"""`VLATrainer`: transformers' `Trainer` with a learning rate a module, frozen modules, and the loss of each kind logged."""
+"""`VLATrainer`: transformers' `Trainer` with a learning rate a module, frozen modules, averaged weights; all of it logged."""
 
-import math
+import contextlib
+import copy
+import os
 from collections import defaultdict
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import AutoModel
-from transformers.utils import logging
 
-from ..checkpoints.adapted_modules import merge
 from ..data import DatasetMixture, VLADataCollator
-from ..modeling.zero3 import copy_weights, full_shape, not_partitioned
 from . import engines, loss_weights
 from .arguments import VLATrainingArguments
 from .card import write_training_card
 from .cotraining import co_training, refuse_plain_text, refuse_vlm_settings
+from .ema import EMA_FILE, EMACallback, WeightAverage, check_engine
 from .evaluation import EvaluatingTrainer
+from .frozen import FrozenInEval
 from .guards import FiniteLossGuard
-from .patterns import freeze, learning_rates, matching_parameters
+from .kernels import apply_liger_to_backbone
+from .parameter_groups import decayed_parameters, split_by_rate
+from .patterns import DEFAULT_GROUP, freeze, rate_groups
+from .records import GroupRecorder
 from .resuming import ResumableTrainer
 from .run_log import LossPlotCallback, ShortRunCallback, SummaryCallback
-
-logger = logging.get_logger(__name__)
+from .schedules import check_schedule, final_rate, schedule_per_group
+from .starting import load_pretrained, set_repeated_diffusion_steps
 
 
 class VLATrainer(EvaluatingTrainer, ResumableTrainer):
@@ -58,8 +60,14 @@ class VLATrainer(EvaluatingTrainer, ResumableTrainer):
             load_pretrained(model, args.pretrained_checkpoint, args.reload_modules)
         if args.freeze_modules:
             freeze(model, args.freeze_modules)
-        # Found out now rather than when the optimizer is made.
-        learning_rates(model, args.learning_rate, args.module_learning_rates or {})
+        if args.repeated_diffusion_steps is not None:
+            set_repeated_diffusion_steps(model, args.repeated_diffusion_steps)
+        if args.use_liger_kernel:
+            apply_liger_to_backbone(model, args.liger_kernel_config)
+            # Done; in evaluation the Trainer would pass the model an argument that Liger's own models have.
+            args = copy.copy(args)
+            args.use_liger_kernel = False
+        self._check_rates(model, args, **kwargs)
         if isinstance(kwargs.get("train_dataset"), DatasetMixture):
             # A mixture's items are random draws already; in order, they are the same under any number of workers and
             # ranks, and a resumed run goes on where it stopped.
@@ -70,6 +78,8 @@ class VLATrainer(EvaluatingTrainer, ResumableTrainer):
             kwargs["train_dataset"], kwargs["data_collator"] = co_training(
                 model, args, kwargs.get("train_dataset"), vlm_dataset, kwargs["data_collator"], processing_class
             )
+        self.group_names: list[str] = []
+        self._frozen = FrozenInEval()
         self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(()))
         self._count = 0
         self._guard = FiniteLossGuard()
@@ -78,38 +88,66 @@ class VLATrainer(EvaluatingTrainer, ResumableTrainer):
         super().__init__(model, args, processing_class=processing_class, **kwargs)
         engines.prepare_accelerator(self.accelerator, self.model)
         refuse_plain_text(self.train_dataset, self.accelerator)
-        for callback in (ShortRunCallback, LossPlotCallback, SummaryCallback):
+        self._recorder = GroupRecorder(self)
+        self.ema = None
+        if args.ema_decay is not None:
+            check_engine(self)
+            self.ema = WeightAverage(args.ema_decay, args.ema_update_every)
+            self.add_callback(EMACallback(self.ema))
+        for callback in (self._recorder, ShortRunCallback, LossPlotCallback, SummaryCallback):
             self.add_callback(callback)
 
+    @staticmethod
+    def _check_rates(model, args: VLATrainingArguments, optimizers=(None, None), **_) -> None:
+        """Found out now rather than when optimizer and scheduler are made."""
+        rates = args.module_learning_rates or {}
+        groups = rate_groups(model, rates)
+        if optimizers[0] is not None and rates:
+            raise ValueError("module_learning_rates have no effect on an optimizer that is passed in; leave one out")
+        used = {DEFAULT_GROUP: args.learning_rate, **rates}
+        used = {group: rate for group, rate in used.items() if group in groups.values()}
+        steps = max(args.max_steps, 1)
+        if optimizers[1] is None:
+            check_schedule(args.lr_scheduler_type, args.lr_scheduler_kwargs, used, args.get_warmup_steps(steps), steps)
+
+    def get_decay_parameter_names(self, model) -> list[str]:
+        """Matrices and kernels; see [`~hf_vla.training_args.parameter_groups.decayed_parameters`]."""
+        return decayed_parameters(model)
+
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """One parameter group for each learning rate, with and without weight decay."""
+        """As the Trainer's, with parameter groups for each learning rate, with and without weight decay."""
+        made, rates = self.optimizer is None, self.args.module_learning_rates or {}
+        optimizer = super().create_optimizer(model)
         model = self.model if model is None else model
-        if self.optimizer is None:
-            decayed = set(self.get_decay_parameter_names(model))
-            parameters = dict(model.named_parameters())
-            groups = defaultdict(list)
-            rates = learning_rates(model, self.args.learning_rate, self.args.module_learning_rates or {})
-            for name, rate in rates.items():
-                groups[rate, self.args.weight_decay if name in decayed else 0.0].append(parameters[name])
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-            self.optimizer = optimizer_class(
-                [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()], **options
+        if made:
+            self.group_names = split_by_rate(optimizer, model, rate_groups(model, rates), rates)
+        elif rates and not self.group_names:
+            raise ValueError(
+                "module_learning_rates have no effect on the optimizer of DeepSpeed's configuration; take its section "
+                "`optimizer` out, and the one of the training arguments (optim) is used"
             )
-        return self.optimizer
+        return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
-        """As the Trainer's; `cosine_with_min_lr` with `min_lr` ends at that rate in every parameter group."""
-        options = self.args.lr_scheduler_kwargs or {}
-        if self.lr_scheduler is None and self.args.lr_scheduler_type == "cosine_with_min_lr" and "min_lr" in options:
+        """As the Trainer's; schedules that end at a rate (`min_lr`, `lr_end`) end at it in every parameter group."""
+        args = self.args
+        if self.lr_scheduler is None and final_rate(args.lr_scheduler_type, args.lr_scheduler_kwargs) is not None:
             optimizer = self.optimizer if optimizer is None else optimizer
-            warmup = self.args.get_warmup_steps(num_training_steps)
-            scale = [
-                cosine_with_floor(group["lr"], options["min_lr"], warmup, num_training_steps)
-                for group in optimizer.param_groups
-            ]
-            self.lr_scheduler = LambdaLR(optimizer, scale)
+            warmup = args.get_warmup_steps(num_training_steps)
+            self.lr_scheduler = schedule_per_group(
+                args.lr_scheduler_type, optimizer, warmup, num_training_steps, args.lr_scheduler_kwargs
+            )
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def _build_accelerator_args(self, **kwargs) -> dict:
+        """With `torch_compile`, compiles the repeated blocks of backbone and head one by one.
+
+        As one graph, a backbone breaks in tens of places, where its images' sizes decide.
+        """
+        options = super()._build_accelerator_args(**kwargs)
+        options["dynamo_plugin"].use_regional_compilation = True
+        return options
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -117,6 +155,8 @@ class VLATrainer(EvaluatingTrainer, ResumableTrainer):
         return batches, num_items
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if model.training:
+            self._frozen.apply(model)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
             weights = loss_weights.weights(self.model, inputs, self._mean_counts)
@@ -129,11 +169,46 @@ class VLATrainer(EvaluatingTrainer, ResumableTrainer):
             self._guard.observe(self, loss)
         return (loss, outputs) if return_outputs else loss
 
+    def ema_weights(self) -> contextlib.AbstractContextManager:
+        """A context in which the model has the averaged weights, where `ema_decay` is set; else nothing changes."""
+        return contextlib.nullcontext() if self.ema is None else self.ema.used_by(self.model)
+
+    def evaluate(self, *args, **kwargs):
+        with self.ema_weights():
+            return super().evaluate(*args, **kwargs)
+
+    def evaluation_loop(self, *args, **kwargs):
+        with self.ema_weights():
+            return super().evaluation_loop(*args, **kwargs)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As the Trainer's; the policy's model card tells of the training."""
-        super().save_model(output_dir, _internal_call)
+        """As the Trainer's, with the averaged weights where `ema_decay` is set; the model card tells of the training.
+
+        A checkpoint has the weights in training, and the average beside them.
+        """
+        with contextlib.nullcontext() if self._saving else self.ema_weights():
+            super().save_model(output_dir, _internal_call)
         if self.args.should_save:
             write_training_card(self, output_dir or self.args.output_dir)
+            if self._saving and self.ema is not None:
+                self.ema.save(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        if self.ema is not None:
+            self.ema.load(checkpoint, self.model)
+        elif os.path.isfile(os.path.join(checkpoint, EMA_FILE)):
+            raise ValueError(
+                f"{checkpoint} was trained with ema_decay; set it to resume, or start a new run from its weights with "
+                "pretrained_checkpoint"
+            )
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.ema is not None:
+            self.ema.load(self.state.best_model_checkpoint, self.model)
 
     def create_model_card(
         self, language=None, license=None, tags=None, model_name=None, finetuned_from=None, dataset_tags=None, **others
@@ -160,49 +235,14 @@ class VLATrainer(EvaluatingTrainer, ResumableTrainer):
         self._sums.update({name: torch.tensor(total) for name, total in state["sums"].items()})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds each loss's mean since the last log, over all processes."""
+        """Adds each loss's mean since the last log, over all processes, and each group's learning rate and gradient norm."""
         if "loss" in logs:
             for name, total in self._sums.items():
                 logs[name] = (self.accelerator.reduce(total.float(), reduction="mean") / self._count).item()
             self._sums.clear()
             self._count = 0
+            logs |= self._recorder.logs(logs.get("grad_norm"), self.args.max_grad_norm)
         super().log(logs, start_time)
 
 
-def cosine_with_floor(rate: float, floor: float, warmup: int, total: int):
-    """The factor on `rate` after a step: linear warm-up, then half a cosine down to exactly `floor`."""
-    ratio = min(1.0, floor / rate) if rate else 1.0
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        progress = min(1.0, (step - warmup + 1) / max(1, total - warmup))
-        return ratio + (1 - ratio) * 0.5 * (1 + math.cos(math.pi * progress))
-
-    return factor
-
-
-def load_pretrained(model: torch.nn.Module, source: str, patterns: list[str] | None = None) -> None:
-    """Copy the weights of another policy into `model`: all, or those whose names a pattern matches.
-
-    Raises:
-        ValueError: a pattern matches nothing, or a parameter that is to be loaded is missing or of another shape.
-    """
-    with not_partitioned():
-        weights = merge(AutoModel.from_pretrained(source, dtype=model.dtype)).state_dict()
-    own = model.state_dict(keep_vars=True)
-    names = set(own)
-    if patterns:
-        matched = set().union(*(matching_parameters(model, pattern, "reload_modules") for pattern in patterns))
-        names = {name for name in own if name in matched}
-    bad = sorted(n for n in names if n not in weights or weights[n].shape != full_shape(own[n]))
-    if bad:
-        raise ValueError(
-            f"{source} does not fit this model: {len(bad)} tensors are missing or of another shape, for example {bad[0]}; "
-            "name the modules that fit in reload_modules"
-        )
-    copy_weights(model, {name: weights[name] for name in sorted(names)})  # the same order in all processes
-    logger.warning(f"loaded {len(names)} of {len(own)} tensors from {source}")
-
-
-__all__ = ["LossPlotCallback", "VLATrainer", "cosine_with_floor"]
+__all__ = ["LossPlotCallback", "VLATrainer"]

@@ -1,0 +1,124 @@
+"""The exponential moving average (EMA) of the trained weights: kept, exchanged with the weights, saved and loaded."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import TrainerCallback
+
+EMA_FILE = "ema.safetensors"
+
+
+class WeightAverage:
+    """The average of the trainable parameters, in float32, where they are.
+
+    After update n = 1, 2, …, `average += (1 - d) * (weights - average)` with `d = min(decay, (1 + n) / (10 + n))`: the
+    beginning, when the average is still the initial weights, is forgotten fast (the warm-up of TensorFlow's
+    `ExponentialMovingAverage`).
+
+    Args:
+        decay: d once it is warm.
+        update_every: optimizer steps between updates.
+    """
+
+    def __init__(self, decay: float, update_every: int = 1):
+        self.decay = decay
+        self.update_every = update_every
+        self.average: dict[str, torch.Tensor] = {}
+        self._in_use = False
+
+    @torch.no_grad()
+    def start(self, model: nn.Module) -> None:
+        """Begin from the weights of `model`, unless there is an average already."""
+        if not self.average:
+            self.average = {name: p.detach().float().clone() for name, p in _trainable(model).items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take in the weights after optimizer step `step` = 1, 2, …"""
+        if step % self.update_every:
+            return
+        n = step // self.update_every
+        decay = min(self.decay, (1 + n) / (10 + n))
+        for name, parameter in _trainable(model).items():
+            self.average[name].lerp_(parameter.detach().float(), 1 - decay)
+
+    @contextlib.contextmanager
+    def used_by(self, model: nn.Module) -> Iterator[None]:
+        """`model` with the average in place of its weights; nothing changes before training has begun, or inside of another."""
+        if self._in_use or not self.average:
+            yield
+            return
+        parameters = _trainable(model)
+        weights = {name: parameter.data for name, parameter in parameters.items()}
+        self._in_use = True
+        try:
+            for name, parameter in parameters.items():
+                parameter.data = self.average[name].to(parameter.dtype)
+            yield
+        finally:
+            for name, parameter in parameters.items():
+                parameter.data = weights[name]
+            self._in_use = False
+
+    def save(self, folder: str | Path) -> None:
+        save_file(self.average, Path(folder) / EMA_FILE, metadata={"format": "pt"})
+
+    def load(self, folder: str | Path, model: nn.Module) -> None:
+        """
+        Raises:
+            ValueError: there is no average in the folder, or one of other parameters.
+        """
+        file = Path(folder) / EMA_FILE
+        if not file.is_file():
+            raise ValueError(
+                f"{folder} holds no {EMA_FILE}: it was trained without ema_decay. Leave ema_decay out to resume from it, or "
+                "start a new run from it with policy or pretrained_checkpoint"
+            )
+        average, parameters = load_file(file), _trainable(model)
+        odd = sorted(average.keys() ^ parameters.keys())
+        odd += [name for name in average if name in parameters and average[name].shape != parameters[name].shape]
+        if odd:
+            raise ValueError(
+                f"{file} averages other parameters than are trained now: {len(odd)} differ, for example {odd[0]}; resume with "
+                "the model and freeze_modules that it was saved with"
+            )
+        self.average = {name: average[name].to(parameter.device) for name, parameter in parameters.items()}
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def check_engine(trainer) -> None:
+    """Raise a ValueError where no process holds whole weights to average."""
+    config = getattr(trainer.args, "hf_deepspeed_config", None)
+    engine = None
+    if trainer.is_fsdp_enabled or trainer.is_distributed_loading_by_transformers:
+        engine = "FSDP or another sharding"
+    elif config is not None and config.is_zero3():
+        engine = "DeepSpeed's ZeRO-3"
+    if engine:
+        raise ValueError(
+            f"ema_decay averages whole weights, which {engine} leaves with no process; leave it out, or train with DDP, ZeRO-1 "
+            "or ZeRO-2"
+        )
+
+
+class EMACallback(TrainerCallback):
+    """Begins and updates the average as training goes."""
+
+    def __init__(self, ema: WeightAverage):
+        self.ema = ema
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.ema.start(model)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.ema.update(model, state.global_step)
+
+
+__all__ = ["EMA_FILE", "EMACallback", "WeightAverage", "check_engine"]
