@@ -93,7 +93,8 @@ def test_resuming_is_exact(tmp_path, dtype):
         assert {p.dtype for p in again.model.parameters()} == {dtype}
 
 
-def test_the_best_checkpoint_brings_its_average(tmp_path):
+@pytest.mark.parametrize(("at_end", "folder"), [(True, "."), (False, "best")])
+def test_the_best_policy_is_the_average_of_its_step(tmp_path, at_end, folder):
     trainer = tiny_trainer(
         tmp_path,
         ema_decay=0.9,
@@ -101,18 +102,15 @@ def test_the_best_checkpoint_brings_its_average(tmp_path):
         eval_strategy="steps",
         save_steps=2,
         eval_steps=2,
-        load_best_model_at_end=True,
+        load_best_model_at_end=at_end,
         metric_for_best_model="loss",
         greater_is_better=True,  # so that the first is best
     )
     trainer.train()
     trainer.save_model()
-    best = trainer.state.best_model_checkpoint
-    assert best.endswith("checkpoint-2")
-    averaged = load_file(f"{best}/ema.safetensors")
-    for folder in (tmp_path, tmp_path / "best"):
-        policy = load_file(folder / "model.safetensors")
-        assert all(torch.equal(policy[name], averaged[name]) for name in averaged)
+    averaged = load_file(tmp_path / "checkpoint-2" / "ema.safetensors")
+    policy = load_file(tmp_path / folder / "model.safetensors")
+    assert all(torch.equal(policy[name], averaged[name]) for name in averaged)
 
 
 @pytest.mark.parametrize(
