@@ -1,13 +1,14 @@
 """Latency, training throughput and memory of the full-size QwenPI_v3 (Qwen3-VL-4B and a 0.5 B head, random weights), on a GPU.
 
     python benchmarks/full_size.py                                                      # latency, throughput, memory
-    python -m torch.distributed.run --standalone --nproc_per_node 1 benchmarks/full_size.py --fsdp   # one step under FSDP2
+    python -m torch.distributed.run --standalone --nproc_per_node gpu benchmarks/full_size.py --fsdp # a step under FSDP2
     python benchmarks/full_size.py --tiny                                               # the same code on a small model, anywhere
 
 Prints one line a measurement. Times are medians; the device is synchronised around each.
 """
 
 import argparse
+import os
 import statistics
 import time
 
@@ -116,6 +117,8 @@ def main() -> None:
     parser.add_argument("--fsdp", action="store_true", help="only one training step under FSDP2; start with torchrun")
     a = parser.parse_args()
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    if device.type != "cpu":
+        torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", 0)))
     dtype = torch.bfloat16
     config = QwenPIV3Config(vlm_config=shrink(QWEN3_VL_4B) if a.tiny else QWEN3_VL_4B)
     with torch.device(device):
@@ -143,9 +146,8 @@ def main() -> None:
     policy.activation_checkpointing_enable()
     if a.fsdp:
         torch.distributed.init_process_group()
-        wrapped = set(policy.vlm._no_split_modules) | set(policy._no_split_modules)
         for module in policy.modules():
-            if type(module).__name__ in wrapped:
+            if type(module).__name__ in policy._no_split_modules:
                 fully_shard(module)
         fully_shard(policy)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-5, betas=(0.9, 0.95), fused=device.type == "cuda")

@@ -137,18 +137,24 @@ def test_an_average_of_other_parameters_is_refused(tmp_path):
         average.load(tmp_path, model)
 
 
+def accelerator(zero_stage: int | None = None) -> SimpleNamespace:
+    """One without an engine, or with DeepSpeed's of that stage."""
+    plugin = None if zero_stage is None else SimpleNamespace(zero_stage=zero_stage)
+    return SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin))
+
+
 @pytest.mark.parametrize(
     ("trainer", "refused"),
     [
         ({}, None),
         ({"is_fsdp_enabled": True}, "FSDP"),
         ({"is_distributed_loading_by_transformers": True}, "FSDP or another sharding"),
-        ({"args": SimpleNamespace(hf_deepspeed_config=SimpleNamespace(is_zero3=lambda: True))}, "ZeRO-3"),
-        ({"args": SimpleNamespace(hf_deepspeed_config=SimpleNamespace(is_zero3=lambda: False))}, None),
+        ({"accelerator": accelerator(3)}, "ZeRO-3"),
+        ({"accelerator": accelerator(2)}, None),
     ],
 )
 def test_engines_without_whole_weights_are_refused(trainer, refused):
-    whole = {"is_fsdp_enabled": False, "is_distributed_loading_by_transformers": False, "args": SimpleNamespace()}
+    whole = {"is_fsdp_enabled": False, "is_distributed_loading_by_transformers": False, "accelerator": accelerator()}
     trainer = SimpleNamespace(**{**whole, **trainer})
     if refused:
         with pytest.raises(ValueError, match=refused):

@@ -22,7 +22,8 @@ from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 from hf_vla import QwenPIV3Config, QwenPIV3ForActionPrediction
 from hf_vla.training_args.arguments import VLATrainingArguments
-from hf_vla.training_args.engines import float32_sums, prepare_accelerator, prepare_arguments
+from hf_vla.training_args.engines import OwnDraws, float32_sums, prepare_accelerator, prepare_arguments
+from hf_vla.training_args.parse import parse_dataclasses
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
@@ -195,6 +196,14 @@ class TestConfigurations:
 
 
 class TestSettings:
+    def test_fsdp_by_a_flag_is_what_the_configuration_says(self, tmp_path):
+        flags = ["--output_dir", str(tmp_path), "--use_cpu", "true", "--fsdp", "true"]
+        plugin = parse_dataclasses((VLATrainingArguments,), flags)[0][0].fsdp_plugin_args
+        assert (plugin["fsdp_version"], plugin["state_dict_type"]) == (2, "FULL_STATE_DICT")
+        assert plugin["auto_wrap_policy"] == "TRANSFORMER_BASED_WRAP" and plugin["reshard_after_forward"]
+        assert not plugin["cpu_ram_efficient_loading"] and not plugin.get("activation_checkpointing")
+        assert not parse_dataclasses((VLATrainingArguments,), [*flags[:-1], "false"])[0][0].fsdp_plugin_args
+
     def test_ddp_looks_for_parameters_without_gradient(self, tmp_path):
         arguments = VLATrainingArguments(output_dir=str(tmp_path), use_cpu=True)
         prepare_arguments(arguments)
@@ -215,6 +224,16 @@ class TestSettings:
         with pytest.raises(ValueError, match="set activation_checkpointing: true in the recipe"):
             prepare_accelerator(accelerator, torch.nn.Sequential(torch.nn.Dropout(0.1)))
         prepare_accelerator(accelerator, torch.nn.Sequential(torch.nn.Dropout(0.0)))
+
+    def test_processes_draw_noise_of_their_own(self):
+        def draw(process: int, processes: int) -> torch.Tensor:
+            torch.manual_seed(7)
+            arguments = SimpleNamespace(seed=7, process_index=process, world_size=processes)
+            OwnDraws().on_train_begin(arguments, None, None)
+            return torch.rand(8)
+
+        assert not torch.equal(draw(0, 2), draw(1, 2))
+        assert torch.equal(draw(0, 1), torch.rand(8, generator=torch.Generator().manual_seed(7)))
 
     def test_fsdp_sums_in_float32(self):
         from torch.distributed.fsdp import MixedPrecisionPolicy

@@ -108,6 +108,8 @@ class VLATrainingArguments(TrainingArguments):
         best = self.metric_for_best_model or ""
         if self.greater_is_better is None and best.removeprefix("eval_").startswith("action_error"):
             self.greater_is_better = False  # Trainer takes all but losses for better the greater they are
+        if isinstance(self.fsdp, str) and self.fsdp.lower() in ("true", "false"):
+            self.fsdp = self.fsdp.lower() == "true"  # as recipes say it; transformers 5.23 knows the bare flag only
         super().__post_init__()
         batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
         if self.global_batch_size not in (None, batch):

@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 
 from ..data import CoTrainingCollator, CoTrainingDataset
 from .arguments import VLATrainingArguments
+from .engines import shards_weights
 
 
 def refuse_vlm_settings(args: VLATrainingArguments) -> None:
@@ -55,11 +56,8 @@ def refuse_plain_text(dataset: Any, accelerator) -> None:
     """
     if not isinstance(dataset, CoTrainingDataset) or accelerator.num_processes == 1:
         return
-    state = accelerator.state
-    plugin = getattr(state, "deepspeed_plugin", None)
-    sharded = getattr(state, "fsdp_plugin", None) is not None or (plugin is not None and plugin.zero_stage == 3)
     plain = sum(getattr(member, "num_without_images", 0) for member in dataset.conversations.datasets)
-    if sharded and plain:
+    if plain and shards_weights(accelerator):
         raise ValueError(
             f"{plain} of {len(dataset.conversations)} conversations have no image. FSDP and ZeRO-3 need every process to call "
             "the same layers in every step; leave these conversations out, or train with DDP or ZeRO-2"

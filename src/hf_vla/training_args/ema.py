@@ -9,6 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
 
+from .engines import shards_weights
+
 EMA_FILE = "ema.safetensors"
 
 
@@ -95,11 +97,10 @@ def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def check_engine(trainer) -> None:
     """Raise a ValueError where no process holds whole weights to average."""
-    config = getattr(trainer.args, "hf_deepspeed_config", None)
     engine = None
     if trainer.is_fsdp_enabled or trainer.is_distributed_loading_by_transformers:
         engine = "FSDP or another sharding"
-    elif config is not None and config.is_zero3():
+    elif shards_weights(trainer.accelerator):
         engine = "DeepSpeed's ZeRO-3"
     if engine:
         raise ValueError(

@@ -5,6 +5,7 @@ import dataclasses
 import torch
 from accelerate import Accelerator
 from torch import nn
+from transformers import TrainerCallback
 
 from .arguments import VLATrainingArguments
 
@@ -36,9 +37,29 @@ def prepare_accelerator(accelerator: Accelerator, model: nn.Module) -> None:
         plugin.mixed_precision_policy = float32_sums(plugin.mixed_precision_policy)
 
 
+def shards_weights(accelerator: Accelerator) -> bool:
+    """Whether each process holds a part of the weights only: FSDP, ZeRO-3, by the launcher's settings or the recipe's."""
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    return getattr(accelerator.state, "fsdp_plugin", None) is not None or (
+        plugin is not None and plugin.zero_stage == 3
+    )
+
+
+class OwnDraws(TrainerCallback):
+    """Gives each process random numbers of its own as training begins: noise, denoising time, dropout.
+
+    The Trainer seeds all alike, so that the samples of all GPUs would get the same noise. Not earlier, because accelerate's
+    samplers take the processes' seed for common.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if args.world_size > 1:
+            torch.manual_seed(args.seed + args.process_index)
+
+
 def float32_sums(policy):
     """An FSDP2 mixed precision policy whose gradients are summed, and whose losses are returned, in float32."""
     return dataclasses.replace(policy, reduce_dtype=torch.float32, output_dtype=torch.float32)
 
 
-__all__ = ["float32_sums", "prepare_accelerator", "prepare_arguments"]
+__all__ = ["OwnDraws", "float32_sums", "prepare_accelerator", "prepare_arguments", "shards_weights"]

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import Trainer
 from transformers.utils import logging
 
+from .engines import shards_weights
 from .open_loop import EXTRAS, EvaluationCollator, Numbered, action_errors, metric_names, noise_of, sample_errors
 
 logger = logging.get_logger(__name__)
@@ -139,8 +140,7 @@ class EvaluatingTrainer(Trainer):
         return result[0]
 
     def _refuse_sharded(self) -> None:
-        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
-        if self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
+        if shards_weights(self.accelerator):
             raise ValueError(
                 "closed-loop evaluation runs on one process, which under FSDP and ZeRO-3 has a part of the weights only; "
                 "leave eval_env out and evaluate checkpoints with scripts/run_eval.py"

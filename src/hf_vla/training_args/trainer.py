@@ -94,7 +94,7 @@ class VLATrainer(EvaluatingTrainer, ResumableTrainer):
             check_engine(self)
             self.ema = WeightAverage(args.ema_decay, args.ema_update_every)
             self.add_callback(EMACallback(self.ema))
-        for callback in (self._recorder, ShortRunCallback, LossPlotCallback, SummaryCallback):
+        for callback in (self._recorder, ShortRunCallback, LossPlotCallback, SummaryCallback, engines.OwnDraws):
             self.add_callback(callback)
 
     @staticmethod
