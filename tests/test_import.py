@@ -32,7 +32,6 @@ assert hf_vla.modeling.flow_matching.__spec__.origin
         "from transformers import AutoProcessor",
         "from transformers import AutoConfig; from hf_vla.modeling.modeling_qwen_pi_v3 import QwenPIV3ForActionPrediction",
         "from transformers import Trainer, PreTrainedModel",
-        "from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel",
         "from hf_vla.modeling.modeling_qwen_pi_v3 import QwenPIV3ForActionPrediction\n"
         "assert QwenPIV3ForActionPrediction is hf_vla.QwenPIV3ForActionPrediction",
         "from hf_vla.processing.processing_qwen_fast import QwenFASTProcessor",

@@ -43,7 +43,7 @@ def history(folder: Path) -> list[dict]:
     return json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
 
 
-def test_ddp_and_deepspeed_train_as_one_process_does(cotraining_recipe, tmp_path):
+def test_ddp_and_deepspeed_train_as_one_process_does(cotraining_recipe, recipe, tmp_path):
     """The same losses and weights for the same global batches, co-training included, and after resuming under ZeRO-2."""
     train = runpy.run_path(str(ROOT / "scripts" / "run_train.py"))["main"]
     start, alone = tmp_path / "policy", tmp_path / "alone"
@@ -51,16 +51,19 @@ def test_ddp_and_deepspeed_train_as_one_process_does(cotraining_recipe, tmp_path
     settings = yaml.safe_load(cotraining_recipe.read_text()) | {"policy": str(start)}
     for name in ("framework", "policy_config", "vlm_config", "image_processor_config"):
         settings.pop(name, None)
-    recipe = tmp_path / "from_policy.yaml"
-    recipe.write_text(yaml.safe_dump(settings))
-    train([str(recipe), "--output_dir", str(alone)])
+    from_policy = tmp_path / "from_policy.yaml"
+    from_policy.write_text(yaml.safe_dump(settings))
+    train([str(from_policy), "--output_dir", str(alone)])
 
     def flags(name: str, *more: str) -> list[str]:
         engine = [] if name == "ddp" else ["--deepspeed", str(CONFIGS / f"{name}.json")]
-        return [str(recipe), *HALF, "--output_dir", str(tmp_path / name), *engine, *more]
+        return [str(from_policy), *HALF, "--output_dir", str(tmp_path / name), *engine, *more]
 
     resume = ["--resume_from_checkpoint", str(tmp_path / "zero2" / "checkpoint-2")]
-    two_processes("train", [flags("ddp"), flags("zero2"), flags("zero3"), flags("zero2", *resume)])
+    # A head of which a part is held unused, in checkpointed blocks: DDP must look for parameters without gradient.
+    unused = [str(recipe), "--output_dir", str(tmp_path / "unused"), "--activation_checkpointing", "true"]
+    two_processes("train", [flags("ddp"), flags("zero2"), flags("zero3"), flags("zero2", *resume), unused])
+    assert (tmp_path / "unused" / "model.safetensors").is_file()
     expected, weights = history(alone), load_file(alone / "model.safetensors")
     assert [row["step"] for row in expected] == [1, 2, 3, 4]
     for name in ("ddp", "zero2", "zero3"):
