@@ -17,12 +17,13 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from golden_cases import base_vlm
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+from tiny_policy import tiny_trainer
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, TrainerCallback, TrainingArguments
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 from hf_vla import QwenPIV3Config, QwenPIV3ForActionPrediction
 from hf_vla.training_args.arguments import VLATrainingArguments
-from hf_vla.training_args.engines import OwnDraws, float32_sums, prepare_accelerator, prepare_arguments
+from hf_vla.training_args.engines import float32_sums, prepare_accelerator, prepare_arguments
 from hf_vla.training_args.parse import parse_dataclasses
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -228,15 +229,29 @@ class TestSettings:
             prepare_accelerator(accelerator, torch.nn.Sequential(torch.nn.Dropout(0.1)))
         prepare_accelerator(accelerator, torch.nn.Sequential(torch.nn.Dropout(0.0)))
 
-    def test_processes_draw_noise_of_their_own(self):
-        def draw(process: int, processes: int) -> torch.Tensor:
-            torch.manual_seed(7)
-            arguments = SimpleNamespace(seed=7, process_index=process, world_size=processes)
-            OwnDraws().on_train_begin(arguments, None, None)
-            return torch.rand(8)
+    def test_processes_draw_noise_of_their_own_in_one_order_of_samples(self, monkeypatch, tmp_path):
+        """The first batch of a shuffled dataset is dealt out as one order; noise is each process's own."""
 
-        assert not torch.equal(draw(0, 2), draw(1, 2))
-        assert torch.equal(draw(0, 1), torch.rand(8, generator=torch.Generator().manual_seed(7)))
+        def begin(process: int, processes: int = 2, seed: int = 7) -> tuple[list[int], torch.Tensor]:
+            monkeypatch.setattr(TrainingArguments, "world_size", processes)
+            monkeypatch.setattr(TrainingArguments, "process_index", process)
+            trainer = tiny_trainer(tmp_path, seed=seed)
+            begun = []
+
+            class Begin(TrainerCallback):
+                def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+                    begun.extend([list(train_dataloader.batch_sampler), torch.rand(8)])
+                    raise StopIteration
+
+            trainer.add_callback(Begin)
+            with pytest.raises(StopIteration):
+                trainer.train()
+            return tuple(begun)
+
+        orders, noises = zip(begin(0), begin(1), begin(1), begin(1, seed=5), strict=True)
+        assert orders[0] == orders[1] != orders[3]
+        assert not torch.equal(noises[0], noises[1]) and torch.equal(noises[1], noises[2])
+        assert not torch.equal(noises[1], noises[3])
 
     def test_fsdp_sums_in_float32(self):
         from torch.distributed.fsdp import MixedPrecisionPolicy

@@ -48,8 +48,9 @@ def shards_weights(accelerator: Accelerator) -> bool:
 class OwnDraws(TrainerCallback):
     """Gives each process random numbers of its own as training begins: noise, denoising time, dropout.
 
-    The Trainer seeds all alike, so that the samples of all GPUs would get the same noise. Not earlier, because accelerate's
-    samplers take the processes' seed for common.
+    The Trainer seeds all alike, by which they have made the same model, but their samples should not get the same noise. Not
+    earlier: accelerate's sampler of a shuffled dataset is made before, of a seed that it takes for common to all processes.
+    A resumed run goes on with the numbers of its checkpoint, which are loaded later.
     """
 
     def on_train_begin(self, args, state, control, **kwargs):

@@ -43,9 +43,6 @@ class ResumableTrainer(Trainer):
             logger.warning(f"resuming from {checkpoint}")
         if self.args.should_save:
             remove_unfinished(self.args.output_dir)
-        if checkpoint is None and self.args.world_size > 1:
-            # All processes have made the same model by the same seed; their samples should not get the same noise.
-            set_seed(self.args.seed + self.args.process_index)
         return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
 
     def running_losses(self) -> dict[str, Any]:
