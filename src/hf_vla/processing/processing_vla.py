@@ -317,7 +317,8 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
             raise ValueError("actions hold NaN or infinite numbers; the policy that predicted them is broken")
         if not isinstance(unnorm_key, Sequence | np.ndarray) or isinstance(unnorm_key, str):
             key = self.resolve_key(unnorm_key)
-            mode, actions = self.action_mode(key), self.normalizer(key, "action").unnormalize(actions)
+            actions = self.normalizer(key, "action").unnormalize(actions)
+            mode = self.action_mode(key)
             state = None if state is None else _array(state, "state")
             return mode.to_absolute(actions, mode.reference(state, actions, key))
         if actions.ndim != 3:
