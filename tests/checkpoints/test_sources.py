@@ -8,8 +8,10 @@ from hf_vla.checkpoints import sources, starvla
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch):
+def offline(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")  # where no quickstart has left a policy
 
 
 @pytest.mark.parametrize("name", ["/nowhere/policy", "./policy", "../policy", "~/policy", "outputs/quickstart/policy"])
