@@ -42,12 +42,12 @@ def convert(arguments) -> tuple[str, int]:
     from transformers import AutoConfig, AutoModel, AutoProcessor
 
     import hf_vla  # noqa: F401  registers the frameworks
+    from hf_vla.checkpoints.saving import save_policy
     from hf_vla.checkpoints.sources import check_source
     from hf_vla.checkpoints.starvla import find_repository
     from hf_vla.checkpoints.starvla_writer import save_repository
-    from hf_vla.model_card import write_model_card
     from hf_vla.modeling.configuration_vla import VLAConfig
-    from hf_vla.utils import new_folder, refuse_full_folder
+    from hf_vla.utils import refuse_full_folder
 
     to_starvla = arguments.to == "starvla"
     if arguments.step is not None and not to_starvla:
@@ -69,10 +69,7 @@ def convert(arguments) -> tuple[str, int]:
     if to_starvla:
         save_repository(model, processor, arguments.dst, step=arguments.step or 0, base_vlm=written_base)
     else:
-        with new_folder(Path(arguments.dst)) as work:
-            model.save_pretrained(work)
-            processor.save_pretrained(work)
-            write_model_card(work, name=Path(arguments.dst).name)
+        save_policy(model, processor, arguments.dst)
     return model.config.model_type, model.num_parameters()
 
 

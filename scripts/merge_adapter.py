@@ -35,8 +35,9 @@ def merge_adapter(arguments) -> tuple[str, int]:
     import hf_vla  # noqa: F401  registers the frameworks
     from hf_vla.checkpoints.adapted_modules import merge
     from hf_vla.checkpoints.adapters import find_adapter
+    from hf_vla.checkpoints.saving import save_policy
     from hf_vla.checkpoints.sources import check_source
-    from hf_vla.utils import new_folder, refuse_full_folder
+    from hf_vla.utils import refuse_full_folder
 
     refuse_full_folder(Path(arguments.output))
     check_source(arguments.adapter)
@@ -46,9 +47,7 @@ def merge_adapter(arguments) -> tuple[str, int]:
     processor = AutoProcessor.from_pretrained(arguments.adapter)
     model = merge(AutoModel.from_pretrained(arguments.adapter, dtype=torch.float32, base_model=arguments.base_model))
     dtype = adapter.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
-    with new_folder(Path(arguments.output)) as work:
-        model.to(dtype).save_pretrained(work)
-        processor.save_pretrained(work)
+    save_policy(model.to(dtype), processor, arguments.output)
     return model.config.model_type, model.num_parameters()
 
 

@@ -163,10 +163,10 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (ValueError, OSError, ImportError) as error:
         logger.debug("traceback", exc_info=True)
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         sys.exit(2)
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
+        sys.stderr.write("error: interrupted\n")
         sys.exit(130)
 
 

@@ -160,7 +160,9 @@ def test_the_stream_is_the_same_under_workers_and_processes():
 def test_a_broken_conversation(caplog):
     with pytest.raises(OSError, match="3 is broken"):
         said(stream(members=[Conversations(0, 5, broken=(3,))]), range(20))
-    heard = said(stream(members=[Conversations(0, 5, "skip", broken=(3,))]), range(20))
+    read = stream(members=[Conversations(0, 5, "skip", broken=(3,))])
+    heard = said(read, range(20))
+    assert read.mixture.num_skipped == caplog.text.count("skipped conversation 3")
     assert set(heard) == {0, 1, 2, 4} and len(heard) == 15
     assert "skipped conversation 3: 3 is broken" in caplog.text
     with pytest.raises(OSError, match="100 conversations in a row"):

@@ -53,6 +53,7 @@ def test_the_merged_policy_stands_alone_and_predicts_the_same(main, folders, tmp
     main([str(folders / "adapter"), str(tmp_path / "merged")])
     assert "qwen_oft" in capsys.readouterr().out
     assert not list((tmp_path / "merged").glob("adapter*"))
+    assert "\n# merged\n" in (tmp_path / "merged" / "README.md").read_text()
     assert torch.allclose(predicted(tmp_path / "merged"), expected, atol=1e-5)
     main([str(folders / "adapter"), str(tmp_path / "half"), "--dtype", "bfloat16"])
     assert AutoModel.from_pretrained(tmp_path / "half").dtype == torch.bfloat16

@@ -34,7 +34,7 @@ class CoTrainingDataset(Dataset):
     Args:
         mixture: the robot samples.
         conversations: `LlavaDataset`s, taken together. Those with on_error="skip" have a conversation whose image can't be
-            read replaced by the next one, which is logged.
+            read replaced by the next one, which is logged, and counted in the mixture's `num_skipped`.
         vla_batch_size, vlm_batch_size: robot samples, and conversations, in a batch of one process.
 
     Raises:
@@ -116,6 +116,7 @@ class CoTrainingDataset(Dataset):
                 member = self.conversations.datasets[bisect_right(self.conversations.cumulative_sizes, position)]
                 if getattr(member, "on_error", "raise") == "raise":
                     raise
+                self.mixture.count_skipped()
                 logger.warning("skipped conversation %d: %s", position, error)
                 failure = error
         raise OSError(

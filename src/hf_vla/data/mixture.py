@@ -212,6 +212,11 @@ class DatasetMixture(Dataset):
             )
         ]
 
+    def count_skipped(self) -> None:
+        """Add an item, or what goes along with one, to `num_skipped`; from any process that reads."""
+        worker = get_worker_info()
+        self._skipped[0 if worker is None else (worker.id + 1) % _MAX_WORKERS] += 1
+
     def _read(self, index: int) -> tuple[int, int, dict[str, Any]]:
         """The member, its item's position, and that item: the first that can be read of those drawn for `index`."""
         for attempt in range(_MAX_ATTEMPTS):
@@ -221,8 +226,7 @@ class DatasetMixture(Dataset):
             except (OSError, ValueError) as error:
                 if self.on_error == "raise":
                     raise
-                worker = get_worker_info()
-                self._skipped[0 if worker is None else (worker.id + 1) % _MAX_WORKERS] += 1
+                self.count_skipped()
                 logger.warning("skipped item %d of %r: %s", position, self.datasets[member], error)
                 failure = error
         raise OSError(f"{_MAX_ATTEMPTS} draws in a row cannot be read, the last because: {failure}") from failure
