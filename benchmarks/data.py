@@ -7,7 +7,7 @@
 Both give the same frames and chunks of 16 actions. The other loader reads the episode's parquet file, opens its mp4, seeks to
 the key frame and decodes on from there, with one thread, as ours does. "tables" is without any camera. They are measured in
 turn; the ratio of CPU time, workers included, is the one that other work on the machine changes least. Afterwards: memory over
-some epochs, and the start-up of 50,000 episodes.
+some epochs, a dataset of more files than stay open, and the start-up of 50,000 episodes.
 """
 
 import argparse
@@ -175,6 +175,25 @@ def compare(name: str, root: Path, cameras: list[str], workers: int, seconds: fl
     )
 
 
+def many_files(root: Path, seconds: float, episodes: int = 600) -> None:
+    """One camera of more AV1 files than stay open: nearly every frame needs its file opened by either reader."""
+    write_dataset(root, "av1", cameras=1, episodes=1, length=80)
+    line = json.loads((root / "meta/episodes.jsonl").read_text())
+    lines = [json.dumps(line | {"episode_index": episode}) for episode in range(episodes)]
+    (root / "meta/episodes.jsonl").write_text("\n".join(lines))
+    first = {"episode_chunk": 0, "episode_index": 0}
+    table = pq.read_table(root / INFO["data_path"].format(**first))
+    column = table.column_names.index("episode_index")
+    camera = "observation.images.camera_0"
+    video = root / INFO["video_path"].format(video_key=camera, **first)
+    for episode in range(1, episodes):
+        place = {"episode_chunk": 0, "episode_index": episode}
+        indices = pa.array([episode] * len(table))
+        pq.write_table(table.set_column(column, "episode_index", indices), root / INFO["data_path"].format(**place))
+        shutil.copy(video, root / INFO["video_path"].format(video_key=camera, **place))
+    compare(f"av1, {episodes} files", root, [camera], 0, seconds)
+
+
 def startup_seconds(root: Path, episodes: int = 50_000, length: int = 100) -> float:
     """Opening a v2.1 dataset whose files, one table and two videos an episode, all exist and are checked for."""
     features = {name: {"dtype": "video", "shape": [SIZE, SIZE, 3]} for name in ("front", "wrist")}
@@ -233,6 +252,8 @@ def main() -> None:
                     compare(name, root, every[:count], workers, arguments.seconds)
             memory = resident_megabytes(LeRobotDataset(root, HORIZON), epochs=4)
             print(f"\n{name}: resident after each epoch, MB: {', '.join(f'{size:.0f}' for size in memory)}\n")
+        if not arguments.dataset:
+            many_files(Path(folder) / "files", arguments.seconds)
         print(f"start-up of 50,000 episodes: {startup_seconds(Path(folder) / 'many'):.1f} s")
 
 

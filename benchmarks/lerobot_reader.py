@@ -1,9 +1,11 @@
-"""Samples per second of `LeRobotDataset` on a v3.0 dataset, beside what LeRobot's own reader does for the same sample.
+"""Samples per second of `LeRobotDataset` on a v3.0 dataset, beside LeRobot's own reader, or what that does for the same sample.
 
     python benchmarks/lerobot_reader.py                        # makes its own: two 224 x 224 AV1 cameras, 20 x 75 frames
     python benchmarks/lerobot_reader.py --dataset datasets/my-robot --samples 500
+    python benchmarks/lerobot_reader.py --lerobot ~/lerobot-environment/bin/python    # beside LeRobot itself
 
-LeRobot itself is not needed. The stand-in does what LeRobot 0.4's reader does in its cheapest way: a row of the tables through
+LeRobot's requirements exclude this package's, so that it runs in an environment of its own (`--lerobot` names that one's
+interpreter), in a process that waits between its rounds. Without it there is a stand-in, which does what LeRobot 0.4's reader does in its cheapest way: a row of the tables through
 `datasets` as tensors, the rows of 16 actions likewise, the episode's row twice, and each camera's frame from a torchcodec
 decoder that stays open, made a float tensor. Without torchcodec our own decoder stands in for it. One process, one thread,
 random order; measured in turn by CPU time, so that other work on the machine changes little.
@@ -12,14 +14,17 @@ random order; measured in turn by CPU time, so that other work on the machine ch
 import argparse
 import json
 import os
+import subprocess
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder reports its settings to stderr otherwise
 
 import datasets
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -56,6 +61,9 @@ def write_dataset(root: Path, episodes: int, length: int) -> Path:
         "task_index": np.zeros(frames, np.int64),
     }
     starts = np.arange(episodes) * length
+    one = {"dtype": "int64", "shape": [1], "names": None}
+    features |= {name: one for name in ("frame_index", "episode_index", "index", "task_index")}
+    features["timestamp"] = one | {"dtype": "float32"}
     rows = {"episode_index": np.arange(episodes), "tasks": [["move"]] * episodes, "length": [length] * episodes}
     rows |= {"dataset_from_index": starts, "dataset_to_index": starts + length}
     rows |= {f"data/{name}": [0] * episodes for name in place}
@@ -68,13 +76,54 @@ def write_dataset(root: Path, episodes: int, length: int) -> Path:
     for file, table in (
         (DATA.format(**place), columns),
         ("meta/episodes/chunk-000/file-000.parquet", rows),
-        ("meta/tasks.parquet", {"task_index": [0], "task": ["move"]}),
     ):
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table(table), root / file)
+    pd.DataFrame({"task_index": [0]}, index=pd.Index(["move"], name="task")).to_parquet(root / "meta/tasks.parquet")
     info = {"codebase_version": "v3.0", "robot_type": "synthetic", "fps": FPS, "data_path": DATA, "video_path": VIDEO}
+    info |= {"total_episodes": episodes, "total_frames": frames, "total_tasks": 1, "chunks_size": 1000}
     (root / "meta/info.json").write_text(json.dumps(info | {"features": features}))
     return root
+
+
+# What the process with LeRobot runs: a line of item numbers in, samples per second of CPU time out.
+LEROBOT = """
+import json, sys, time
+import torch
+torch.set_num_threads(1)
+import lerobot
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+root, fps, horizon = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
+dataset = LeRobotDataset("local/dataset", root=root, delta_timestamps={"action": [step / fps for step in range(horizon)]})
+print(f"LeRobot {lerobot.__version__}, {dataset.video_backend}", flush=True)
+for line in sys.stdin:
+    order = json.loads(line)
+    start = time.process_time()
+    for index in order:
+        item = dataset[index]
+    print(len(order) / (time.process_time() - start), flush=True)
+"""
+
+
+class LeRobotItself:
+    """LeRobot's reader in another interpreter; it starts once, and waits between rounds."""
+
+    def __init__(self, python: str, root: Path, fps: float) -> None:
+        command = [python, "-c", LEROBOT, str(root), str(fps), str(HORIZON)]
+        environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+        self.process = subprocess.Popen(command, stdin=-1, stdout=-1, text=True, env=environment)
+        self.name = self._answer()
+
+    def samples_per_cpu_second(self, order: list[int]) -> float:
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        return float(self._answer())
+
+    def _answer(self) -> str:
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit("LeRobot's process ended; what it said stands above")
+        return line.strip()
 
 
 class StandIn:
@@ -139,6 +188,7 @@ def samples_per_cpu_second(dataset, order: list[int]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", type=Path, help="a v3.0 folder instead of own data")
+    parser.add_argument("--lerobot", metavar="PYTHON", help="interpreter of an environment with LeRobot")
     parser.add_argument("--samples", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
@@ -147,13 +197,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = arguments.dataset or write_dataset(Path(folder) / "v3", episodes=20, length=75)
         ours = LeRobotDataset(root, HORIZON)
-        readers = {"stand-in": StandIn(root, ours.cameras), "hf_vla": ours}
         order = np.random.default_rng(0).permutation(len(ours))[: arguments.samples].tolist()
-        assert np.array_equal(readers["stand-in"][order[0]]["action"], ours[order[0]]["action"])
-        print(f"decoder of the stand-in: {'ours' if VideoDecoder is None else 'torchcodec'}; samples per CPU second")
-        print("| round | stand-in | hf_vla | ratio |\n|---|---|---|---|")
+        if arguments.lerobot:
+            lerobot = LeRobotItself(arguments.lerobot, root, ours.fps)
+            name, peer = lerobot.name, lerobot.samples_per_cpu_second
+        else:
+            stand_in = StandIn(root, ours.cameras)
+            assert np.array_equal(stand_in[order[0]]["action"], ours[order[0]]["action"])
+            name = f"stand-in with {'our decoder' if VideoDecoder is None else 'torchcodec'}"
+            peer = partial(samples_per_cpu_second, stand_in)
+        print(f"samples per second of CPU time\n\n| round | {name} | hf_vla | ratio |\n|---|---|---|---|")
         for number in range(arguments.rounds):
-            before, now = (samples_per_cpu_second(reader, order) for reader in readers.values())
+            before, now = peer(order), samples_per_cpu_second(ours, order)
             print(f"| {number + 1} | {before:.0f} | {now:.0f} | {now / before:.2f} |", flush=True)
 
 

@@ -297,6 +297,18 @@ def test_real_members(shared_dir, tmp_path):
     assert mixture.report()[0]["dataset"] == str(roots[0])
 
 
+def test_members_share_what_they_keep_open(shared_dir):
+    paths = [shared_dir / "datasets" / name for name in ("v21_video", "v20_bridge_like", "v21_video")]
+    members = [LeRobotDataset(path, 4, max_open_videos=size) for path, size in zip(paths, (2, 5, 3), strict=True)]
+    expected = [[np.asarray(image) for image in member[7]["image"]] for member in members]
+    mixture = DatasetMixture(members)
+    assert {id(member.videos) for member in mixture.datasets} == {id(members[1].videos)}
+    assert members[0].videos.capacity == 5
+    for member, images in zip(mixture.datasets, expected, strict=True):
+        for image, there in zip(member[7]["image"], images, strict=True):
+            np.testing.assert_array_equal(image, there)
+
+
 def test_shared_key_pools_statistics(shared_dir, tmp_path):
     root = shutil.copytree(shared_dir / "datasets" / "v21_video", tmp_path / "v21_video")
     parts = [LeRobotDataset(root, 4, episodes=episodes) for episodes in ([0, 2], [1, 3])]

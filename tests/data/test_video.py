@@ -1,11 +1,13 @@
 """`VideoReader`: whatever the order of access and the structure of the stream, the frames are those of decoding in order."""
 
+import shutil
+
 import av
 import numpy as np
 import pytest
 from synthetic_v3 import draw_frames
 
-from hf_vla.data.video import VideoReader
+from hf_vla.data.video import VideoReader, VideoReaderCache
 
 FPS, LENGTH = 20, 60
 STREAMS = {
@@ -70,6 +72,36 @@ def test_frames_are_those_of_decoding_in_order(video, name):
     for order, frames in orders():
         for frame in frames:
             np.testing.assert_array_equal(reader.frame_at(frame / FPS), expected[frame], err_msg=f"{order}: {frame}")
+
+
+@pytest.mark.parametrize("capacity", [2, 256])
+def test_files_that_share_decoders(video, capacity, tmp_path):
+    # Two files of every kind of stream, read in order beside others that are read here and there.
+    files = {}
+    for name in STREAMS:
+        path, expected = video(name)
+        files[str(path)] = expected
+        files[str(shutil.copy(path, tmp_path / f"{len(files)}.mp4"))] = expected
+    cache = VideoReaderCache(capacity)
+    rng = np.random.default_rng(1)
+    for step in range(LENGTH):
+        for place, (path, expected) in enumerate(files.items()):
+            for frame in [step] if place % 3 == 0 else rng.integers(0, LENGTH, 2).tolist():
+                image = cache.frame_at(path, frame / FPS, FPS)
+                np.testing.assert_array_equal(image, expected[frame], err_msg=f"{path}: {frame}")
+
+
+def test_files_read_here_and_there_need_one_decoder(video, tmp_path, monkeypatch):
+    path, expected = video("av1")
+    paths = [shutil.copy(path, tmp_path / f"{number}.mp4") for number in range(8)]
+    opened, new = [], VideoReader.new_decoder
+    monkeypatch.setattr(VideoReader, "new_decoder", lambda reader: opened.append(reader.path) or new(reader))
+    cache, rng = VideoReaderCache(8), np.random.default_rng(0)
+    for frame in rng.permutation(LENGTH).tolist():
+        if frame > 5:  # frames that a reader happens to find just ahead are read in order
+            image = cache.frame_at(str(paths[frame % 8]), frame / FPS, FPS)
+            np.testing.assert_array_equal(image, expected[frame])
+    assert len(opened) == 1
 
 
 @pytest.mark.parametrize("name", ["h264 as LeRobot writes it", "h264 with one key frame"])

@@ -55,8 +55,9 @@ class Window:
             (T, D) float32 and the mask (T,), false past the episode's end.
         """
         wanted = frame + self.offsets
-        inside = (wanted >= 0) & (wanted < len(action))
-        chunk = action[np.clip(wanted, 0, len(action) - 1)]
+        kept = np.minimum(np.maximum(wanted, 0), len(action) - 1)  # np.clip takes five times as long
+        inside = kept == wanted
+        chunk = action[kept]
         if self.delta_dims and not inside.all():
             chunk[np.ix_(~inside, self.delta_dims)] = 0
         return self.action_mode.to_relative(chunk, None if state is None else state[frame]), inside
@@ -73,6 +74,13 @@ class Window:
         for first in range(0, len(action), at_once):
             chunks = [self.actions(action, state, f) for f in range(first, min(first + at_once, len(action)))]
             yield np.concatenate([chunk[inside] for chunk, inside in chunks])
+
+
+def kept_within(offsets: Sequence[int], frame: int, length: int) -> tuple[list[int], list[bool]]:
+    """Frames of an episode at `offsets` from one of them, kept within it, and which of them did not need to be."""
+    wanted = [frame + offset for offset in offsets]
+    kept = [min(max(position, 0), length - 1) for position in wanted]
+    return kept, [position == there for position, there in zip(wanted, kept, strict=True)]
 
 
 def make_window(

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..action_modes import ActionMode
-from .chunks import delta_dimensions, make_window
+from .chunks import delta_dimensions, kept_within, make_window
 from .columns import dimension_names, dimensions, map_columns
 from .hub import DatasetSource
 from .lerobot_metadata import check_files, load_metadata
@@ -53,7 +53,7 @@ class LeRobotDataset(Dataset):
         absolute_dims: action dimensions, such as the gripper's, that `action_mode` leaves as they are.
         key: statistics key. Default: the robot type in `meta/info.json`, else the dataset's name.
         revision: branch, tag or commit of the Hub repository.
-        max_open_videos: video decoders kept open per process.
+        max_open_videos: video files kept open per process; members of a mixture share the most that one of them has.
         max_table_bytes: numbers kept in memory per process. Less than the dataset has makes random access read files
             again and again.
 
@@ -85,7 +85,7 @@ class LeRobotDataset(Dataset):
         absolute_dims: Sequence[int] = (),
         key: str | None = None,
         revision: str | None = None,
-        max_open_videos: int = 32,
+        max_open_videos: int = 256,
         max_table_bytes: int = 2**30,
     ) -> None:
         source = DatasetSource(path_or_repo_id, revision)
@@ -125,7 +125,7 @@ class LeRobotDataset(Dataset):
         self.state_names = dimension_names(self._mapping.state, metadata.features) if self._mapping.state else None
         self._ends = np.cumsum(self.metadata.length)
         self._tables = TableCache(self._read_table, max_table_bytes)
-        self._videos = VideoReaderCache(max_open_videos)
+        self.videos = VideoReaderCache(max_open_videos)
         self._stored_images = ParquetImages(self.root)
 
     def with_episodes(self, episodes: Iterable[int]) -> "LeRobotDataset":
@@ -150,9 +150,9 @@ class LeRobotDataset(Dataset):
         table, rows = self.episode_table(row)
         action, state = _of_episode(table, rows)
         chunk, mask = self._window.actions(action, state, frame)
-        images, image_mask = self._frames(self._window.image, frame, rows)
+        images, image_mask = kept_within(self._window.image, frame, len(action))
         item = {
-            "image": [self._image(camera, row, at, table) for at in images.tolist() for camera in self.cameras],
+            "image": [self._image(camera, row, rows.start + at, table) for at in images for camera in self.cameras],
             "lang": self._instruction(table.instruction[rows.start + frame], row, frame),
             "action": chunk,
             "action_mask": mask,
@@ -161,10 +161,10 @@ class LeRobotDataset(Dataset):
         if len(images) > 1:
             item["image_mask"] = np.repeat(image_mask, len(self.cameras))
         if state is not None:
-            states, state_mask = self._frames(self._window.state, frame, rows)
-            item["state"] = table.state[states]
+            states, state_mask = kept_within(self._window.state, frame, len(state))
+            item["state"] = state[states]
             if len(states) > 1:
-                item["state_mask"] = state_mask
+                item["state_mask"] = np.array(state_mask)
         return item
 
     def __repr__(self) -> str:
@@ -241,7 +241,7 @@ class LeRobotDataset(Dataset):
         if not -size <= index < size:
             raise IndexError(f"{self.name}: item {index} of a dataset of {size} frames")
         index %= size
-        row = int(np.searchsorted(self._ends, index, side="right"))
+        row = int(self._ends.searchsorted(index, side="right"))
         return row, index - int(self._ends[row] - self.metadata.length[row])
 
     def sample_id(self, index: int) -> dict[str, Any]:
@@ -291,12 +291,6 @@ class LeRobotDataset(Dataset):
             )
         return np.searchsorted(existing, sorted(chosen))
 
-    def _frames(self, offsets: tuple[int, ...], frame: int, rows: slice) -> tuple[np.ndarray, np.ndarray]:
-        """Table rows of the frames at `offsets`, kept within the episode, and which of them did not need to be."""
-        wanted = rows.start + frame + np.array(offsets)
-        kept = np.clip(wanted, rows.start, rows.stop - 1)
-        return kept, kept == wanted
-
     def episode_table(self, row: int) -> tuple[FrameTable, slice]:
         """The table that holds the `row`-th chosen episode, and its rows there."""
         file = self.metadata.data.path(row)
@@ -336,7 +330,7 @@ class LeRobotDataset(Dataset):
                 return self._stored_images.read(self.root / self.metadata.data.path(row), table_row, camera)
             path = f"{self.root}/{self.metadata.videos[camera].path(row)}"
             timestamp = float(self.metadata.video_start[camera][row] + table.timestamp[table_row])
-            return self._videos.frame_at(path, timestamp, self.fps)
+            return self.videos.frame_at(path, timestamp, self.fps)
         except OSError as error:
             episode = int(self.metadata.episode_index[row])
             frame = table_row - table.rows[episode].start

@@ -79,6 +79,11 @@ class DatasetMixture(Dataset):
                     f"the datasets of a mixture must agree in {what}: {given}; a column mapping (columns=) can make "
                     "their states and actions alike"
                 )
+        # Tens of members that each keep files and decoders open would be too much for one process.
+        readers = [dataset for dataset in self.datasets if hasattr(dataset, "videos")]
+        shared = max((dataset.videos for dataset in readers), key=lambda videos: videos.capacity, default=None)
+        for dataset in readers:
+            dataset.videos = shared
         self._sizes = np.array([len(dataset) for dataset in self.datasets], dtype=np.int64)
         if weights is None:
             weights = np.ones(len(self._sizes)) if balance_by_size else self._sizes

@@ -1,4 +1,7 @@
-"""Frames of mp4 files by timestamp: decoders stay open, and a decoder already on its way to a frame never seeks.
+"""Frames of mp4 files by timestamp: many files stay open, and a few decoders, that never seek when they are on their way already.
+
+An open file costs little memory, a decoder megabytes and, to open, as much time as a frame. Files of one dataset mostly hold the
+same kind of stream, so that any decoder will do for any of them.
 
 A decoder of reordered frames (H.264 with B-frames) holds back what it has decoded until it has seen some more packets. Reading
 on in order that costs nothing. For frames here and there it is made to give away all it has, which costs a seek afterwards.
@@ -6,6 +9,8 @@ on in order that costs nothing. For frames here and there it is made to give awa
 
 import os
 from collections import OrderedDict, deque
+from collections.abc import Hashable
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -18,6 +23,8 @@ from PIL import Image
 _FRAMES_WORTH_DECODING = 3
 # Frames this near to the wanted one are always decoded, so that its neighbours are known.
 _NEIGHBOURS = 2
+# Decoders of a process: for that many kinds of streams read here and there, and cameras read in order side by side.
+_DECODERS = 32
 
 
 def open_video(path: str | Path) -> av.container.InputContainer:
@@ -38,26 +45,63 @@ def open_video(path: str | Path) -> av.container.InputContainer:
     return container
 
 
+@dataclass
+class Decoder:
+    """A decoder, and what makes RGB of its frames: both take megabytes, and fit any stream of their kind."""
+
+    codec: av.VideoCodecContext
+    reformatter: VideoReformatter
+
+
+class DecoderPool:
+    """At most `capacity` decoders, lent to the readers that decode.
+
+    Readers of frames here and there share one for each kind of stream: they have nothing to come back to. A reader that goes on
+    in order keeps one of its own, until `capacity` others have been used since.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._lent: OrderedDict[Hashable, Decoder] = OrderedDict()  # to a reader, or all of a kind
+        self._latest: dict[Hashable, VideoReader] = {}  # by kind, who used the common one last
+
+    def lend(self, reader: "VideoReader", here_and_there: bool) -> tuple[Decoder, bool]:
+        """A decoder for the reader's stream, and whether it is as this reader left it."""
+        latest = self._latest.get(reader.kind)
+        was_latest = latest is reader
+        common = reader not in self._lent and (here_and_there or was_latest)
+        borrower = reader.kind if common else reader
+        decoder = self._lent.pop(borrower, None)
+        kept = decoder is not None and (was_latest or not common)
+        if decoder is None:
+            while len(self._lent) >= self.capacity:
+                self._lent.popitem(last=False)
+            decoder = reader.new_decoder()
+        self._lent[borrower] = decoder
+        if common and not was_latest:
+            self._latest[reader.kind] = reader
+            if latest is not None:
+                latest.rewind()  # the frames that it has are of no use to it now
+        return decoder, kept
+
+
 class VideoReader:
-    """One open mp4 with its decoder.
+    """One open mp4.
 
     Args:
         path: the video file.
         fps: frames per second of the dataset; a frame is found when it is at most half of 1/fps away.
+        decoders: where it takes a decoder from. Default: it has one of its own.
 
     Raises:
         OSError: the file is missing, truncated or holds no video.
     """
 
-    def __init__(self, path: str | Path, fps: float) -> None:
+    def __init__(self, path: str | Path, fps: float, decoders: DecoderPool | None = None) -> None:
         self.path = Path(path)
         self._container = open_video(path)
-        stream = self._container.streams.video[0]
-        # One thread: loader workers are the parallelism, and frame threads would delay the first frame after a seek.
-        stream.codec_context.thread_count = 1
-        # Without this the decoder paints over damaged data with what was there before, and says nothing.
-        stream.codec_context.options = {"err_detect": "explode"}
-        self._stream = stream
+        self._stream = stream = self._container.streams.video[0]
+        self._decoders = DecoderPool(1) if decoders is None else decoders
         self._index = stream.index_entries
         self._ticks_per_second = 1 / float(stream.time_base)
         self._frame_ticks = self._ticks_per_second / fps
@@ -65,13 +109,26 @@ class VideoReader:
         first_decode = self._index[0].timestamp if len(self._index) else 0
         self._reordering = (stream.start_time or 0) - first_decode
         # FFmpeg's own decoders can leave out frames that no other frame is predicted from.
-        self._can_skip = stream.codec_context.name in ("h264", "hevc")
-        self._reformatter = VideoReformatter()
+        codec = stream.codec_context
+        self._can_skip = codec.name in ("h264", "hevc")
+        colours = codec.color_range, codec.colorspace, codec.color_primaries, codec.color_trc
+        self.kind: Hashable = codec.name, codec.width, codec.height, codec.pix_fmt, codec.extradata, colours
         self._last_target = 0.0
-        self._rewind()
+        self.rewind()
 
     def close(self) -> None:
         self._container.close()
+
+    def new_decoder(self) -> Decoder:
+        """A decoder for this file's stream, or any other of the same `kind`."""
+        # The context of another opening of the file: seeking would flush that of our own, whoever had it.
+        with open_video(self.path) as container:
+            codec = container.streams.video[0].codec_context
+        # One thread: loader workers are the parallelism, and frame threads would delay the first frame after a seek.
+        codec.thread_count = 1
+        # Without this the decoder paints over damaged data with what was there before, and says nothing.
+        codec.options = {"err_detect": "explode"}
+        return Decoder(codec, VideoReformatter())
 
     def frame_at(self, timestamp: float) -> Image.Image:
         """The frame nearest to `timestamp`, in RGB.
@@ -86,12 +143,15 @@ class VideoReader:
         # Whether the next request will probably not follow on this one, judging by how this one follows on the last.
         last, self._last_target = self._last_target, target
         here_and_there = not 0 <= target - last <= (_FRAMES_WORTH_DECODING + 1) * self._frame_ticks
+        self._decoder, kept = self._decoders.lend(self, here_and_there)
+        if not kept:
+            self.rewind()
         for attempt in range(3):
             try:
                 frame = self._decode_to(target, here_and_there or attempt > 0, attempt)
                 break
             except av.FFmpegError as error:
-                self._rewind()
+                self.rewind()
                 if attempt == 2:
                     raise OSError(
                         f"{self.path}: decoding at {timestamp:.3f} s failed ({error.strerror}); the file is damaged"
@@ -107,13 +167,14 @@ class VideoReader:
         # Pillow keeps RGB in four bytes a pixel: pixels that come in that form are taken over instead of copied. FFmpeg 8
         # leaves the last columns of such a picture unwritten where the width is no multiple of 8.
         if frame.width % 8 == 0:
-            plane = self._reformatter.reformat(frame, format="rgba", threads=1).planes[0]
+            plane = self._decoder.reformatter.reformat(frame, format="rgba", threads=1).planes[0]
             if plane.line_size == 4 * frame.width:
                 pixels = pa.Array.from_buffers(pa.uint32(), frame.width * frame.height, [None, pa.py_buffer(plane)])
                 return Image.fromarrow(pixels, "RGB", (frame.width, frame.height))
-        return Image.fromarray(self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray())
+        return Image.fromarray(self._decoder.reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray())
 
-    def _rewind(self) -> None:
+    def rewind(self) -> None:
+        """Forget what was read and decoded: the next frame needs a seek."""
         self._packets = iter(())  # what the file holds from the last seek on
         self._decoded: deque[av.VideoFrame] = deque()
         self._emptied = False  # whether the decoder was made to give away all it had, and needs a seek
@@ -142,7 +203,7 @@ class VideoReader:
 
     def _next(self, target: float, slack: float, here_and_there: bool) -> av.VideoFrame | None:
         """The next frame on the way to `target`, possibly without some that no other frame needs."""
-        decoder = self._stream.codec_context
+        decoder = self._decoder.codec
         while not self._decoded and not self._emptied:
             packet = next(self._packets, None)
             if packet is None:
@@ -150,7 +211,7 @@ class VideoReader:
             if self._can_skip and packet.pts is not None:
                 far = packet.pts < target - _NEIGHBOURS * self._frame_ticks
                 decoder.skip_frame = "NONREF" if far else "DEFAULT"
-            self._decoded.extend(packet.decode())
+            self._decoded.extend(decoder.decode(packet))
             arrived = packet.pts is not None and abs(packet.pts - target) <= slack
             if here_and_there and arrived and (not self._decoded or self._decoded[-1].pts < target - slack):
                 self._decoded.extend(decoder.decode(None))
@@ -175,15 +236,16 @@ class VideoReader:
         """Begin at the last key frame at or before `target`, or the one before that."""
         position = int(target + slack)
         while True:
-            self._rewind()
+            self.rewind()
+            if self._decoder.codec.is_open:
+                self._decoder.codec.flush_buffers()
             self._container.seek(position, stream=self._stream, backward=True)
             packets = self._container.demux(self._stream)
             first = next(packets, None)
-            if first is not None and first.pts is not None:
+            if self._reordering and first is not None and first.pts is not None:
                 # Frames of an open group that are shown before its key frame are predicted from the group before.
                 packets = (packet for packet in packets if packet.pts is None or packet.pts >= first.pts)
-                packets = chain([first], packets)
-            self._packets = packets
+            self._packets = packets if first is None else chain([first], packets)
             if first is None or first.pts is None or (first.pts <= target + slack and not group_before):
                 return
             group_before = group_before and first.pts > target + slack
@@ -200,13 +262,19 @@ class VideoReader:
 
 
 class VideoReaderCache:
-    """The most recently used `VideoReader`s of this process, at most `capacity` of them open at a time."""
+    """The most recently used `VideoReader`s of this process, at most `capacity` of them open at a time, and their decoders.
+
+    Args:
+        capacity: files; no more than a quarter of those that the process may open are used.
+    """
 
     def __init__(self, capacity: int) -> None:
         if capacity < 1:
             raise ValueError(f"the number of open videos must be at least 1, got {capacity}")
         self.capacity = capacity
+        self._most = min(capacity, _openable_files() // 4)
         self._readers: OrderedDict[str, VideoReader] = OrderedDict()
+        self._decoders = DecoderPool(_DECODERS)
         self._process = os.getpid()
 
     def __getstate__(self) -> dict:
@@ -222,8 +290,18 @@ class VideoReaderCache:
             self.__init__(self.capacity)
         reader = self._readers.pop(path, None)
         if reader is None:
-            while len(self._readers) >= self.capacity:
+            while len(self._readers) >= self._most:
                 self._readers.popitem(last=False)[1].close()
-            reader = VideoReader(path, fps)
+            reader = VideoReader(path, fps, self._decoders)
         self._readers[path] = reader
         return reader.frame_at(timestamp)
+
+
+def _openable_files() -> int:
+    """How many files this process may open, by its soft limit."""
+    try:
+        import resource
+    except ImportError:  # Windows, whose C library opens 512
+        return 512
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 1 << 20 if limit == resource.RLIM_INFINITY else max(limit, 4)
