@@ -20,6 +20,29 @@ from ..processing.robots import ROBOTS
 from .lerobot import LeRobotDataset
 
 
+def _list_of(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(type(element) is kind for element in value)
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < float("inf")
+
+
+# What the fields of an entry may hold; any other is judged by LeRobotDataset.
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "dataset": (lambda value: isinstance(value, str), "a folder or Hub repository"),
+    "robot": (lambda value: isinstance(value, str), "a robot type or another statistics key"),
+    "weight": (_is_positive, "a positive number"),
+    "action_horizon": (lambda value: type(value) is int and value > 0, "a positive whole number"),
+    "episodes": (_list_of(int), "a list of whole numbers"),
+    "cameras": (_list_of(str), "a list of names"),
+    "absolute_dims": (_list_of(int), "a list of whole numbers"),
+    "columns": (lambda value: isinstance(value, (str, dict)), "a YAML file or what it would hold"),
+    "max_open_videos": (lambda value: type(value) is int, "a whole number"),
+    "max_table_bytes": (lambda value: type(value) is int, "a whole number"),
+}
+
+
 def mixture_names() -> list[str]:
     """The mixtures that come with the package."""
     folder = files("hf_vla").joinpath("data", "mixtures")
@@ -36,17 +59,22 @@ def read_mixture(name: str | Path) -> list[dict[str, Any]]:
     if str(name) in known:
         text = files("hf_vla").joinpath("data", "mixtures", f"{name}.yaml").read_text(encoding="utf-8")
     elif Path(name).is_file():
-        text = Path(name).read_text(encoding="utf-8")
+        text = Path(name).read_bytes()
     else:
         near = difflib.get_close_matches(str(name), known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"{str(name)!r} is no mixture and no YAML file; the mixtures are {', '.join(known)}{hint}")
     try:
         entries = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{name} is no valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(entries, list) or not all(isinstance(e, dict) and "dataset" in e for e in entries):
         raise ValueError(f"{name} must be a list of entries with dataset, robot and weight")
+    for entry in entries:
+        for field, (fits, what) in _FIELDS.items():
+            default = entry.get(field) is None and field not in ("dataset", "weight")
+            if field in entry and not default and not fits(entry[field]):
+                raise ValueError(f"{name}: {field} of the entry of {entry['dataset']} is {entry[field]!r}, not {what}")
     return entries
 
 
@@ -56,6 +84,7 @@ def load_named_mixture(
     root: str | Path | None = None,
     *,
     action_horizon: int | None = None,
+    frame_cache: str | Path | None = None,
     **options: Any,
 ) -> Any:
     """A `DatasetMixture` of a data file's members.
@@ -65,6 +94,7 @@ def load_named_mixture(
         name: of a mixture of the package ("bridge_rt_1", "libero_all"), or a YAML file.
         root: the folder that the members' folders are in. Default: the members are paths or Hub repositories.
         action_horizon: default: that of the members' robot type.
+        frame_cache: of the members that don't name one of their own.
         options: for `DatasetMixture`, such as `seed`.
 
     Raises:
@@ -77,10 +107,13 @@ def load_named_mixture(
         robot = ROBOTS.get(key)
         if robot is not None and robot.cameras:
             entry.setdefault("cameras", list(robot.cameras))
+        entry.setdefault("frame_cache", frame_cache)
         horizon = action_horizon or entry.pop("action_horizon", None) or (robot and robot.action_horizon)
         entry.pop("action_horizon", None)
         if not horizon and "delta_indices" not in entry:
-            raise ValueError(f"{name}: {key!r} is no known robot type; give action_horizon for {dataset}")
+            near = difflib.get_close_matches(str(key), ROBOTS, n=1)
+            hint = f", or did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{name}: {key!r} is no known robot type; give action_horizon for {dataset}{hint}")
         path = dataset if root is None else Path(root).expanduser() / dataset
         if root is not None and not path.is_dir():
             raise FileNotFoundError(f"{path} is missing: the mixture {name} needs it in {root}")

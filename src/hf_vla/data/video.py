@@ -25,6 +25,8 @@ _FRAMES_WORTH_DECODING = 3
 _NEIGHBOURS = 2
 # Decoders of a process: for that many kinds of streams read here and there, and cameras read in order side by side.
 _DECODERS = 32
+# Frames that are read elsewhere before a reader's own decoder is given up: it was no reading in order, or has ended.
+_FRAMES_KEPT_FOR = 100
 
 
 def open_video(path: str | Path) -> av.container.InputContainer:
@@ -51,19 +53,21 @@ class Decoder:
 
     codec: av.VideoCodecContext
     reformatter: VideoReformatter
+    last_used: int = 0  # counted in frames of the pool
 
 
 class DecoderPool:
     """At most `capacity` decoders, lent to the readers that decode.
 
     Readers of frames here and there share one for each kind of stream: they have nothing to come back to. A reader that goes on
-    in order keeps one of its own, until `capacity` others have been used since.
+    in order keeps one of its own, until it has not asked for it while some hundred frames were read.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._lent: OrderedDict[Hashable, Decoder] = OrderedDict()  # to a reader, or all of a kind
         self._latest: dict[Hashable, VideoReader] = {}  # by kind, who used the common one last
+        self._frames = 0
 
     def lend(self, reader: "VideoReader", here_and_there: bool) -> tuple[Decoder, bool]:
         """A decoder for the reader's stream, and whether it is as this reader left it."""
@@ -78,6 +82,10 @@ class DecoderPool:
                 self._lent.popitem(last=False)
             decoder = reader.new_decoder()
         self._lent[borrower] = decoder
+        self._frames += 1
+        decoder.last_used = self._frames
+        if next(iter(self._lent.values())).last_used < self._frames - _FRAMES_KEPT_FOR:
+            self._lent.popitem(last=False)
         if common and not was_latest:
             self._latest[reader.kind] = reader
             if latest is not None:

@@ -99,6 +99,7 @@ class DataArguments:
         action_mode, state_mode: normalisation of robots whose own is not known to the package.
         augmentation: fields of `hf_vla.data.ImageAugmentation`; by default images are not changed.
         on_error: "raise", or "skip" frames that can't be read, which is counted and logged.
+        frame_cache: folder in which decoded video frames are kept for later epochs and runs; see docs/data.md.
         vlm_dataset: conversations to co-train with, files of LLaVA's JSON; see [`~hf_vla.data.LlavaDataset`].
         vlm_image_root: the folder that their images' paths are relative to; by default each file's own.
     """
@@ -116,6 +117,7 @@ class DataArguments:
     state_mode: str = field(default="q99", metadata={"help": "normalisation of states: q99, min_max, mean_std"})
     augmentation: dict | str | None = field(default=None, metadata={"help": "JSON: fields of ImageAugmentation"})
     on_error: str = field(default="raise", metadata={"help": "raise, or skip frames that can't be read"})
+    frame_cache: str | None = field(default=None, metadata={"help": "folder that keeps decoded video frames"})
     vlm_dataset: list[str] | None = field(
         default=None, metadata={"help": "conversations to co-train with: files of LLaVA's JSON"}
     )
@@ -159,8 +161,10 @@ class DataArguments:
             "augmentation": ImageAugmentation(**self.augmentation) if self.augmentation else None,
         }
         if self.mixture:
-            return load_named_mixture(mix, self.mixture, self.data_root, action_horizon=action_horizon, **options)
-        datasets = [LeRobotDataset(path, action_horizon, self.cameras, columns=self.columns) for path in self.dataset]
+            options |= {"action_horizon": action_horizon, "frame_cache": self.frame_cache}
+            return load_named_mixture(mix, self.mixture, self.data_root, **options)
+        own = {"cameras": self.cameras, "columns": self.columns, "frame_cache": self.frame_cache}
+        datasets = [LeRobotDataset(path, action_horizon, **own) for path in self.dataset]
         return mix(datasets, self.dataset_weights, **options)
 
 
