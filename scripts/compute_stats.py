@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     with one_line_errors():
         from hf_vla.data import DatasetMixture, LeRobotDataset
         from hf_vla.data.arguments import parse_with_datasets
+        from hf_vla.data.metadata_files import write_whole
 
         arguments = parse_with_datasets(make_parser(), argv)
         log_to_console()
@@ -55,8 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         ]
         statistics = DatasetMixture(datasets).statistics
         if arguments.output:
-            Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
-            Path(arguments.output).write_text(json.dumps(statistics, indent=2) + "\n", encoding="utf-8")
+            write_whole(Path(arguments.output), (json.dumps(statistics, indent=2) + "\n").encode())
             print(f"statistics of {', '.join(statistics)} written to {arguments.output}")
             return
         for key, of_key in statistics.items():

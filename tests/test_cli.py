@@ -3,6 +3,7 @@
 import argparse
 
 import pytest
+from torch.utils.data import DataLoader
 
 from hf_vla.cli import ArgumentParser, one_line_errors
 
@@ -96,6 +97,25 @@ def test_errors_end_in_one_line(capsys):
             raise OSError("no such\nfile")
 
     assert failure(capsys, script) == "error: no such file\n"
+
+
+class Broken:
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        try:
+            raise KeyError("inner")
+        except KeyError as error:
+            raise OSError(f"/data/{index}.mp4: it is damaged; download it again") from error
+
+
+def test_errors_of_workers_come_without_their_traceback(capsys):
+    def script():
+        with one_line_errors():
+            next(iter(DataLoader(Broken(), num_workers=1)))
+
+    assert failure(capsys, script) == "error: /data/0.mp4: it is damaged; download it again\n"
 
 
 def test_bugs_keep_their_traceback():

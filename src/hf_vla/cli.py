@@ -16,6 +16,7 @@ import difflib
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -163,11 +164,20 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (ValueError, OSError, ImportError) as error:
         logger.debug("traceback", exc_info=True)
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"error: {' '.join(_message(error).split())}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("error: interrupted\n")
         sys.exit(130)
+
+
+def _message(error: Exception) -> str:
+    """What an error says; of one that a data loader's worker raised, not the traceback that PyTorch puts before it."""
+    text = str(error)
+    if not re.match(r"Caught \w+ in DataLoader worker process", text):
+        return text
+    messages = list(re.finditer(r"^[\w.]+: ", text, flags=re.MULTILINE))  # one for each error of the chain
+    return text[messages[-1].end() :] if messages else text
 
 
 def _did_you_mean(name: str, known: Sequence[str]) -> str:

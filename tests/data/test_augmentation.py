@@ -61,7 +61,11 @@ def test_size_and_chosen_cameras():
 
 
 @pytest.mark.parametrize(
-    "options", [{"crop": 0}, {"crop": 1.2}, {"hue": 0.6}, {"brightness": -0.1}, {"size": (0, 4)}, {"contrast": 1.5}]
+    "options",
+    [{"crop": 0}, {"crop": 1.2}, {"hue": 0.6}, {"brightness": -0.1}, {"size": (0, 4)}, {"contrast": 1.5}]
+    # What a YAML file may hold instead of numbers.
+    + [{"crop": "0.9"}, {"hue": None}, {"brightness": True}, {"size": 224}, {"size": [224, "a"]}, {"size": [2.5, 2]}]
+    + [{"cameras": 0}, {"cameras": ["front"]}, {"cameras": [-1]}],
 )
 def test_numbers_out_of_range(options):
     with pytest.raises(ValueError, match=next(iter(options))):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 from scipy.spatial.transform import Rotation
-from synthetic_v3 import LENGTHS
+from synthetic_v3 import LENGTHS, edit_json
 
 from hf_vla.data import LeRobotDataset
 
@@ -69,22 +69,60 @@ def test_parts_left_out_keep_their_meaning(written):
         ({"action": [{"column": "action", "names": ["x"]}]}, "1 names for 7 dimensions"),
         ({"images": ["top"]}, "'top'; the cameras are observation.images.front"),
         ({"instruction": "text"}, "'text', the features are"),
+        ({"instruction": "subtask_index"}, "'subtask_index', which counts in meta/subtasks.parquet"),
         ([1], "holds a list"),
+        ({"images": 5}, "images is 5; it lists cameras"),
+        ({"images": None}, "images is None; it lists cameras"),
+        ({"images": [["front"]]}, r"images names \['front'\]; the cameras are"),
+        ({"instruction": ["task_index"]}, r"instruction names \['task_index'\]"),
+        ({"instruction": "observation.images.front"}, "instruction names 'observation.images.front'"),
+        ({"state": [{"column": ["action"]}]}, r"names column \['action'\]"),
+        ({"action": ["observation.images.front"]}, "a camera and holds no numbers"),
+        ({"action": [{"column": "action", "start": "0"}]}, r"\['0', 7\).*whole numbers"),
+        ({"action": [{"column": "action", "start": True}]}, r"\[True, 7\).*whole numbers"),
+        ({"action": [{"column": "action", "delta": "no"}]}, "delta is true or false, got 'no'"),
+        ({"action": [{"column": "action", "names": "abcdefg"}]}, "names is a list of texts"),
+        (
+            {"action": [{"column": "action", "rotation": {"from": ["matrix"], "to": "matrix"}}]},
+            r"\['matrix'\]; possible",
+        ),
     ],
 )
-def test_mappings_that_do_not_fit(written, tmp_path, mapping, message):
+def test_mappings_that_do_not_fit(v3, tmp_path, mapping, message):
+    features = json.loads((v3 / "meta/info.json").read_text())["features"]
+    features["subtask_index"] = {"dtype": "int64", "shape": [1], "names": None}
+    edit_json(v3 / "meta/info.json", features=features)
     file = tmp_path / "columns.yaml"
     file.write_text(yaml.safe_dump(mapping))
     with pytest.raises(ValueError, match=message):
-        LeRobotDataset(written["libx264"][0], HORIZON, columns=file)
+        LeRobotDataset(v3, HORIZON, columns=file)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a", "b", "c", "d", "e", "f", "g"],
+        {"motors": ["a", "b", "c", "d", "e", "f", "g"]},
+        {"left": ["a", "b", "c"], "right": ["d", "e", "f", "g"]},
+        {"g": 6, "a": 0, "b": 1, "c": 2, "d": 3, "e": 4, "f": 5},
+    ],
+)
+def test_forms_of_names(v3, names):
+    features = json.loads((v3 / "meta/info.json").read_text())["features"]
+    features["action"]["names"] = names
+    edit_json(v3 / "meta/info.json", features=features)
+    assert LeRobotDataset(v3, HORIZON).action_names == list("abcdefg")
+    part = {"action": [{"column": "action", "start": 5}, {"column": "action", "end": 1}]}
+    assert LeRobotDataset(v3, HORIZON, columns=part).action_names == ["f", "g", "a"]
 
 
 def test_mapping_file_that_is_missing_or_broken(written, tmp_path):
     with pytest.raises(FileNotFoundError, match="columns.yaml is missing"):
         LeRobotDataset(written["libx264"][0], HORIZON, columns=tmp_path / "columns.yaml")
-    (tmp_path / "broken.yaml").write_text("state: [")
-    with pytest.raises(ValueError, match="broken.yaml is no valid YAML"):
-        LeRobotDataset(written["libx264"][0], HORIZON, columns=tmp_path / "broken.yaml")
+    for text in (b"state: [", "state: [höhe]".encode("latin1")):
+        (tmp_path / "broken.yaml").write_bytes(text)
+        with pytest.raises(ValueError, match="broken.yaml is no valid YAML"):
+            LeRobotDataset(written["libx264"][0], HORIZON, columns=tmp_path / "broken.yaml")
 
 
 def test_differences_are_padded_with_zeros(v3):

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from synthetic_v3 import LENGTHS, edit_json, encode, rewrite
@@ -96,6 +98,19 @@ def test_video_longer_than_its_table(copied):
     assert "episode_000000.mp4 has 20 frames for 11 rows" in oddities_of_clock(root)
 
 
+def test_video_of_another_size(copied):
+    root = copied("v21_video")
+    encode(
+        root / "videos/chunk-000/observation.images.front/episode_000002.mp4",
+        np.zeros((5, 48, 64, 3), np.uint8),
+        "libx264",
+        10,
+    )
+    assert re.search(
+        r"episode_000002.mp4 is 48 x 64 \(height x width\), meta/info.json says \[96, 128, 3\]", oddities(root)
+    )
+
+
 def test_everything_wrong_is_listed(copied, v3):
     root = copied("v21_video")
     videos = root / "videos/chunk-000"
@@ -144,6 +159,20 @@ def test_script_prints_and_writes_a_report(inspect, copied, capsys, tmp_path):
     assert "http" not in html.replace("http://www.w3.org", "")  # nothing to load from elsewhere
     with Image.open(tmp_path / "new/report.png") as picture:
         assert min(picture.size) > 400
+
+
+def test_report_of_any_text_is_written_whole(inspect, v3, capsys, tmp_path):
+    texts = ["pay $5 for $x^", "pick <b>, _ and " + "more " * 60]
+    pq.write_table(pa.table({"task_index": [0, 1], "task": texts}), v3 / "meta/tasks.parquet")
+    report = tmp_path / "report.html"
+    report.mkdir()
+    with pytest.raises(SystemExit):
+        inspect([str(v3), "--output", str(report)])
+    assert re.fullmatch(r"error: .*report.html.*\n", capsys.readouterr().err)
+    report.rmdir()
+    assert inspect([str(v3), "--output", str(report)]) == 0
+    assert "pay $5 for $x^" in report.read_text() and "pick &lt;b&gt;" in report.read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "v3"]  # nothing half-written
 
 
 def test_script_ends_with_a_list_and_a_status(inspect, copied, capsys, tmp_path):

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError
 from synthetic_v3 import (
     CODECS,
     DATA_FILES,
@@ -506,6 +507,15 @@ def test_cached_repository_is_read_offline(written, tmp_path, monkeypatch):
     assert dataset[0]["lang"] == TASKS[0]
     with pytest.raises(FileNotFoundError, match="lab/other"):
         LeRobotDataset("lab/other", HORIZON)
+
+
+def test_download_that_breaks_off(monkeypatch):
+    def download(*arguments, **options):
+        raise HfHubHTTPError.__bases__[0]("peer closed the connection")
+
+    monkeypatch.setattr("hf_vla.data.hub.snapshot_download", download)
+    with pytest.raises(FileNotFoundError, match="'lab/robot'.*peer closed the connection"):
+        LeRobotDataset("lab/robot", HORIZON)
 
 
 def test_neither_folder_nor_repository(tmp_path, shared_dir):

@@ -13,6 +13,7 @@ import pytest
 from synthetic_v3 import CODECS, LENGTHS, draw_frames, edit_json, encode, rewrite
 
 from hf_vla.data import LeRobotDataset
+from hf_vla.data.preflight import check_videos
 from hf_vla.data.video import VideoReader
 
 HORIZON = 6
@@ -73,9 +74,13 @@ def test_broken_json(v3, copied):
     [
         ({"fps": "ten"}, "fps in meta/info.json must be a positive number, got 'ten'"),
         ({"fps": -10}, "fps.*positive number, got -10"),
+        ({"fps": 0}, "fps.*positive number, got 0"),
+        ({"fps": float("inf")}, "fps.*positive number, got inf"),
+        ({"robot_type": ["arm"]}, "robot_type.*a text"),
         ({"chunks_size": 0.5}, "chunks_size.*positive integer, got 0.5"),
         ({"data_path": 3}, "data_path.*a text, got 3"),
         ({"data_path": "data/{nonsense}.parquet"}, "'data/{nonsense}.parquet'.*cannot be filled in.*chunk_index"),
+        ({"data_path": "data/{chunk_index.x}.parquet"}, "cannot be filled in.*chunk_index"),
         ({"video_path": ["videos"]}, "video_path.*a text"),
         ({"features": ["action"]}, "features.*an object"),
         ({"features": {"action": {"shape": [7]}}}, "feature 'action' in meta/info.json has no dtype"),
@@ -141,6 +146,112 @@ def test_whole_numbers_stored_as_floating_ones_are_read(v3):
     position = table.column_names.index("length")
     pq.write_table(table.set_column(position, "length", table["length"].cast(pa.float64())), path)
     assert len(LeRobotDataset(v3, HORIZON)) == sum(LENGTHS)
+
+
+def test_episodes_before_the_first(v3):
+    rewrite(v3 / "meta/episodes/chunk-000/file-000.parquet", "episode_index", lambda index: index - 1)
+    with pytest.raises(ValueError, match="lists episode -1; episodes are counted from 0"):
+        LeRobotDataset(v3, HORIZON)
+
+
+@pytest.mark.parametrize("source", ["v21_video", "v3"])
+def test_one_index_for_two_instructions(copied, v3, source):
+    root = v3 if source == "v3" else copied(source)
+    if source == "v3":
+        pq.write_table(pa.table({"task_index": [0, 1, 1], "task": ["a", "b", "c"]}), root / "meta/tasks.parquet")
+    else:
+        lines = [{"task_index": index, "task": text} for index, text in ((0, "a"), (1, "b"), (1, "c"))]
+        (root / "meta/tasks.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(ValueError, match="tasks.*task_index 1 is of both 'b' and 'c'"):
+        LeRobotDataset(root, HORIZON)
+
+
+@pytest.mark.parametrize(
+    ("modality", "message"),
+    [
+        ({"action": {"arm": {"end": 3}}}, "action 'arm' needs start and end"),
+        ({"action": {"arm": 5}}, "action must map names to objects, got {'arm': 5}"),
+        ({"action": [{"start": 0, "end": 3}]}, "action must map names to objects"),
+        ({"action": {"arm": {"start": 0, "end": 3.0}}}, "whole numbers"),
+        ({"action": {"arm": {"start": 0, "end": 3, "original_key": ["action"]}}}, r"names column \['action'\]"),
+        ({"action": {"arm": {"start": 0, "end": 3}}, "video": {"front": "front"}}, "video must map names to objects"),
+    ],
+)
+@pytest.mark.parametrize("robot_type", ["arm", "oxe_droid"])
+def test_modality_of_another_form(v3, modality, message, robot_type):
+    (v3 / "meta/modality.json").write_text(json.dumps(modality))
+    edit_json(v3 / "meta/info.json", robot_type=robot_type)
+    with pytest.raises(ValueError, match=f"meta/modality.json: .*{message}"):
+        LeRobotDataset(v3, HORIZON)
+
+
+@pytest.mark.parametrize("column", ["action", "task_index"])
+def test_empty_cell(v3, column):
+    file = v3 / "data/chunk-000/file-001.parquet"
+    table = pq.read_table(file)
+    cells = table[column].to_pylist()
+    cells[3] = None
+    place = table.column_names.index(column)
+    pq.write_table(table.set_column(place, column, pa.array(cells, table[column].type)), file)
+    with pytest.raises(ValueError, match=f"file-001.parquet.*'{column}'.*1 are empty, the first in row 3"):
+        _ = LeRobotDataset(v3, HORIZON).statistics
+
+
+def test_table_with_a_column_twice(v3):
+    file = v3 / "data/chunk-000/file-001.parquet"
+    table = pq.read_table(file)
+    pq.write_table(table.append_column("action", table["action"]), file)
+    with pytest.raises(ValueError, match="file-001.parquet has more than one column 'action'"):
+        _ = LeRobotDataset(v3, HORIZON).statistics
+
+
+def test_table_without_rows(v3):
+    file = v3 / "data/chunk-000/file-001.parquet"
+    pq.write_table(pq.read_table(file).slice(0, 0), file)
+    with pytest.raises(ValueError, match="file-001.parquet has no rows"):
+        _ = LeRobotDataset(v3, HORIZON).statistics
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (None, f"column '{WRIST}' is not there; meta/info.json says that it holds images"),
+        (bytes, f"column '{WRIST}' is of type binary"),
+        (lambda png: {"bytes": png[:100], "path": None}, f"row 7 of column '{WRIST}': "),
+        (lambda png: {"bytes": b"no image", "path": None}, f"row 7 of column '{WRIST}': it is no image, or damaged"),
+        (lambda png: {"bytes": None, "path": "images/none.png"}, "none.png"),
+    ],
+)
+def test_stored_images_that_are_none(written, tmp_path, change, message):
+    root = shutil.copytree(written["image"][0], tmp_path / "images")
+    file = root / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(file)
+    if change is None:
+        table = table.drop_columns([WRIST])
+    else:
+        cells = pa.array([change(cell["bytes"]) for cell in table[WRIST].to_pylist()])
+        table = table.set_column(table.column_names.index(WRIST), WRIST, cells)
+    pq.write_table(table, file)
+    with pytest.raises(OSError, match=f"episode 1, frame 0, camera '{WRIST}'.*file-000.parquet.*{message}"):
+        LeRobotDataset(root, HORIZON)[LENGTHS[0]]
+
+
+def test_video_that_begins_late(v3):
+    """H.264 with reordered frames, written in fragments, has no edit list: each frame is shown one later."""
+    dataset = LeRobotDataset(v3, HORIZON)
+    check_videos(dataset)
+    for file in list((v3 / "videos" / WRIST).rglob("*.mp4")):
+        fragmented = file.with_suffix(".new.mp4")
+        options = {"movflags": "frag_keyframe+empty_moov"}
+        with av.open(str(file)) as source, av.open(str(fragmented), "w", options=options) as target:
+            stream = target.add_stream_from_template(source.streams.video[0], opaque=True)
+            for packet in source.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    target.mux(packet)
+        fragmented.replace(file)
+    with pytest.raises(OSError, match=f"episode 0, camera '{WRIST}'.*begins at 0.033 s.*first frame is at 0.000 s"):
+        check_videos(dataset)
 
 
 def test_empty_dataset(copied, v3):

@@ -165,6 +165,7 @@ BAD_FRAMES = [
     ({"action": np.zeros(2)}, "'action' has dtype float64; declared is float32"),
     ({CAMERA: np.zeros((32, 48, 3), dtype=np.float32)}, "has dtype float32; declared is uint8"),
     ({CAMERA: Image.new("RGB", (32, 48))}, r"has shape \(48, 32, 3\); declared is \(32, 48, 3\)"),
+    ({CAMERA: Image.new("I;16", (48, 32))}, "is an image of mode 'I;16', more than eight bits"),
     ({"next.success": 0.5}, "is the float 0.5; declared is bool"),
     ({"reward": 1.0}, r"unknown features \['reward'\]"),
 ]

@@ -104,6 +104,11 @@ def turns(*texts):
         ({"text": "a"}, "no conversations"),
         ({"video": "a.mp4", "conversations": turns("a", "b")}, "has a video; only images"),
         ("a", "a str is no record"),
+        ({"image": 5, "conversations": turns("a", "b")}, "image and images must be paths, got 5"),
+        ({"image": {"bytes": "x"}, "conversations": turns("a", "b")}, "must be paths, got {'bytes'"),
+        ({"image": [""], "conversations": turns("a", "b")}, "'' is no path of an image"),
+        ({"conversations": [{"from": ["human"], "value": "a"}]}, r"from \['human'\]; possible"),
+        ({"conversations": turns("a", "\ud800")}, "turn 1 is no text that UTF-8 can hold"),
     ],
 )
 def test_records_that_are_no_conversation(folder, record, message):
@@ -119,14 +124,41 @@ def test_bad_files(folder):
     with pytest.raises(ValueError, match="holds a dict"):
         LlavaDataset(write(folder, {"a": 1}))
     (folder / "broken.jsonl").write_text(json.dumps(LLAVA[1]) + "\n{")
-    with pytest.raises(ValueError, match="line 2 is no valid JSON"):
+    with pytest.raises(ValueError, match="broken.jsonl, line 2: this is no valid JSON"):
         LlavaDataset(folder / "broken.jsonl")
+    for name, content in (("latin.json", '[{"id": "é"}]'.encode("latin1")), ("deep.json", b"[" * 100_000)):
+        (folder / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name}: this is no valid JSON"):
+            LlavaDataset(folder / name)
     (folder / "one.png").unlink()
     with pytest.raises(FileNotFoundError, match="record 0: .*one.png is missing; image_root"):
         LlavaDataset(write(folder, LLAVA))
     (folder / "one.png").write_bytes(b"no image")
     with pytest.raises(OSError, match="record 0: image .*one.png"):
         LlavaDataset(write(folder, LLAVA))[0]
+
+
+def test_byte_order_marks_belong_to_the_encoding(folder):
+    (folder / "marked.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(LLAVA[1]).encode())
+    assert len(LlavaDataset(folder / "marked.jsonl")) == 1
+
+
+def test_lines_that_are_no_json_are_skipped_when_asked_for(folder, caplog):
+    (folder / "broken.jsonl").write_bytes(b"\n".join([json.dumps(LLAVA[1]).encode(), b"{", "é".encode("latin1")]))
+    dataset = LlavaDataset(folder / "broken.jsonl", on_error="skip")
+    assert (len(dataset), dataset.num_skipped) == (1, 2)
+    assert "broken.jsonl, line 3: this is no valid JSON" in caplog.text
+
+
+def test_images_that_rgb_can_not_hold(folder, monkeypatch):
+    dataset = LlavaDataset(write(folder, LLAVA))
+    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(folder / "one.png")
+    with pytest.raises(OSError, match="one.png: its pixels are of mode 'I;16'.*convert it to 8-bit"):
+        dataset[0]
+    Image.new("RGB", (40, 40)).save(folder / "one.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(OSError, match="one.png: it is too large"):
+        dataset[0]
 
 
 def test_skipping_is_asked_for_counted_and_logged(folder, caplog):

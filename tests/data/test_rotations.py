@@ -74,3 +74,6 @@ def test_mistakes():
     for name in ("quaternion_wxyz", "rotation_6d"):
         with pytest.raises(ValueError, match="length zero"):
             convert_rotation(np.zeros(SIZES[name]), name, "matrix")
+    for second in ([0.1, 0.2, 0.3], [-3e-5, -6e-5, -9e-5]):  # parallel, but for rounding
+        with pytest.raises(ValueError, match="6D rotation of length zero"):
+            convert_rotation(np.array([1, 2, 3, *second]), "rotation_6d", "matrix")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hf_vla.data import statistics as module
-from hf_vla.data.statistics import compute_statistics
+from hf_vla.data.statistics import compute_statistics, read_cached, write_cached
 
 
 def streamed(parts):
@@ -51,6 +51,16 @@ def test_memory_does_not_grow_with_the_rows():
         tracemalloc.stop()
     assert peaks[1] < 1.1 * peaks[0]
     np.testing.assert_allclose(result["action"]["q99"], 2.326, atol=0.02)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"null", b"\xff", b'{"action": '])
+def test_damaged_cache_counts_for_nothing(tmp_path, caplog, content):
+    write_cached(tmp_path, "key", {"action": {}})
+    assert read_cached(tmp_path, "key") == {"action": {}}
+    (file,) = (tmp_path / ".hf_vla").iterdir()
+    file.write_bytes(content)
+    assert read_cached(tmp_path, "key") is None
+    assert f"{file} cannot be read" in caplog.text
 
 
 def test_no_rows():

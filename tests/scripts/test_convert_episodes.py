@@ -1,6 +1,7 @@
 """`scripts/convert_episodes.py`: from folders of images and numbers to a dataset that reads back equal."""
 
 import importlib.util
+import pickle
 import re
 import shlex
 import shutil
@@ -114,6 +115,20 @@ def damage(name):
         elif name == "array":
             (folder / "data.csv").unlink(missing_ok=True)
             np.savez(folder / "data.npz", actions=np.zeros((6, 2)))
+        elif name == "both":
+            np.savez(folder / "data.npz", action=np.zeros((6, 2)))
+        elif name == "twice":
+            (folder / "data.csv").write_text("action_dx,action_dx\n" + "0,0\n" * 6)
+        elif name in ("empty", "pickle", "single", "cut", "flipped", "objects", "number", "no rows"):
+            (folder / "data.csv").unlink(missing_ok=True)
+            npz(folder / "data.npz", name)
+        elif name == "unpadded":
+            for frame, file in enumerate(sorted((folder / "front").iterdir())):
+                file.rename(file.with_name(f"{frame + 7}.png"))
+        elif name == "deep colours":
+            Image.fromarray(np.full((32, 48), 40_000, np.uint16)).save(folder / "front/000003.png")
+        elif name == "encoding":
+            (folder / "instruction.txt").write_bytes("öffne".encode("latin1"))
         elif name == "dimensions":
             (folder / "data.csv").unlink(missing_ok=True)
             np.savez(folder / "data.npz", action=np.zeros((6, 5)), state=np.zeros((6, 3)))
@@ -121,10 +136,43 @@ def damage(name):
     return change
 
 
+def npz(path, name):
+    np.savez(path, action=np.zeros((0 if name == "no rows" else 6, 2)))
+    content = path.read_bytes()
+    if name == "empty":
+        path.write_bytes(b"")
+    elif name == "pickle":
+        path.write_bytes(pickle.dumps({"action": 1}))
+    elif name == "single":
+        with path.open("wb") as file:
+            np.save(file, np.zeros((6, 2)))
+    elif name == "cut":
+        path.write_bytes(content[:100])
+    elif name == "flipped":
+        path.write_bytes(content[:180] + b"\xff" * 10 + content[190:])
+    elif name == "objects":
+        np.savez(path, action=np.array([[1], [1, 2]], object))
+    elif name == "number":
+        np.savez(path, action=1.0)
+
+
 @pytest.mark.parametrize("recordings", ["csv"], indirect=True)
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("both", "episode_001 has both data.csv and data.npz; keep one"),
+        ("twice", "data.csv has more than one column 'action_dx'"),
+        ("empty", "data.npz is no npz file, or damaged"),
+        ("pickle", "data.npz is no npz file, or damaged"),
+        ("single", "data.npz is no npz file, or damaged"),
+        ("cut", "data.npz is no npz file, or damaged"),
+        ("flipped", "data.npz cannot be read: Bad CRC-32"),
+        ("objects", "data.npz cannot be read: Object arrays"),
+        ("number", r"data.npz: action is float64 of shape \(\); expected numbers \(T, D\)"),
+        ("no rows", r"data.npz: action is of shape \(0, 2\), without any numbers"),
+        ("unpadded", "episode_001/front: 12.png sorts before 7.png.*leading zeros"),
+        ("deep colours", "episode_001/front/000003.png cannot be read: its pixels are of mode 'I;16'"),
+        ("encoding", "episode_001/instruction.txt is not encoded in UTF-8"),
         ("instruction", "episode_001: there is no instruction.txt, or it is empty"),
         ("images", "episode_001/wrist has 5 images for 6 rows"),
         ("camera", r"cameras of .*episode_001 are \['front'\]"),
@@ -145,6 +193,39 @@ def test_one_clear_error_and_nothing_left_behind(main, recordings, tmp_path, cap
     error = capsys.readouterr().err.splitlines()[-1]
     assert re.search(f"error: .*{message}", error)
     assert [path.name for path in tmp_path.iterdir()] == ["recordings"]
+
+
+@pytest.mark.parametrize("recordings", ["csv"], indirect=True)
+def test_texts_of_spreadsheets_and_editors(main, recordings, tmp_path):
+    """With a byte order mark, which is no part of the first column's name, and a blank line at the end."""
+    for folder in recordings[0].iterdir():
+        table, text = folder / "data.csv", folder / "instruction.txt"
+        lines = table.read_text().splitlines()
+        rows = [",".join(line.split(",")[1:]) for line in lines]  # a state comes first
+        table.write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*rows, "", ""]).encode())
+        text.write_bytes(b"\xef\xbb\xbf" + text.read_bytes())
+    convert(main, recordings[0], tmp_path / "dataset")
+    dataset = LeRobotDataset(tmp_path / "dataset", 1)
+    assert dataset.state_names == ["x", "y", "z"]
+    assert dataset.instructions == ["task 0", "task 1"]
+
+
+@pytest.mark.parametrize("recordings", ["npz"], indirect=True)
+def test_images_may_be_named_by_their_times(main, recordings, tmp_path):
+    times = ["1.5", "1.55", "1.6", "1.65", "1.7", "1.75"]
+    for folder in recordings[0].iterdir():
+        for time, file in zip(times, sorted((folder / "front").iterdir()), strict=False):
+            file.rename(file.with_name(f"{time}.png"))
+    convert(main, recordings[0], tmp_path / "dataset")
+    red, green, _ = LeRobotDataset(tmp_path / "dataset", 1, cameras=["front"])[3]["image"][0].getpixel((20, 20))
+    assert abs(red - 20) < 8 and abs(green - 90) < 8
+
+
+def test_image_size_of_videos(main, recordings, tmp_path, capsys):
+    for size in (("33", "32"), ("0", "32")):
+        with pytest.raises(SystemExit):
+            convert(main, recordings[0], tmp_path / "dataset", "--image-size", *size)
+        assert f"the image size is {size[0]} x 32; videos need even sizes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("recordings", ["npz"], indirect=True)

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -34,13 +36,18 @@ class ImageAugmentation:
     cameras: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.crop <= 1:
-            raise ValueError(f"crop must be in (0, 1], got {self.crop}")
+        if not _is_number(self.crop) or not 0 < self.crop <= 1:
+            raise ValueError(f"crop must be in (0, 1], got {self.crop!r}")
         for name, limit in (("brightness", 1), ("contrast", 1), ("saturation", 1), ("hue", 0.5)):
-            if not 0 <= getattr(self, name) <= limit:
-                raise ValueError(f"{name} must be in [0, {limit}], got {getattr(self, name)}")
-        if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
-            raise ValueError(f"size must be (width, height), got {self.size}")
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 <= value <= limit:
+                raise ValueError(f"{name} must be in [0, {limit}], got {value!r}")
+        if self.size is not None and not (_are_integers(self.size, 1) and len(self.size) == 2):
+            raise ValueError(f"size must be (width, height), got {self.size!r}")
+        if self.cameras is not None and not _are_integers(self.cameras, 0):
+            raise ValueError(
+                f"cameras must be the positions of cameras, such as [0] for the first, got {self.cameras!r}"
+            )
 
     def __call__(
         self, images: Sequence[Image.Image], generator: np.random.Generator, num_cameras: int
@@ -79,3 +86,13 @@ class ImageAugmentation:
             channels[..., 0] += np.uint8(round(self.hue * (2 * hue - 1) * 256) % 256)
             image = Image.fromarray(channels, mode="HSV").convert("RGB")
         return image
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _are_integers(values: Any, least: int) -> bool:
+    return isinstance(values, (list, tuple)) and all(
+        isinstance(value, Integral) and not isinstance(value, bool) and value >= least for value in values
+    )

@@ -74,8 +74,10 @@ class Slice:
         if self.rotation is not None:
             return [f"{self.rotation[1]}_{index}" for index in range(self.size(features))]
         given = features[self.column].get("names")
-        if isinstance(given, dict):  # {"motors": [...]} in older datasets
-            given = [name for group in given.values() for name in group]
+        if isinstance(given, dict) and all(type(dimension) is int for dimension in given.values()):
+            given = sorted(given, key=given.get)  # {"delta_x": 0, ...} of LeRobot's teleoperators
+        elif isinstance(given, dict):  # {"motors": [...]} in older datasets
+            given = [name for group in given.values() if isinstance(group, list) for name in group]
         if not isinstance(given, list) or len(given) != _width(self.column, features):
             return None
         return list(given[self.start : self.end])
@@ -127,7 +129,10 @@ def map_columns(
             )
     if "images" in columns:
         named = columns["images"]
-        named = named if isinstance(named, dict) else {key: key for key in named}
+        named = [named] if isinstance(named, str) else named
+        if not isinstance(named, (dict, list)):
+            raise ValueError(f"{source}: images is {named!r}; it lists cameras, or maps names to cameras")
+        named = named if isinstance(named, dict) else {str(key): key for key in named}
         absent = [key for key in named.values() if key not in image_keys]
         if absent:
             raise ValueError(
@@ -135,9 +140,15 @@ def map_columns(
             )
         mapping = replace(mapping, cameras=cameras | named, order=tuple(named.values()))
     if "instruction" in columns:
-        if columns["instruction"] not in features:
-            raise ValueError(f"{source}: instruction names {columns['instruction']!r}, {_features(features)}")
-        mapping = replace(mapping, instruction=columns["instruction"])
+        instruction = columns["instruction"]
+        if not isinstance(instruction, str) or instruction not in features or instruction in image_keys:
+            raise ValueError(f"{source}: instruction names {instruction!r}, {_features(features)}")
+        if instruction == "subtask_index":
+            raise ValueError(
+                f"{source}: instruction names 'subtask_index', which counts in meta/subtasks.parquet, not among the tasks; "
+                "name a column of texts or of task indices"
+            )
+        mapping = replace(mapping, instruction=instruction)
     if not mapping.action:
         raise ValueError(
             "no feature 'action', and no meta/modality.json or column mapping that says which columns make it up; "
@@ -156,7 +167,7 @@ def _read_columns(columns: str | Path | Mapping[str, Any] | None) -> tuple[str, 
             )
         try:
             columns = yaml.safe_load(Path(columns).read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{source} is no valid YAML: {' '.join(str(error).split())}") from error
     columns = {} if columns is None else columns
     if not isinstance(columns, Mapping):
@@ -177,19 +188,25 @@ def _slice(where: str, entry: Any, features: dict[str, dict[str, Any]]) -> Slice
         if not isinstance(rotation, Mapping) or rotation.keys() != {"from", "to"}:
             raise ValueError(f"{where}: rotation is {{from: …, to: …}}, got {rotation!r}")
         rotation = (rotation["from"], rotation["to"])
-    names = tuple(entry["names"]) if entry.get("names") else None
-    part = Slice(entry["column"], entry.get("start", 0), entry.get("end"), rotation, bool(entry.get("delta")), names)
+    names, delta = entry.get("names") or None, entry.get("delta") or False
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"{where}: names is a list of texts, one a dimension, got {names!r}")
+    if not isinstance(delta, bool):
+        raise ValueError(f"{where}: delta is true or false, got {delta!r}")
+    names = None if names is None else tuple(names)
+    part = Slice(entry["column"], entry.get("start", 0), entry.get("end"), rotation, delta, names)
     return _checked(where, part, features)
 
 
 def _from_modality(features, modality, cameras, order, given) -> ColumnMapping:
     cameras = dict(cameras)
-    for name, entry in modality.get("video", {}).items():
+    modality = {part: _entries(part, modality.get(part)) for part in ("video", "annotation", "action", "state")}
+    for name, entry in modality["video"].items():
         key = entry.get("original_key", name)
         if key not in order:
             raise ValueError(f"meta/modality.json: video {name!r} names {key!r}; the cameras are {', '.join(order)}")
         cameras[name] = key
-    annotations = modality.get("annotation") or {"task": {"original_key": "task_index"}}
+    annotations = modality["annotation"] or {"task": {"original_key": "task_index"}}
     name, entry = next(iter(annotations.items()))
     if len(annotations) > 1:
         logger.info("meta/modality.json has %d annotations; %r is the instruction", len(annotations), name)
@@ -199,36 +216,51 @@ def _from_modality(features, modality, cameras, order, given) -> ColumnMapping:
         if part not in given:
             slices[part] = tuple(
                 _modality_slice(f"meta/modality.json: {part} {name!r}", entry, features, default_column)
-                for name, entry in modality.get(part, {}).items()
+                for name, entry in modality[part].items()
             )
     if not slices["action"] and "action" not in given:
         raise ValueError("meta/modality.json has no action entries")
     return ColumnMapping(slices["action"], slices["state"], instruction, cameras, order)
 
 
+def _entries(part: str, entries: Any) -> dict[str, dict[str, Any]]:
+    """What `meta/modality.json` has under `part`, which may be missing or null, and an entry likewise."""
+    entries = {} if entries is None else entries
+    if not isinstance(entries, dict) or not all(isinstance(entry, (dict, type(None))) for entry in entries.values()):
+        raise ValueError(f"meta/modality.json: {part} must map names to objects, got {entries!r:.200}")
+    return {name: entry or {} for name, entry in entries.items()}
+
+
 def _modality_slice(where: str, entry: Mapping[str, Any], features, default_column: str) -> Slice:
     target, rotation = entry.get("target_rotation"), None
     if target is not None:
-        if entry.get("rotation_type") not in _ROTATION_TYPES:
+        if str(entry.get("rotation_type")) not in _ROTATION_TYPES:
             raise ValueError(
                 f"{where}: the rotation_type is {entry.get('rotation_type')!r}; to make it {target} it must be one of "
                 f"{', '.join(_ROTATION_TYPES)}: give a column mapping instead"
             )
         rotation = (_ROTATION_TYPES[entry["rotation_type"]], target)
+    if not {"start", "end"} <= entry.keys():
+        raise ValueError(f"{where} needs start and end, got {entry!r:.200}")
     column = entry.get("original_key") or default_column
     part = Slice(column, entry["start"], entry["end"], rotation, delta=entry.get("absolute") is False)
     return _checked(where, part, features)
 
 
 def _checked(where: str, part: Slice, features: dict[str, dict[str, Any]]) -> Slice:
-    if part.column not in features:
+    if not isinstance(part.column, str) or part.column not in features:
         raise ValueError(f"{where} names column {part.column!r}; {_features(features)}")
+    if features[part.column]["dtype"] in ("video", "image"):
+        raise ValueError(f"{where} names column {part.column!r}, which is a camera and holds no numbers")
     size = _width(part.column, features)
     end = size if part.end is None else part.end
-    if not (isinstance(part.start, int) and isinstance(end, int) and 0 <= part.start < end <= size):
-        raise ValueError(f"{where} is [{part.start}, {end}) of column {part.column!r}, which has {size} dimensions")
+    if not (type(part.start) is int and type(end) is int and 0 <= part.start < end <= size):
+        raise ValueError(
+            f"{where} is [{part.start!r}, {end!r}) of column {part.column!r}, which has {size} dimensions; start and end "
+            "are whole numbers"
+        )
     if part.rotation is not None:
-        unknown = [name for name in part.rotation if name not in SIZES]
+        unknown = [name for name in part.rotation if not isinstance(name, str) or name not in SIZES]
         if unknown:
             raise ValueError(f"{where}: unknown rotation representation {unknown[0]!r}; possible: {', '.join(SIZES)}")
         if end - part.start != SIZES[part.rotation[0]]:

@@ -12,7 +12,11 @@ or instead of `data.csv` a `data.npz` with the arrays `action` (T, D) and, unles
 """
 
 import csv
+import io
 import logging
+import re
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +24,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from .images import read_image
 from .lerobot_writer import LeRobotWriter
 
 logger = logging.getLogger(__name__)
@@ -78,7 +83,7 @@ def convert_episodes(
                     values["observation.state"] = episode.state[frame]
                 for camera, files in episode.images.items():
                     key = f"observation.images.{camera}"
-                    values[key] = _read_image(files[frame], features[key]["shape"], resize=image_size is not None)
+                    values[key] = _pixels(files[frame], features[key]["shape"], resize=image_size is not None)
                 writer.add_frame(values)
             writer.save_episode(episode.instruction)
     logger.info("%d episodes written to %s", len(episodes), output)
@@ -93,9 +98,12 @@ def read_episode(folder: Path, instruction: str | None = None) -> Episode:
     """
     text = folder / "instruction.txt"
     if text.is_file():
-        instruction = text.read_text(encoding="utf-8").strip()
+        instruction = _read_text(text)
+    instruction = (instruction or "").strip()
     if not instruction:
         raise ValueError(f"{folder}: there is no instruction.txt, or it is empty; give one instruction for all")
+    if (folder / "data.npz").is_file() and (folder / "data.csv").is_file():
+        raise ValueError(f"{folder} has both data.csv and data.npz; keep one")
     if (folder / "data.npz").is_file():
         action, state, names = *_read_npz(folder / "data.npz"), (None, None)
     elif (folder / "data.csv").is_file():
@@ -105,6 +113,7 @@ def read_episode(folder: Path, instruction: str | None = None) -> Episode:
     images = {}
     for camera in sorted(path for path in folder.iterdir() if path.is_dir()):
         files = sorted(path for path in camera.iterdir() if path.suffix.lower() in IMAGE_ENDINGS)
+        _check_order(files)
         if len(files) != len(action):
             raise ValueError(f"{camera} has {len(files)} images for {len(action)} rows of numbers")
         images[camera.name] = files
@@ -112,22 +121,33 @@ def read_episode(folder: Path, instruction: str | None = None) -> Episode:
 
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    with np.load(path) as arrays:
-        if "action" not in arrays:
-            raise ValueError(f"{path} has no array 'action'; it has {', '.join(arrays) or 'none'}")
-        action = arrays["action"]
-        state = arrays["state"] if "state" in arrays else None
+    # np.load also opens pickles and single arrays, each in a way of its own.
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is no npz file, or damaged; numpy.savez writes them")
+    try:
+        with np.load(path) as file:
+            names = list(file)
+            arrays = {name: file[name] for name in ("action", "state") if name in names}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if "action" not in arrays:
+        raise ValueError(f"{path} has no array 'action'; it has {', '.join(names) or 'none'}")
+    action, state = arrays["action"], arrays.get("state")
+    if not action.size:
+        raise ValueError(f"{path}: action is of shape {action.shape}, without any numbers")
     for name, values in (("action", action), ("state", state)):
         if values is not None and (values.ndim != 2 or len(values) != len(action) or values.dtype.kind not in "fiub"):
-            raise ValueError(
-                f"{path}: {name} is {values.dtype} of shape {values.shape}; expected numbers ({len(action)}, D)"
-            )
-    return action.astype(np.float32), None if state is None else state.astype(np.float32)
+            expected = f"({len(action)}, D)" if action.ndim else "(T, D)"
+            raise ValueError(f"{path}: {name} is {values.dtype} of shape {values.shape}; expected numbers {expected}")
+    with np.errstate(over="ignore"):  # numbers too large for float32 become infinite, which is found with their frame
+        return action.astype(np.float32), None if state is None else state.astype(np.float32)
 
 
 def _read_csv(path: Path) -> tuple[np.ndarray, np.ndarray | None, list[str], list[str] | None]:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
+    try:
+        rows = list(csv.reader(io.StringIO(_read_text(path).rstrip("\r\n"), newline="")))
+    except csv.Error as error:
+        raise ValueError(f"{path} is no valid CSV: {error}") from error
     header = [name.strip() for name in rows[0]] if rows else []
     parts: dict[str, list[int]] = {}
     for part in ("action", "state"):
@@ -136,6 +156,10 @@ def _read_csv(path: Path) -> tuple[np.ndarray, np.ndarray | None, list[str], lis
         raise ValueError(
             f"{path} has no rows or no columns action_NAME; its columns are {', '.join(header) or 'none'}"
         )
+    used = [header[column] for columns in parts.values() for column in columns]
+    twice = [name for name in used if used.count(name) > 1]
+    if twice:
+        raise ValueError(f"{path} has more than one column {twice[0]!r}; its columns are {', '.join(header)}")
     values = {part: np.empty((len(rows) - 1, len(columns)), np.float32) for part, columns in parts.items()}
     for line, row in enumerate(rows[1:], start=2):
         if len(row) != len(header):
@@ -147,6 +171,27 @@ def _read_csv(path: Path) -> tuple[np.ndarray, np.ndarray | None, list[str], lis
                 raise ValueError(f"{path}, line {line}: {error}") from error
     names = {part: [header[column].removeprefix(f"{part}_") for column in columns] for part, columns in parts.items()}
     return values["action"], values["state"] if parts["state"] else None, names["action"], names["state"] or None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        # utf-8-sig: spreadsheets put a mark in front, which would become part of the first column's name.
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not encoded in UTF-8: {error}") from error
+
+
+def _check_order(files: list[Path]) -> None:
+    """Raise ValueError where names sort otherwise than the numbers in them, such as 10.png before 2.png."""
+    number = re.compile(r"\d+(?:\.\d+)?")
+    for before, after in zip(files, files[1:], strict=False):
+        same_words = number.split(before.stem) == number.split(after.stem)
+        numbers = [[float(digits) for digits in number.findall(path.stem)] for path in (before, after)]
+        if same_words and numbers[0] > numbers[1]:
+            raise ValueError(
+                f"{before.parent}: {before.name} sorts before {after.name}, so the order of time is not known; write the "
+                f"numbers with leading zeros, all of the same length"
+            )
 
 
 def _check_alike(episodes: list[Episode]) -> None:
@@ -177,10 +222,10 @@ def _check_alike(episodes: list[Episode]) -> None:
 def _features(episode: Episode, image_size: tuple[int, int] | None) -> dict[str, dict]:
     features = {}
     for camera, files in episode.images.items():
-        with Image.open(files[0]) as image:
-            width, height = image_size or image.size
-        if width % 2 or height % 2:
-            raise ValueError(f"{files[0]} is {width} x {height}; videos need even sizes: give an image size")
+        width, height = image_size or _read_image(files[0]).size
+        if width % 2 or height % 2 or min(width, height) < 2:
+            what = "the image size" if image_size else files[0]
+            raise ValueError(f"{what} is {width} x {height}; videos need even sizes: give an even image size")
         features[f"observation.images.{camera}"] = {"dtype": "video", "shape": (height, width, 3)}
     if episode.state is not None:
         features["observation.state"] = {
@@ -192,13 +237,16 @@ def _features(episode: Episode, image_size: tuple[int, int] | None) -> dict[str,
     return features
 
 
-def _read_image(path: Path, shape: tuple[int, int, int], resize: bool) -> np.ndarray:
-    height, width, _ = shape
+def _read_image(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            image = image.convert("RGB")
+        return read_image(path)
     except OSError as error:
         raise OSError(f"{path} cannot be read: {error}") from error
+
+
+def _pixels(path: Path, shape: tuple[int, int, int], resize: bool) -> np.ndarray:
+    height, width, _ = shape
+    image = _read_image(path)
     if resize:
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     elif image.size != (width, height):

@@ -5,6 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+
+# What the Hub's HTTP client raises when a connection breaks off, whichever client it is.
+_HTTPError = HfHubHTTPError.__bases__[0]
 
 
 class DatasetSource:
@@ -42,7 +46,7 @@ class DatasetSource:
     def _download(self, patterns: list[str], revision: str | None) -> Path:
         try:
             return Path(snapshot_download(self.name, repo_type="dataset", revision=revision, allow_patterns=patterns))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, _HTTPError) as error:
             raise FileNotFoundError(
                 f"{self.name!r} is no local folder, and the Hub gave no dataset repository of that name: {error}"
             ) from error

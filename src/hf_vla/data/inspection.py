@@ -145,7 +145,7 @@ def _odd_lengths(dataset: LeRobotDataset) -> list[str]:
 
 
 def odd_clocks(dataset: LeRobotDataset) -> list[str]:
-    """Timestamps and videos that do not agree with the frames per second in `meta/info.json`, one line each."""
+    """Timestamps and videos that disagree with `meta/info.json`: frames a second, lengths and sizes. One line each."""
     lines, uneven = [], []
     for row in range(dataset.num_episodes):
         table, rows = dataset.episode_table(row)
@@ -160,7 +160,7 @@ def odd_clocks(dataset: LeRobotDataset) -> list[str]:
         )
     for camera, files in dataset.metadata.videos.items():
         expected = np.bincount(files.file_of, weights=dataset.metadata.length, minlength=len(files.paths))
-        rates, longer = {}, []
+        rates, sizes, longer = {}, {}, []
         for path, frames in zip(files.paths, expected, strict=True):
             try:
                 container = open_video(dataset.root / path)
@@ -171,10 +171,19 @@ def odd_clocks(dataset: LeRobotDataset) -> list[str]:
                 rates.setdefault(float(stream.average_rate or 0), path)
                 if stream.frames > frames:
                     longer.append(f"{path} has {stream.frames} frames for {frames:g} rows")
+                sizes.setdefault((stream.height, stream.width), path)
         odd = {rate: path for rate, path in rates.items() if abs(rate - dataset.fps) > 0.02 * dataset.fps}
         lines += [
             f"{path} has {rate:g} frames a second, meta/info.json says {dataset.fps}" for rate, path in odd.items()
         ]
+        shape = dataset.metadata.features[camera].get("shape")
+        if isinstance(shape, list) and len(shape) == 3:
+            stated = (shape[:2], shape[1:])  # channels last, or first
+            lines += [
+                f"{path} is {size[0]} x {size[1]} (height x width), meta/info.json says {shape}"
+                for size, path in sizes.items()
+                if list(size) not in stated
+            ]
         # A subset of the episodes leaves frames over in every shared file.
         if longer and dataset.num_episodes == dataset.metadata.info.get("total_episodes"):
             lines.append(f"{len(longer)} videos of {camera} are longer than their tables: {longer[0]}")
@@ -194,7 +203,10 @@ def _repeated_frames(dataset: LeRobotDataset) -> list[str]:
             images = [np.asarray(image).astype(np.int16) for image in dataset[int(starts[row]) + frame]["image"]]
             if before is not None and (numbers[frame] != numbers[frame - 1]).any():
                 pairs += 1
-                repeats += [np.abs(a - b).mean() < 0.05 for a, b in zip(images[-len(repeats) :], before, strict=True)]
+                now = images[-len(repeats) :]
+                repeats += [
+                    a.shape == b.shape and np.abs(a - b).mean() < 0.05 for a, b in zip(now, before, strict=True)
+                ]
             before = images[-len(repeats) :] if len(repeats) else images
     return [
         f"{camera}: {count:.0f} of {pairs} frames that were looked at repeat the one before while the robot moves"

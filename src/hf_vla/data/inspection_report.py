@@ -4,12 +4,14 @@ import base64
 from html import escape
 from io import BytesIO
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
 
 from .inspection import Description
 from .lerobot import LeRobotDataset
+from .metadata_files import write_whole
 
 _MAX_EPISODES = 3
 _MAX_CURVES = 12
@@ -40,13 +42,12 @@ def write_report(output: str | Path, dataset: LeRobotDataset, description: Descr
 
     Raises:
         ValueError: another ending.
+        OSError: it cannot be written.
     """
     output = report_path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
     picture = _figure(dataset)
     if output.suffix == ".png":
-        output.write_bytes(picture)
-        return output
+        return write_whole(output, picture)
     read = "Every row and frame was read." if checked else "Not every frame was read; --check does that."
     parts = [
         f"<!doctype html><meta charset='utf-8'><title>{escape(dataset.name)}</title><style>{_STYLE}</style>",
@@ -58,8 +59,7 @@ def write_report(output: str | Path, dataset: LeRobotDataset, description: Descr
         "<h2>Instructions</h2>" + _list(dataset.instructions[:50], False),
         f"<h2>Episodes</h2><img src='data:image/png;base64,{base64.b64encode(picture).decode()}'>",
     ]
-    output.write_text("\n".join(parts), encoding="utf-8")
-    return output
+    return write_whole(output, "\n".join(parts).encode())
 
 
 def format_description(description: Description) -> str:
@@ -85,7 +85,7 @@ def _figure(dataset: LeRobotDataset) -> bytes:
     for row, part in zip(episodes, rows, strict=True):
         first, last = int(starts[row]), int(starts[row] + lengths[row] - 1)
         item = dataset[first]
-        part.suptitle(f"episode {dataset.episode_indices[row]}: {item['lang']}")
+        part.suptitle(_label(f"episode {dataset.episode_indices[row]}: {item['lang']}"))
         top, bottom = part.subfigures(2, 1, height_ratios=[2, 3])
         if cameras:
             axes = top.subplots(1, 3 * cameras, squeeze=False)[0]
@@ -104,12 +104,16 @@ def _figure(dataset: LeRobotDataset) -> bytes:
             shown = values[:, :_MAX_CURVES]
             axis.plot(np.arange(len(shown)) / dataset.fps, shown, linewidth=1)
             axis.set(title=name, xlabel="seconds")
-            axis.legend(
-                (names or [str(d) for d in range(values.shape[1])])[:_MAX_CURVES], fontsize=7, loc="upper right"
-            )
+            labels = names or range(values.shape[1])
+            axis.legend([_label(str(label)) for label in labels[:_MAX_CURVES]], fontsize=7, loc="upper right")
     stream = BytesIO()
     figure.savefig(stream, format="png", dpi=70)
     return stream.getvalue()
+
+
+def _label(text: str) -> str:
+    """A text as a label: Matplotlib takes what is between two dollars for a formula."""
+    return shorten(text, 120).replace("$", r"\$") or " "
 
 
 def _table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> str:

@@ -68,11 +68,17 @@ def checked_value(key: str, value: Any, feature: Mapping[str, Any], where: str) 
     """A copy of one value of a frame as an array of the declared shape and dtype.
 
     Raises:
-        ValueError: another shape or dtype, NaN or infinity; the message starts with `where`.
+        ValueError: another shape or dtype, NaN or infinity, an image of more than eight bits; the message starts with
+            `where`.
     """
     shape = feature["shape"]
     dtype = np.dtype(np.uint8 if feature["dtype"] == "video" else feature["dtype"])
     if isinstance(value, Image.Image):
+        if value.mode.startswith(("I", "F")):
+            raise ValueError(
+                f"{where}: feature {key!r} is an image of mode {value.mode!r}, more than eight bits, of which RGB would keep "
+                "a part only; convert it to 8-bit RGB"
+            )
         value = value.convert("RGB")
     array = np.asarray(value)
     if array.ndim == 0 and shape == (1,) and (isinstance(value, (bool, int, float)) or array.dtype == dtype):

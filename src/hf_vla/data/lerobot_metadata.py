@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .metadata_files import read_json, read_json_lines, read_numbers, read_tasks
+from .metadata_files import may_hold, read_json, read_json_lines, read_numbers, read_tasks, tasks_by_index
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def _load_v2(root: Path, info: dict[str, Any], modality: dict[str, Any] | None) 
     return LeRobotMetadata(
         info=info,
         modality=modality,
-        tasks={task["task_index"]: task["task"] for task in tasks},
+        tasks=tasks_by_index(root / "meta" / "tasks.jsonl", [(task["task_index"], task["task"]) for task in tasks]),
         episode_index=index,
         length=np.array([episode["length"] for episode in episodes], dtype=np.int64),
         data=one_file_each(info["data_path"]),
@@ -160,6 +160,7 @@ def _load_v3(root: Path, info: dict[str, Any], modality: dict[str, Any] | None) 
     episode = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     rows = np.argsort(episode["episode_index"], kind="stable")
     episode = {name: values[rows] for name, values in episode.items()}
+    _correct_data_files(root, info["data_path"], episode)
 
     def shared_files(prefix: str, template: str, **fields: str) -> EpisodeFiles:
         pairs = np.stack([episode[f"{prefix}/chunk_index"], episode[f"{prefix}/file_index"]], axis=1)
@@ -190,21 +191,51 @@ def _load_v3(root: Path, info: dict[str, Any], modality: dict[str, Any] | None) 
     )
 
 
+def _correct_data_files(root: Path, template: str, episode: dict[str, np.ndarray]) -> None:
+    """Name the data file that has an episode's rows where `meta/episodes` names the one before it.
+
+    When a file is full, LeRobot's converter from v2.1 writes the episode at hand into the next one but notes the full one
+    for it (huggingface/lerobot#2401), which LeRobot's reader never looks at. So the last episode noted for a file can be
+    meant. Files that are not there, as on the Hub before they are fetched, say nothing.
+    """
+
+    def holds(pair: tuple[int, int], index: int) -> bool | None:
+        path = root / _path(template, chunk_index=pair[0], file_index=pair[1])
+        return may_hold(path, "episode_index", index) if path.exists() else None
+
+    chunk, file = episode["data/chunk_index"], episode["data/file_index"]
+    last_row = {pair: row for row, pair in enumerate(zip(chunk.tolist(), file.tolist(), strict=True))}
+    for (its_chunk, its_file), row in last_row.items():
+        index = int(episode["episode_index"][row])
+        here = holds((its_chunk, its_file), index)
+        if here:
+            continue
+        for following in ((its_chunk, its_file + 1), (its_chunk + 1, 0)):
+            there = holds(following, index)
+            # Of a part of a Hub repository the next file may be missing.
+            if there or (there is None and here is False and following in last_row):
+                chunk[row], file[row] = following
+                logger.info("%s: meta/ names the data file before that of episode %d", root, index)
+                break
+
+
 def _check_info(root: Path, info: dict[str, Any]) -> None:
     """Raise ValueError unless `meta/info.json` has what is read of it, in the types that it should have."""
 
     def positive(value: Any) -> bool:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
 
-    absent = [name for name in ("features", "fps", "data_path") if not info.get(name)]
+    absent = [name for name in ("features", "fps", "data_path") if info.get(name) in (None, {}, "")]
     if absent:
         raise ValueError(f"{root}: meta/info.json lacks {', '.join(absent)}")
     chunk_size, video_path = info.get("chunks_size") or 1000, info.get("video_path") or ""
+    robot_type = info.get("robot_type")
     for name, holds, what in (
         ("features", isinstance(info["features"], dict), "an object"),
         ("fps", positive(info["fps"]), "a positive number"),
         ("data_path", isinstance(info["data_path"], str), "a text"),
         ("video_path", isinstance(video_path, str), "a text"),
+        ("robot_type", robot_type is None or isinstance(robot_type, str), "a text"),
         ("chunks_size", positive(chunk_size) and int(chunk_size) == chunk_size, "a positive integer"),
     ):
         if not holds:
@@ -217,7 +248,7 @@ def _check_info(root: Path, info: dict[str, Any]) -> None:
 def _path(template: str, **fields: Any) -> str:
     try:
         return template.format(**fields)
-    except (LookupError, ValueError) as error:
+    except (LookupError, AttributeError, ValueError) as error:
         raise ValueError(
             f"the path {template!r} in meta/info.json cannot be filled in ({error!r}); its fields are {', '.join(fields)}"
         ) from error
@@ -227,6 +258,8 @@ def _check(root: Path, metadata: LeRobotMetadata) -> None:
     index, length = metadata.episode_index, metadata.length
     if not len(index):
         raise ValueError(f"{root}: the dataset is empty (no episode in meta/)")
+    if index[0] < 0:
+        raise ValueError(f"{root}: meta/ lists episode {index[0]}; episodes are counted from 0")
     if len(np.unique(index)) != len(index):
         raise ValueError(f"{root}: meta/ lists episode {index[np.flatnonzero(np.diff(index) == 0)[0]]} twice")
     if (length <= 0).any():

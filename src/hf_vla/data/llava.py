@@ -12,6 +12,8 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
+from .images import read_image
+
 logger = logging.getLogger(__name__)
 
 _PLACEHOLDER = "<image>"
@@ -39,8 +41,8 @@ class LlavaDataset(Dataset):
         path: the JSON or JSON lines file.
         image_root: the folder that image paths are relative to. Default: the file's folder.
         name: default: the file's name without its ending.
-        on_error: "raise", or "skip": records that are no conversation, or whose images are missing, are left out, counted
-            in `num_skipped` and logged.
+        on_error: "raise", or "skip": records that are no conversation (lines that are no JSON among them), or whose images
+            are missing, are left out, counted in `num_skipped` and logged.
 
     Raises:
         FileNotFoundError: the file, or an image that it names, is missing.
@@ -68,7 +70,8 @@ class LlavaDataset(Dataset):
         encoded = []
         for place, record in self._records():
             try:
-                item = _conversation(record)
+                # A line that is no JSON is one wrong record; a file of JSON that is none has no records at all.
+                item = _conversation(_parsed(record) if isinstance(record, bytes) else record)
                 for image in item["image"]:
                     self._check_image(image, present)
             except (ValueError, FileNotFoundError) as error:
@@ -127,15 +130,11 @@ class LlavaDataset(Dataset):
     def __repr__(self) -> str:
         return f"LlavaDataset({str(self.path)!r}, {len(self)} conversations)"
 
-    def _parsed(self, text: str, what: str) -> Any:
-        try:
-            return json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{self.path}: {what} no valid JSON: {error}") from error
-
     def _check_image(self, image: str, present: dict[Path, set[str]]) -> None:
         # Folders are listed once: there can be hundreds of thousands of images.
         path = self.image_root / image
+        if not image.strip(". /"):
+            raise ValueError(f"{image!r} is no path of an image")
         if path.parent not in present:
             present[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
         if path.name not in present[path.parent]:
@@ -143,23 +142,33 @@ class LlavaDataset(Dataset):
 
     def _image(self, path: str, index: int) -> Image.Image:
         try:
-            with Image.open(self.image_root / path) as image:
-                return image.convert("RGB")
+            return read_image(self.image_root / path)
         except OSError as error:
             raise OSError(f"{self.path}, record {index}: image {self.image_root / path}: {error}") from error
 
     def _records(self) -> Iterator[tuple[str, Any]]:
+        """Where each record is, and the record; of JSON lines the line, not yet parsed."""
         if self.path.suffix == ".jsonl":
-            with self.path.open(encoding="utf-8") as lines:
+            with self.path.open("rb") as lines:
                 for number, line in enumerate(lines, start=1):
                     if line.strip():
-                        yield f"line {number}", self._parsed(line, f"line {number} is")
+                        yield f"line {number}", line
             return
-        records = self._parsed(self.path.read_text(encoding="utf-8"), "this is")
+        try:
+            records = _parsed(self.path.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from error
         if not isinstance(records, list):
             raise ValueError(f"{self.path} holds a {type(records).__name__}; expected a list of records")
         for index, record in enumerate(records):
             yield f"record {index}", record
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return json.loads(text.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"this is no valid JSON: {error}") from error
 
 
 def _conversation(record: Any) -> dict[str, Any]:
@@ -170,19 +179,23 @@ def _conversation(record: Any) -> dict[str, Any]:
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
         raise ValueError(f"no conversations or messages; the record has {', '.join(record)}")
     images = record.get("images", record.get("image")) or []
-    images = [images] if isinstance(images, str) else list(images)
+    images = [images] if isinstance(images, str) else images
     if record.get("video") or record.get("videos"):
         raise ValueError("it has a video; only images are read")
-    if not all(isinstance(path, str) for path in images):
-        raise ValueError("image and images must be paths")
+    if not isinstance(images, list) or not all(isinstance(path, str) for path in images):
+        raise ValueError(f"image and images must be paths, got {images!r:.100}")
 
     messages = []
     for position, turn in enumerate(turns):
         given, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
-        if given not in _ROLES:
+        if not isinstance(given, str) or given not in _ROLES:
             raise ValueError(f"turn {position} is from {given!r}; possible: {', '.join(_ROLES)}")
         if not isinstance(text, str):
             raise ValueError(f"turn {position} holds no text but a {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"turn {position} is no text that UTF-8 can hold: {error}") from error
         content = _content(text)
         if not content:
             raise ValueError(f"turn {position} is empty")

@@ -1,7 +1,8 @@
-"""Reads JSON, JSON lines and columns of parquet files, and says what is wrong with them in one line."""
+"""Reads JSON, JSON lines and columns of parquet files, and says what is wrong with them in one line; writes files whole."""
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 _WORDS = {int: "an integer", str: "a text"}
+
+
+def write_whole(path: Path, content: bytes) -> Path:
+    """Write a file, and the folders above it, under a temporary name that is renamed when it is complete.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    return path
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -49,7 +67,8 @@ def read_json_lines(path: Path, fields: Mapping[str, type]) -> list[dict[str, An
         raise ValueError(f"{path} is no valid JSON lines file: {error}") from error
     for number, line in lines.items():
         for name, kind in fields.items():
-            if not isinstance(line, dict) or not isinstance(line.get(name), kind):
+            value = line.get(name) if isinstance(line, dict) else None
+            if type(value) is not kind or (kind is int and abs(value) >= 2**63):
                 raise ValueError(f"{path}, line {number}: {name!r} must be {_WORDS[kind]}, got {str(line)[:100]}")
     return list(lines.values())
 
@@ -72,7 +91,20 @@ def read_tasks(path: Path) -> dict[int, str]:
     if instructions.null_count or not is_text(instructions):
         raise ValueError(f"{path}: column {text!r} must hold a text in every row, it is of type {instructions.type}")
     index = read_numbers(path, {"task_index": np.int64})["task_index"]
-    return dict(zip(index.tolist(), instructions.to_pylist(), strict=True))
+    return tasks_by_index(path, zip(index.tolist(), instructions.to_pylist(), strict=True))
+
+
+def tasks_by_index(path: Path, tasks: Iterable[tuple[int, str]]) -> dict[int, str]:
+    """The instructions that the file `path` gives, by their index.
+
+    Raises:
+        ValueError: one index has two instructions.
+    """
+    by_index: dict[int, str] = {}
+    for index, text in tasks:
+        if by_index.setdefault(index, text) != text:
+            raise ValueError(f"{path}: task_index {index} is of both {by_index[index]!r} and {text!r}")
+    return by_index
 
 
 def read_numbers(path: Path, columns: Mapping[str, type[np.number]]) -> dict[str, np.ndarray]:
@@ -99,12 +131,18 @@ def to_numbers(column: pa.ChunkedArray, name: str, kind: type[np.number], path: 
     whole = np.issubdtype(kind, np.integer)
     number = "an integer" if whole else "a number"
     if column.null_count:
-        raise ValueError(f"{path}: column {name!r} must hold {number} in every row, but {column.null_count} are empty")
+        raise ValueError(f"{path}: column {name!r} must hold {number} in every row, but {empty_cells(column)}")
     values = column.to_numpy() if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) else None
     # pandas makes floating numbers of a column of integers that once had an empty cell.
     if values is None or (whole and values.dtype.kind == "f" and not (values == np.floor(values)).all()):
         raise ValueError(f"{path}: column {name!r} must hold {number} in every row; it is of type {column.type}")
     return values.astype(kind, copy=False)
+
+
+def empty_cells(column: pa.ChunkedArray) -> str:
+    """How many cells of a parquet column are empty, and where, in words."""
+    first = np.flatnonzero(column.is_null().to_numpy())[0]
+    return f"{column.null_count} are empty, the first in row {first}"
 
 
 def is_text(column: pa.ChunkedArray) -> bool:
@@ -116,7 +154,7 @@ def read_columns(path: Path, columns: list[str]) -> pa.Table:
 
     Raises:
         OSError: the file is missing, truncated or no parquet file.
-        ValueError: a column does not exist.
+        ValueError: a column does not exist, or exists twice.
     """
     with _open(path) as file:
         existing = file.schema_arrow.names
@@ -125,10 +163,32 @@ def read_columns(path: Path, columns: list[str]) -> pa.Table:
             raise ValueError(
                 f"{path} has no column {', '.join(map(repr, absent))}; its columns are {', '.join(existing)}"
             )
+        twice = [column for column in columns if existing.count(column) > 1]
+        if twice:
+            raise ValueError(f"{path} has more than one column {twice[0]!r}; its columns are {', '.join(existing)}")
         try:
             return file.read(columns=columns, use_threads=False)
         except (OSError, pa.ArrowException) as error:
             raise _unreadable(path, error) from error
+
+
+def may_hold(path: Path, column: str, number: int) -> bool:
+    """Whether some row group's range of a column of integers, by the file's footer, has `number` in it.
+
+    True where the footer does not say: the column is missing, has other types or no statistics.
+
+    Raises:
+        OSError: the file is truncated or no parquet file.
+    """
+    with _open(path) as file:
+        names = [file.schema.column(position).path for position in range(len(file.schema))]
+        groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
+    if column not in names:
+        return True
+    ranges = [group.column(names.index(column)).statistics for group in groups]
+    if not all(known is not None and known.has_min_max and isinstance(known.min, int) for known in ranges):
+        return True
+    return any(known.min <= number <= known.max for known in ranges)
 
 
 def _open(path: Path) -> pq.ParquetFile:

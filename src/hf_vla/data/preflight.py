@@ -9,37 +9,51 @@ from .video import open_video
 
 
 def check_videos(dataset: LeRobotDataset) -> None:
-    """Open every video of the dataset and compare its length with the tables.
+    """Open every video of the dataset and compare when it begins and ends with the tables.
 
     Takes about half a millisecond a file. Success is cached in `.hf_vla/` beside the dataset, under a key of the files' sizes
     and modification times. Damage inside a file is found by `scripts/inspect_dataset.py --check`.
 
     Raises:
-        OSError: a file is truncated or damaged, or shorter than the episodes that it holds.
+        OSError: a file is truncated or damaged, begins after its first episode, or ends before its last.
     """
     metadata = dataset.metadata
     files = [path for of_camera in metadata.videos.values() for path in of_camera.paths]
     if not files:
         return
-    key = content_key(dataset.root, files, ["videos", metadata.episode_index.tolist(), metadata.length.tolist()])
+    reading = ["begin and end of videos", metadata.episode_index.tolist(), metadata.length.tolist()]
+    key = content_key(dataset.root, files, reading)
     if read_cached(dataset.root, key) is not None:
         return
     with tqdm(total=len(files), desc=f"opening videos of {dataset.name}", unit="file", disable=None) as progress:
         for camera, of_camera in metadata.videos.items():
             # When the last frame of each episode is shown, in seconds of its file.
             last_shown = metadata.video_start[camera] + (metadata.length - 1) / dataset.fps
+            order = np.lexsort((metadata.video_start[camera], of_camera.file_of))
+            first_rows = order[np.insert(np.diff(of_camera.file_of[order]) > 0, 0, True)]
             order = np.lexsort((last_shown, of_camera.file_of))
             # The last row of each file in that order is the episode that ends latest in it.
             last_rows = order[np.append(np.diff(of_camera.file_of[order]) > 0, True)]
-            for row in last_rows.tolist():
+            for first_row, row in zip(first_rows.tolist(), last_rows.tolist(), strict=True):
                 path = dataset.root / of_camera.path(row)
                 where = f"{dataset.name}: episode {metadata.episode_index[row]}, camera {camera!r}"
                 try:
                     with open_video(path) as container:
                         stream = container.streams.video[0]
-                        end = float(((stream.start_time or 0) + (stream.duration or 0)) * stream.time_base)
+                        begin = float((stream.start_time or 0) * stream.time_base)
+                        end = begin + float((stream.duration or 0) * stream.time_base)
                 except OSError as error:
                     raise OSError(f"{where}: {error}") from error
+                # Such as fragmented H.264 with reordered frames: all come late, and each would be taken for the one after it.
+                first = metadata.video_start[camera][first_row]
+                if begin > first + 0.5 / dataset.fps:
+                    table, rows = dataset.episode_table(first_row)
+                    first += table.timestamp[rows.start]
+                if begin > first + 0.5 / dataset.fps:
+                    raise OSError(
+                        f"{dataset.name}: episode {metadata.episode_index[first_row]}, camera {camera!r}: {path} begins at "
+                        f"{begin:.3f} s, but the episode's first frame is at {first:.3f} s; write the file again from 0 on"
+                    )
                 if end < last_shown[row] + 0.25 / dataset.fps:
                     raise OSError(
                         f"{where}: {path} ends at {end:.3f} s, but the last of the episode's {metadata.length[row]} "

@@ -106,9 +106,10 @@ def _euler_from_matrix(matrix: np.ndarray) -> np.ndarray:
 
 
 def _matrix_from_6d(values: np.ndarray) -> np.ndarray:
-    first = _unit(values[..., :3], "6D rotation")
-    second = values[..., 3:]
-    second = _unit(second - (first * second).sum(-1, keepdims=True) * first, "6D rotation")
+    first, second = (_unit(part, "6D rotation") for part in (values[..., :3], values[..., 3:]))
+    second = second - (first * second).sum(-1, keepdims=True) * first
+    # Of parallel vectors only rounding is left.
+    second = _unit(np.where(np.abs(second).max(-1, keepdims=True) < _SMALL, 0, second), "6D rotation")
     return np.stack([first, second, np.cross(first, second)], axis=-2)
 
 

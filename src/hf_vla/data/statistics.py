@@ -124,10 +124,13 @@ def read_cached(root: Path, key: str) -> dict[str, Any] | None:
     if not file.exists():
         return None
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        logger.warning("%s cannot be read (%s); the statistics are computed again", file, error)
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not content or not isinstance(content, dict):
+            raise ValueError("it holds nothing")
+    except (OSError, ValueError) as error:
+        logger.warning("%s cannot be read (%s); what it held is computed again", file, error)
         return None
+    return content
 
 
 def write_cached(root: Path, key: str, statistics: dict[str, Any]) -> None:

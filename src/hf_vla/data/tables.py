@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from .columns import ColumnMapping, Slice
-from .metadata_files import is_text, read_columns, to_numbers
+from .images import read_image
+from .metadata_files import empty_cells, is_text, read_columns, to_numbers
 from .rotations import convert_rotation
 
 
@@ -41,6 +42,8 @@ def read_frame_table(path: Path, mapping: ColumnMapping) -> FrameTable:
     """
     names = dict.fromkeys(["episode_index", "timestamp", mapping.instruction, *mapping.numeric_columns])
     table = read_columns(path, list(names))
+    if not len(table):
+        raise ValueError(f"{path} has no rows")
     try:
         columns = {name: to_matrix(table[name], name) for name in mapping.numeric_columns}
         action = _concatenate(columns, mapping.action)
@@ -54,7 +57,7 @@ def read_frame_table(path: Path, mapping: ColumnMapping) -> FrameTable:
     if not is_text(instruction):
         instruction = to_numbers(instruction, mapping.instruction, np.int64, path)
     elif instruction.null_count:
-        raise ValueError(f"{path}: column {mapping.instruction!r} has {instruction.null_count} empty cells")
+        raise ValueError(f"{path}: of the cells in column {mapping.instruction!r} {empty_cells(instruction)}")
 
     rows: dict[int, slice] = {}
     starts = np.flatnonzero(np.diff(episode, prepend=episode[:1] - 1)).tolist()
@@ -97,7 +100,7 @@ def to_matrix(column: pa.ChunkedArray, name: str) -> np.ndarray:
     """
     rows, kind = len(column), column.type
     if column.null_count:
-        raise ValueError(f"column {name!r} has {column.null_count} empty cells")
+        raise ValueError(f"of the cells in column {name!r} {empty_cells(column)}")
     values = column.combine_chunks()
     if isinstance(values, pa.ChunkedArray):  # pyarrow keeps several chunks, or none, in some versions
         values = pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], kind)
@@ -111,8 +114,10 @@ def to_matrix(column: pa.ChunkedArray, name: str) -> np.ndarray:
         values = values.flatten()
     if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_boolean(values.type)):
         raise ValueError(f"column {name!r} is of type {kind}; expected numbers or vectors of numbers")
-    # A missing value inside a vector becomes NaN here, which the table's check then reports with its frame.
-    return values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False).reshape(rows, -1)
+    # A missing value inside a vector becomes NaN here, and one too large for float32 infinity: the table's check then
+    # reports it with its frame.
+    with np.errstate(over="ignore"):
+        return values.to_numpy(zero_copy_only=False).astype(np.float32, copy=False).reshape(rows, -1)
 
 
 class TableCache:
@@ -169,7 +174,7 @@ class ParquetImages:
         """The image in one cell, RGB.
 
         Raises:
-            OSError: the cell is empty, its file is missing, or it is no image.
+            OSError: there is no such column of images, the cell is empty, its file is missing, or it is no image.
         """
         if path not in self._first_rows:
             metadata = pq.read_metadata(path)
@@ -180,8 +185,10 @@ class ParquetImages:
         if cell is None or (cell.get("bytes") is None and cell.get("path") is None):
             raise OSError(f"{path}: row {row} of column {column!r} holds no image")
         content = cell.get("bytes")
-        with Image.open(BytesIO(content) if content is not None else self.root / cell["path"]) as image:
-            return image.convert("RGB")
+        try:
+            return read_image(BytesIO(content) if content is not None else self.root / cell["path"])
+        except OSError as error:
+            raise OSError(f"{path}: row {row} of column {column!r}: {error}") from error
 
     def _group(self, path: Path, group: int, column: str) -> pa.ChunkedArray:
         key = (path, group, column)
@@ -189,6 +196,10 @@ class ParquetImages:
             self._groups.move_to_end(key)
             return self._groups[key]
         with pq.ParquetFile(path, memory_map=True) as file:
+            kind = file.schema_arrow.field(column).type if column in file.schema_arrow.names else None
+            if kind is None or not pa.types.is_struct(kind):
+                found = "is not there" if kind is None else f"is of type {kind}"
+                raise OSError(f"{path}: column {column!r} {found}; meta/info.json says that it holds images")
             values = file.read_row_group(group, columns=[column], use_threads=False)[column]
         self._groups[key] = values
         self._sizes[key] = values.nbytes

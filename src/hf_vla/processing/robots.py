@@ -100,9 +100,11 @@ def with_target_rotations(key: str, modality: dict[str, Any] | None) -> dict[str
         return modality
     changed = dict(modality)
     for part, targets in robot.rotations.items():
-        entries = {
-            name: entry | ({"target_rotation": targets[name]} if name in targets else {})
-            for name, entry in modality.get(part, {}).items()
-        }
-        changed[part] = entries
+        if isinstance(modality.get(part), dict):  # anything else is an error of whoever reads it
+            changed[part] = {
+                name: entry | {"target_rotation": targets[name]}
+                if name in targets and isinstance(entry, dict)
+                else entry
+                for name, entry in modality[part].items()
+            }
     return changed
