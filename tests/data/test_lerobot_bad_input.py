@@ -13,7 +13,7 @@ import pytest
 from synthetic_v3 import CODECS, LENGTHS, draw_frames, edit_json, encode, rewrite
 
 from hf_vla.data import LeRobotDataset
-from hf_vla.data.preflight import check_videos
+from hf_vla.data.preflight import check_images
 from hf_vla.data.video import VideoReader
 
 HORIZON = 6
@@ -239,7 +239,7 @@ def test_stored_images_that_are_none(written, tmp_path, change, message):
 def test_video_that_begins_late(v3):
     """H.264 with reordered frames, written in fragments, has no edit list: each frame is shown one later."""
     dataset = LeRobotDataset(v3, HORIZON)
-    check_videos(dataset)
+    check_images(dataset)
     for file in list((v3 / "videos" / WRIST).rglob("*.mp4")):
         fragmented = file.with_suffix(".new.mp4")
         options = {"movflags": "frag_keyframe+empty_moov"}
@@ -251,7 +251,7 @@ def test_video_that_begins_late(v3):
                     target.mux(packet)
         fragmented.replace(file)
     with pytest.raises(OSError, match=f"episode 0, camera '{WRIST}'.*begins at 0.033 s.*first frame is at 0.000 s"):
-        check_videos(dataset)
+        check_images(dataset)
 
 
 def test_empty_dataset(copied, v3):

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from hf_vla.data import LeRobotDataset
 from hf_vla.data.lerobot_writer import LeRobotWriter
 from hf_vla.data.video_writer import write_video
 
@@ -256,3 +257,16 @@ def test_write_video(tmp_path):
     with pytest.raises(ValueError, match="the video takes"):
         write_video(tmp_path / "clips/b.mp4", [frames[0], frames[0][:16]], fps=5)
     assert [path.name for path in (tmp_path / "clips").iterdir()] == ["a.mp4"]
+
+
+def test_damaged_numbers_are_noticed(tmp_path):
+    write(tmp_path / "toy")
+    file = tmp_path / "toy/data/chunk-000/file-000.parquet"
+    content = bytearray(file.read_bytes())
+    group = pq.read_metadata(file).row_group(0)
+    columns = {group.column(number).path_in_schema.split(".")[0]: number for number in range(group.num_columns)}
+    action = group.column(columns["action"])
+    content[action.dictionary_page_offset + action.total_compressed_size - 1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(OSError, match="file-000.parquet cannot be read.*CRC"):
+        _ = LeRobotDataset(tmp_path / "toy", 2).statistics

@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
@@ -254,7 +255,9 @@ def test_pickle_keeps_the_sequence():
     assert draws(pickle.loads(pickle.dumps(mixture))) == draws(mixture)
 
 
-@pytest.mark.parametrize("weights", [[1], [1, 2, 3], [1, 0], [1, -1], [1, float("nan")], [1, float("inf")], []])
+@pytest.mark.parametrize(
+    "weights", [[1], [1, 2, 3], [1, 0], [1, -1], [1, float("nan")], [1, float("inf")], [], ["1", "2"], 3]
+)
 def test_bad_weights(weights):
     with pytest.raises(ValueError, match="weights"):
         DatasetMixture([Numbers("a", 3), Numbers("b", 3)], weights)
@@ -265,10 +268,17 @@ def test_bad_arguments():
         DatasetMixture([])
     with pytest.raises(ValueError, match="on_error is 'ignore'; possible: 'raise', 'skip'"):
         DatasetMixture([Numbers("a", 3)], on_error="ignore")
-    with pytest.raises(ValueError, match="epoch_size"):
-        DatasetMixture([Numbers("a", 3)], epoch_size=0)
-    with pytest.raises(ValueError, match="seed"):
-        DatasetMixture([Numbers("a", 3)], seed=-1)
+    for size in (0, 2.5, True):
+        with pytest.raises(ValueError, match="epoch_size must be a whole number"):
+            DatasetMixture([Numbers("a", 3)], epoch_size=size)
+    for seed in (-1, 1.5, 2**64):
+        with pytest.raises(ValueError, match="seed must be a whole number from 0 to"):
+            DatasetMixture([Numbers("a", 3)], seed=seed)
+    with pytest.raises(ValueError, match="augmentation must be an ImageAugmentation, got {'crop': 0.5}"):
+        DatasetMixture([Numbers("a", 3)], augmentation={"crop": 0.5})
+    with pytest.raises(ValueError, match="a mixture takes a list of datasets"):
+        DatasetMixture(Numbers("a", 3))
+    np.testing.assert_array_equal(DatasetMixture([Numbers("a", 3)] * 2, [1e308, 1e308]).probabilities, [0.5, 0.5])
     mixture = DatasetMixture([Numbers("a", 3)])
     with pytest.raises(ValueError, match="epoch"):
         mixture.set_epoch(-1)
@@ -348,6 +358,34 @@ def test_check_before_training(shared_dir, tmp_path):
     DatasetMixture([LeRobotDataset(root, 4, cameras=["front"])]).check()
     (videos / "episode_000001.mp4").write_bytes(whole)
     DatasetMixture([LeRobotDataset(root, 4)]).check()
+
+
+def test_check_goes_on_where_items_are_skipped(shared_dir, tmp_path, caplog):
+    root = shutil.copytree(shared_dir / "datasets" / "v21_video", tmp_path / "v21_video")
+    video = root / "videos/chunk-000/observation.images.wrist/episode_000001.mp4"
+    video.write_bytes(video.read_bytes()[:900])
+    mixture = DatasetMixture([LeRobotDataset(root, 4)], on_error="skip")
+    with caplog.at_level(logging.WARNING):
+        mixture.check()
+    assert "will be skipped" in caplog.text and "episode_000001.mp4 cannot be opened" in caplog.text
+    assert all(mixture[index]["image"] for index in range(30)) and mixture.num_skipped
+
+
+def test_check_finds_what_only_tables_tell(written, tmp_path):
+    root = shutil.copytree(written["image"][0], tmp_path / "v3")
+    DatasetMixture([LeRobotDataset(root, 4)]).check()
+    pq.write_table(pq.read_table(root / "meta/tasks.parquet").slice(0, 1), root / "meta/tasks.parquet")
+    mixture = DatasetMixture([LeRobotDataset(root, 4)])
+    with pytest.raises(
+        ValueError, match=r"file-000.parquet: episode 1, frame 0: task_index 1 is not among the 1 tasks"
+    ):
+        mixture.check()
+    root = shutil.copytree(written["image"][0], tmp_path / "other")
+    file = root / "data/chunk-000/file-001.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(["observation.images.wrist"]), file)
+    DatasetMixture([LeRobotDataset(root, 4, cameras=["front"])]).check()
+    with pytest.raises(OSError, match="file-001.parquet: column 'observation.images.wrist' is not there"):
+        DatasetMixture([LeRobotDataset(root, 4)]).check()
 
 
 @pytest.mark.parametrize("episodes", [None, [1, 3]])

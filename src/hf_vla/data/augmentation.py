@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance
+
+from .checks import is_integer, is_number
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,11 @@ class ImageAugmentation:
     cameras: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not _is_number(self.crop) or not 0 < self.crop <= 1:
+        if not is_number(self.crop) or not 0 < self.crop <= 1:
             raise ValueError(f"crop must be in (0, 1], got {self.crop!r}")
         for name, limit in (("brightness", 1), ("contrast", 1), ("saturation", 1), ("hue", 0.5)):
             value = getattr(self, name)
-            if not _is_number(value) or not 0 <= value <= limit:
+            if not is_number(value) or not 0 <= value <= limit:
                 raise ValueError(f"{name} must be in [0, {limit}], got {value!r}")
         if self.size is not None and not (_are_integers(self.size, 1) and len(self.size) == 2):
             raise ValueError(f"size must be (width, height), got {self.size!r}")
@@ -88,11 +89,5 @@ class ImageAugmentation:
         return image
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
 def _are_integers(values: Any, least: int) -> bool:
-    return isinstance(values, (list, tuple)) and all(
-        isinstance(value, Integral) and not isinstance(value, bool) and value >= least for value in values
-    )
+    return isinstance(values, (list, tuple)) and all(is_integer(value, least) for value in values)

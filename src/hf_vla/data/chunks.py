@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..action_modes import ACTION_MODES, ActionMode
+from .checks import integers, is_integer
 
 _OFFSET_KEYS = ("action", "state", "image")
 # Rows of chunks that are made at a time for statistics.
@@ -97,17 +98,19 @@ def make_window(
     Raises:
         ValueError: offsets, mode or dimensions that contradict each other or the dataset.
     """
+    if not isinstance(delta_indices or {}, Mapping):
+        raise ValueError(f"delta_indices maps {', '.join(_OFFSET_KEYS)} to frame offsets, got {delta_indices!r:.200}")
     given = dict(delta_indices or {})
     unknown = [key for key in given if key not in _OFFSET_KEYS]
     if unknown:
         raise ValueError(f"delta_indices names {unknown[0]!r}; possible: {', '.join(_OFFSET_KEYS)}")
     for key, offsets in given.items():
-        offsets = given[key] = tuple(int(offset) for offset in offsets)
+        offsets = given[key] = tuple(integers(f"delta_indices[{key!r}]", offsets))
         if not offsets or list(offsets) != sorted(set(offsets)):
             raise ValueError(f"delta_indices[{key!r}] must be ascending frame offsets, got {list(offsets)}")
     if "action" not in given:
-        if action_horizon is None or action_horizon < 1:
-            raise ValueError(f"action_horizon must be at least 1, got {action_horizon}")
+        if not is_integer(action_horizon, least=1):
+            raise ValueError(f"action_horizon must be a whole number of at least 1, got {action_horizon!r}")
         given["action"] = tuple(range(action_horizon))
     elif action_horizon is not None and action_horizon != len(given["action"]):
         raise ValueError(
@@ -140,6 +143,7 @@ def make_window(
 
 
 def _dimensions(name: str, dims: Sequence[int], size: int) -> tuple[int, ...]:
+    dims = integers(name, dims)
     bad = [d for d in dims if not -size <= d < size]
     if bad:
         raise ValueError(f"{name} names dimension {bad[0]} of {size}")

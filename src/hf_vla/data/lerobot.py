@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..action_modes import ActionMode
+from .checks import integers
 from .chunks import delta_dimensions, kept_within, make_window
 from .columns import dimension_names, dimensions, map_columns
 from .frame_cache import FrameCache
@@ -141,7 +142,8 @@ class LeRobotDataset(Dataset):
         self._stored_images = ParquetImages(self.root)
         self._frame_cache = None
         if frame_cache is not None and self.metadata.videos:
-            frame_bytes = sum(math.prod(metadata.features[camera]["shape"]) for camera in self.metadata.videos)
+            shapes = [metadata.features[camera].get("shape") for camera in self.metadata.videos]
+            frame_bytes = sum(math.prod(integers(f"{self.name}: shape in meta/info.json", shape)) for shape in shapes)
             self._frame_cache = FrameCache(frame_cache, self.root, frame_bytes * len(self))
 
     def with_episodes(self, episodes: Iterable[int]) -> "LeRobotDataset":
@@ -169,7 +171,7 @@ class LeRobotDataset(Dataset):
         images, image_mask = kept_within(self._window.image, frame, len(action))
         item = {
             "image": [self._image(camera, row, rows.start + at, table) for at in images for camera in self.cameras],
-            "lang": self._instruction(table.instruction[rows.start + frame], row, frame),
+            "lang": self._instruction(table.instruction[rows.start + frame]),
             "action": chunk,
             "action_mask": mask,
             "dataset": self.key,
@@ -219,7 +221,7 @@ class LeRobotDataset(Dataset):
         """
         window = self._window
         reading = [asdict(self._mapping) | {"cameras": None, "order": None}, self.episode_indices, window.mode]
-        reading.append(self.metadata.length.tolist())
+        reading += [self.metadata.length.tolist(), list(self.metadata.tasks.items())]
         reading += [] if window.mode == "stored" else [window.absolute_dims, len(window.action)]
         key = content_key(self.root, self.metadata.data.paths, reading)
         statistics = read_cached(self.root, key)
@@ -283,9 +285,9 @@ class LeRobotDataset(Dataset):
         known = self._mapping.cameras
         if cameras is None:
             return list(self._mapping.order)
-        if isinstance(cameras, str):
-            raise ValueError(f"{self.name}: cameras must be a list of names, got the string {cameras!r}")
-        chosen = list(cameras)
+        chosen = list(cameras) if isinstance(cameras, Iterable) and not isinstance(cameras, str) else [None]
+        if not all(isinstance(camera, str) for camera in chosen):
+            raise ValueError(f"{self.name}: cameras must be a list of names, got {cameras!r}")
         unknown = [camera for camera in chosen if camera not in known]
         if unknown:
             raise ValueError(f"{self.name}: unknown camera {unknown[0]!r}; there are {', '.join(known) or 'none'}")
@@ -294,7 +296,7 @@ class LeRobotDataset(Dataset):
     def _choose_episodes(self, episodes: Iterable[int] | None, existing: np.ndarray) -> np.ndarray:
         if episodes is None:
             return np.arange(len(existing))
-        chosen = list(episodes)
+        chosen = integers(f"{self.name}: episodes", episodes)
         if not chosen:
             raise ValueError(f"{self.name}: episodes is empty; leave it out to read all {len(existing)}")
         if len(set(chosen)) != len(chosen):
@@ -328,17 +330,19 @@ class LeRobotDataset(Dataset):
         ):
             if values is not None and values.shape[1] != expected:
                 raise ValueError(f"{path}: {name} has {values.shape[1]} dimensions, meta/ says {expected}")
+        if table.instruction.dtype.kind == "i":
+            unknown = ~np.isin(table.instruction, list(self.metadata.tasks))
+            for episode, rows in table.rows.items():
+                if unknown[rows].any():
+                    frame = int(np.argmax(unknown[rows]))
+                    raise ValueError(
+                        f"{path}: episode {episode}, frame {frame}: {self._mapping.instruction} "
+                        f"{table.instruction[rows.start + frame]} is not among the {len(self.metadata.tasks)} tasks of meta/"
+                    )
         return table
 
-    def _instruction(self, value: Any, row: int, frame: int) -> str:
-        if isinstance(value, str):
-            return value
-        if value not in self.metadata.tasks:
-            raise ValueError(
-                f"{self.name}: episode {self.metadata.episode_index[row]}, frame {frame}: "
-                f"{self._mapping.instruction} {value} is not among the {len(self.metadata.tasks)} tasks of meta/"
-            )
-        return self.metadata.tasks[value]
+    def _instruction(self, value: Any) -> str:
+        return value if isinstance(value, str) else self.metadata.tasks[value]
 
     def _image(self, camera: str, row: int, table_row: int, table: FrameTable) -> Image.Image:
         try:

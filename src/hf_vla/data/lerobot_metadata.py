@@ -196,12 +196,14 @@ def _correct_data_files(root: Path, template: str, episode: dict[str, np.ndarray
 
     When a file is full, LeRobot's converter from v2.1 writes the episode at hand into the next one but notes the full one
     for it (huggingface/lerobot#2401), which LeRobot's reader never looks at. So the last episode noted for a file can be
-    meant. Files that are not there, as on the Hub before they are fetched, say nothing.
+    meant. Files that cannot be read, as on the Hub before they are fetched, say nothing.
     """
 
     def holds(pair: tuple[int, int], index: int) -> bool | None:
-        path = root / _path(template, chunk_index=pair[0], file_index=pair[1])
-        return may_hold(path, "episode_index", index) if path.exists() else None
+        try:
+            return may_hold(root / _path(template, chunk_index=pair[0], file_index=pair[1]), "episode_index", index)
+        except OSError:  # missing or damaged: whoever reads it will say so
+            return None
 
     chunk, file = episode["data/chunk_index"], episode["data/file_index"]
     last_row = {pair: row for row, pair in enumerate(zip(chunk.tolist(), file.tolist(), strict=True))}

@@ -234,7 +234,7 @@ class LeRobotWriter:
             self._data_file += 1
             path = self._partial / _DATA_PATH.format(**file_indices(self._data_file))
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._data_writer = pq.ParquetWriter(path, self._schema, compression="snappy")
+            self._data_writer = pq.ParquetWriter(path, self._schema, compression="snappy", write_page_checksum=True)
         arrays = [arrow_array(columns[field.name], field.type) for field in self._schema]
         self._data_writer.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
         return {f"data/{name}": index for name, index in file_indices(self._data_file).items()}

@@ -193,7 +193,8 @@ def may_hold(path: Path, column: str, number: int) -> bool:
 
 def _open(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path, memory_map=True)
+        # Checksums are verified where they were written, as by our writer.
+        return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as error:

@@ -1,7 +1,7 @@
 """`DatasetMixture`: several datasets drawn from by weight, the same draw for the same (seed, epoch, index)."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from itertools import chain
@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from ..action_modes import ActionMode
 from .augmentation import ImageAugmentation
+from .checks import is_integer, is_number
 from .statistics import compute_statistics
 
 logger = logging.getLogger(__name__)
@@ -60,15 +61,19 @@ class DatasetMixture(Dataset):
         augmentation: ImageAugmentation | None = None,
         on_error: str = "raise",
     ) -> None:
+        if isinstance(datasets, Dataset):
+            raise ValueError(f"a mixture takes a list of datasets, got {datasets!r}")
         self.datasets = list(datasets)
         if not self.datasets:
             raise ValueError("a mixture needs at least one dataset")
-        if seed < 0:
-            raise ValueError(f"seed must not be negative, got {seed}")
+        if not is_integer(seed, least=0) or seed >= 2**64:
+            raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, got {seed!r}")
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error is {on_error!r}; possible: 'raise', 'skip'")
-        if epoch_size is not None and epoch_size < 1:
-            raise ValueError(f"epoch_size must be at least 1, got {epoch_size}")
+        if epoch_size is not None and not is_integer(epoch_size, least=1):
+            raise ValueError(f"epoch_size must be a whole number of at least 1, got {epoch_size!r}")
+        if not isinstance(augmentation, ImageAugmentation | None):
+            raise ValueError(f"augmentation must be an ImageAugmentation, got {augmentation!r}")
         for what in ("action_horizon", "action_dim", "state_dim"):
             values = [getattr(dataset, what) for dataset in self.datasets]
             if len(set(values)) > 1:
@@ -156,16 +161,24 @@ class DatasetMixture(Dataset):
         }
 
     def check(self) -> None:
-        """Find what can be known to be wrong before training: read all tables, open all videos, see `check_videos`.
+        """Find what can be known to be wrong before training: read all tables, open all videos, see `check_images`.
+
+        Where items that cannot be read are skipped, what is wrong with images is only logged. Tables must be whole all the
+        same: the statistics are of all of them.
 
         Raises:
             OSError, ValueError: what is wrong, with dataset, episode, frame and file as far as they apply.
         """
-        from .preflight import check_videos
+        from .preflight import check_images
 
         _ = self.statistics
         for dataset in self.datasets:
-            check_videos(dataset)
+            try:
+                check_images(dataset)
+            except OSError as error:
+                if self.on_error == "raise":
+                    raise
+                logger.warning("items with these images, and others like them, will be skipped: %s", error)
 
     @property
     def num_skipped(self) -> int:
@@ -246,12 +259,14 @@ class DatasetMixture(Dataset):
 
 
 def _normalise(weights: Sequence[float], sizes: np.ndarray, balance_by_size: bool) -> np.ndarray:
+    if not isinstance(weights, Iterable) or not all(map(is_number, weights := list(weights))):
+        raise ValueError(f"weights must be a list of numbers, got {weights!r:.200}")
     weights = np.asarray(weights, dtype=np.float64)
     if weights.shape != sizes.shape:
         raise ValueError(f"{len(sizes)} datasets need {len(sizes)} weights, got {weights.size}: {weights.tolist()}")
     if not (np.isfinite(weights) & (weights > 0)).all():
         raise ValueError(f"weights must be positive numbers, got {weights.tolist()}; leave out datasets of weight 0")
-    weights = weights * sizes if balance_by_size else weights
+    weights = weights / weights.max() * (sizes if balance_by_size else 1)
     return weights / weights.sum()
 
 

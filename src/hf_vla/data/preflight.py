@@ -1,22 +1,43 @@
-"""What can be known about a dataset's videos before training, from their headers alone."""
+"""What can be known about a dataset's images before training, from the headers of its files alone."""
 
 import numpy as np
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from .lerobot import LeRobotDataset
 from .statistics import content_key, read_cached, write_cached
+from .tables import check_image_columns
 from .video import open_video
 
 
-def check_videos(dataset: LeRobotDataset) -> None:
-    """Open every video of the dataset and compare when it begins and ends with the tables.
+def check_images(dataset: LeRobotDataset) -> None:
+    """Open every video of the dataset and compare when it begins and ends with the tables; look for the columns of images.
 
     Takes about half a millisecond a file. Success is cached in `.hf_vla/` beside the dataset, under a key of the files' sizes
     and modification times. Damage inside a file is found by `scripts/inspect_dataset.py --check`.
 
     Raises:
-        OSError: a file is truncated or damaged, begins after its first episode, or ends before its last.
+        OSError: a file is truncated or damaged, begins after its first episode, or ends before its last; a column of images
+            is missing.
     """
+    _check_columns(dataset)
+    _check_videos(dataset)
+
+
+def _check_columns(dataset: LeRobotDataset) -> None:
+    stored = [camera for camera in dataset.cameras if camera not in dataset.metadata.videos]
+    files = dataset.metadata.data.paths
+    if not stored:
+        return
+    key = content_key(dataset.root, files, ["columns of images", stored])
+    if read_cached(dataset.root, key) is not None:
+        return
+    for file in tqdm(files, desc=f"opening tables of {dataset.name}", unit="file", disable=None):
+        check_image_columns(dataset.root / file, pq.read_schema(dataset.root / file, memory_map=True), stored)
+    write_cached(dataset.root, key, {"tables": len(files)})
+
+
+def _check_videos(dataset: LeRobotDataset) -> None:
     metadata = dataset.metadata
     files = [path for of_camera in metadata.videos.values() for path in of_camera.paths]
     if not files:

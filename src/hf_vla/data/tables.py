@@ -1,7 +1,7 @@
 """Rows of a dataset's parquet files: numbers once per process as arrays, images stored in them row group by row group."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -196,10 +196,7 @@ class ParquetImages:
             self._groups.move_to_end(key)
             return self._groups[key]
         with pq.ParquetFile(path, memory_map=True) as file:
-            kind = file.schema_arrow.field(column).type if column in file.schema_arrow.names else None
-            if kind is None or not pa.types.is_struct(kind):
-                found = "is not there" if kind is None else f"is of type {kind}"
-                raise OSError(f"{path}: column {column!r} {found}; meta/info.json says that it holds images")
+            check_image_columns(path, file.schema_arrow, [column])
             values = file.read_row_group(group, columns=[column], use_threads=False)[column]
         self._groups[key] = values
         self._sizes[key] = values.nbytes
@@ -207,3 +204,12 @@ class ParquetImages:
             oldest, _ = self._groups.popitem(last=False)
             del self._sizes[oldest]
         return values
+
+
+def check_image_columns(path: Path, schema: pa.Schema, columns: Iterable[str]) -> None:
+    """Raise OSError unless the file with that schema has these columns, of images."""
+    for column in columns:
+        kind = schema.field(column).type if column in schema.names else None
+        if kind is None or not pa.types.is_struct(kind):
+            found = "is not there" if kind is None else f"is of type {kind}"
+            raise OSError(f"{path}: column {column!r} {found}; meta/info.json says that it holds images")

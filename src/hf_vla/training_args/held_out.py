@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from transformers.utils import logging
 
 from ..data import DatasetMixture, LeRobotDataset
-from ..data.preflight import check_videos
+from ..data.preflight import check_images
 from .evaluation_arguments import EvaluationArguments
 
 logger = logging.get_logger(__name__)
@@ -119,7 +119,7 @@ class EvaluationFrames(Dataset):
     def check(self) -> None:
         """Open every video; see `DatasetMixture.check`."""
         for dataset in self.datasets:
-            check_videos(dataset)
+            check_images(dataset)
 
 
 __all__ = ["EvaluationFrames", "HoldOut"]
