@@ -56,7 +56,10 @@ def test_hidden_states(policy, case, mode):
     attended = inputs["attention_mask"].bool()
     assert len(states) == policy.config.vlm_num_layers + 1
     for index, state in enumerate(states):
-        assert difference(state[attended], case.tensor(f"{mode}/hidden_{index}")[attended]) < TOLERANCE
+        recorded = case.tensor(f"{mode}/hidden_{index}")[attended]
+        # Relative to the states' size, 2 to 8: what was recorded is itself up to 9e-6 from the same in float64, by rounding
+        # that differs between processors with and without AVX-512.
+        assert difference(state[attended], recorded) < TOLERANCE * max(1, recorded.abs().max().item())
 
 
 def test_loss_and_gradients(policy, case):
