@@ -83,7 +83,19 @@ def test_a_video_that_changed_is_decoded_again(copied, tmp_path, decoded):
         dataset[3]
 
 
-@pytest.mark.parametrize("damage", ["pixels", "cut off", "header", "empty"])
+def test_a_video_that_is_replaced_while_it_is_open(copied, tmp_path):
+    root = copied("v21_video")
+    dataset = LeRobotDataset(root, 4, frame_cache=tmp_path / "cache")
+    pixels(dataset, [0])
+    videos = root / "videos/chunk-000/observation.images.wrist"
+    shutil.copy(videos / "episode_000001.mp4", tmp_path / "new.mp4")
+    os.replace(tmp_path / "new.mp4", videos / "episode_000000.mp4")
+    expected = pixels(LeRobotDataset(root, 4), [0, 1, 2])
+    for reading in (dataset, LeRobotDataset(root, 4, frame_cache=tmp_path / "cache")):
+        np.testing.assert_equal(pixels(reading, [0, 1, 2]), expected)
+
+
+@pytest.mark.parametrize("damage", ["pixels", "cut off", "header", "header cut off", "empty"])
 def test_damaged_files_are_as_good_as_empty(copied, tmp_path, damage, decoded):
     root = copied("v21_video")
     dataset = LeRobotDataset(root, 4, frame_cache=tmp_path / "cache")
@@ -96,9 +108,8 @@ def test_damaged_files_are_as_good_as_empty(copied, tmp_path, damage, decoded):
             content[len(content) // 2] ^= 1
         elif damage == "header":
             content[3] ^= 1
-        file.write_bytes(
-            content if damage in ("pixels", "header") else content[: len(content) // 2 * (damage != "empty")]
-        )
+        lengths = {"cut off": len(content) // 2, "header cut off": 28, "empty": 0}
+        file.write_bytes(content[: lengths.get(damage)])
     decoded.clear()
     np.testing.assert_equal(pixels(dataset), expected)
     assert decoded

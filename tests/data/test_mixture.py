@@ -1,5 +1,6 @@
 """`DatasetMixture`: what is drawn, how often, and that it is always the same."""
 
+import copy
 import logging
 import pickle
 import shutil
@@ -64,6 +65,15 @@ def test_workers_change_nothing_and_follow_the_epoch(workers):
     mixture = DatasetMixture([Numbers("a", 30), Numbers("b", 10)], [1, 3])
     loader = DataLoader(mixture, batch_size=None, num_workers=workers, persistent_workers=True)
     for epoch in (0, 1, 5):
+        mixture.set_epoch(epoch)
+        assert [tuple(item) for item in loader] == draws(mixture)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda mixture: pickle.loads(pickle.dumps(mixture))])
+def test_workers_of_a_copy_follow_its_epoch(copied):
+    mixture = copied(DatasetMixture([Numbers("a", 30)], seed=3))
+    loader = DataLoader(mixture, batch_size=None, num_workers=1, persistent_workers=True)
+    for epoch in (0, 1):
         mixture.set_epoch(epoch)
         assert [tuple(item) for item in loader] == draws(mixture)
 

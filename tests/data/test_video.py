@@ -1,6 +1,8 @@
 """`VideoReader`: whatever the order of access and the structure of the stream, the frames are those of decoding in order."""
 
 import shutil
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import av
 import numpy as np
@@ -30,19 +32,19 @@ def video(tmp_path_factory):
     """By name, a file and its frames as decoded in order; made once."""
     made = {}
 
-    def make(name):
-        if name not in made:
+    def make(name, content=1):
+        if (name, content) not in made:
             path = tmp_path_factory.mktemp("video") / "video.mp4"
             codec, options = STREAMS[name]
             with av.open(str(path), "w") as container:
                 stream = container.add_stream(codec, rate=FPS, options=options)
                 stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
-                for frame in draw_frames(LENGTH, 1, 0, (64, 96)):
+                for frame in draw_frames(LENGTH, content, 0, (64, 96)):
                     container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
                 container.mux(stream.encode())
             with av.open(str(path)) as container:
-                made[name] = path, [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-        return made[name]
+                made[name, content] = path, [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        return made[name, content]
 
     return make
 
@@ -74,6 +76,13 @@ def test_frames_are_those_of_decoding_in_order(video, name):
             np.testing.assert_array_equal(reader.frame_at(frame / FPS), expected[frame], err_msg=f"{order}: {frame}")
 
 
+def test_open_groups_that_refer_to_the_one_before(video):
+    # In this one frames after a key frame drop others before it from the decoder's memory, which then must have been there.
+    path, expected = video("h264 with open groups", content=2)
+    for frame in range(LENGTH):
+        np.testing.assert_array_equal(VideoReader(path, FPS).frame_at(frame / FPS), expected[frame])
+
+
 @pytest.mark.parametrize("capacity", [2, 256])
 def test_files_that_share_decoders(video, capacity, tmp_path):
     # Two files of every kind of stream, read in order beside others that are read here and there.
@@ -102,6 +111,35 @@ def test_files_read_here_and_there_need_one_decoder(video, tmp_path, monkeypatch
             image = cache.frame_at(str(paths[frame % 8]), frame / FPS, FPS)
             np.testing.assert_array_equal(image, expected[frame])
     assert len(opened) == 1
+
+
+def test_no_more_than_32_decoders_live(video, tmp_path, monkeypatch):
+    path, _ = video("h264 as LeRobot writes it")
+    opened, new = weakref.WeakSet(), VideoReader.new_decoder
+
+    def counted(reader):
+        decoder = new(reader)
+        opened.add(decoder)
+        return decoder
+
+    monkeypatch.setattr(VideoReader, "new_decoder", counted)
+    cache = VideoReaderCache(64)
+    for number in range(40):
+        copy = str(shutil.copy(path, tmp_path / f"{number}.mp4"))
+        for frame in range(3):
+            cache.frame_at(copy, frame / FPS, FPS)
+        assert 0 < len(opened) <= 32
+
+
+def test_threads_share_it(video, tmp_path):
+    path, expected = video("h264 with a pyramid of B-frames")
+    paths = [str(shutil.copy(path, tmp_path / f"{number}.mp4")) for number in range(3)]
+    cache, rng = VideoReaderCache(2), np.random.default_rng(0)
+    wanted = [(paths[file], frame) for file, frame in rng.integers(0, [3, LENGTH], (200, 2)).tolist()]
+    with ThreadPoolExecutor(4) as threads:
+        images = list(threads.map(lambda each: cache.frame_at(each[0], each[1] / FPS, FPS), wanted))
+    for (_, frame), image in zip(wanted, images, strict=True):
+        np.testing.assert_array_equal(image, expected[frame])
 
 
 @pytest.mark.parametrize("name", ["h264 as LeRobot writes it", "h264 with one key frame"])

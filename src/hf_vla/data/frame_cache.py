@@ -16,6 +16,8 @@ from pathlib import Path
 import xxhash
 from PIL import Image
 
+from .video import file_version
+
 logger = logging.getLogger(__name__)
 
 _MAGIC = b"hfvla\x00\x00\x01"
@@ -54,12 +56,17 @@ class FrameCache:
             )
         logger.info("%s keeps decoded frames of %s, up to %.1f GB", self.folder, root, num_bytes / 1e9)
 
-    def frame_at(self, video: str, timestamp: float, fps: float, decode: Callable[[], Image.Image]) -> Image.Image:
-        """The frame that `decode` gives for `timestamp` of a video (relative to `root`), decoded only if it is not there yet."""
-        file, version, slot = self.folder / f"{video}.rgb", _version(self.root / video), round(timestamp * fps)
+    def frame_at(self, video: str, timestamp: float, fps: float, decode: Callable[..., Image.Image]) -> Image.Image:
+        """The frame that `decode` gives for `timestamp` of a video (relative to `root`), decoded only if it is not there yet.
+
+        `decode` is told the `version` of the file that must be decoded: the one before may still be open.
+        """
+        file, slot = self.folder / f"{video}.rgb", max(round(timestamp * fps), 0)
+        of_file = file_version(self.root / video)
+        version = _VERSION.pack(_MAGIC, *of_file)
         image = _read(file, version, timestamp, slot)
         if image is None:
-            image = decode()
+            image = decode(version=of_file)
             if not self._given_up:
                 try:
                     _write(file, version, timestamp, slot, image)
@@ -69,24 +76,16 @@ class FrameCache:
         return image
 
 
-def _version(video: Path) -> bytes:
-    """The beginning of the header for a video as it is now."""
-    try:
-        stat = os.stat(video)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{video} is missing") from None
-    return _VERSION.pack(_MAGIC, stat.st_size, stat.st_mtime_ns)
-
-
 def _read(file: Path, version: bytes, timestamp: float, slot: int) -> Image.Image | None:
     try:
         stream = open(file, "rb", buffering=0)
     except FileNotFoundError:
         return None
     with stream:
-        if stream.read(len(version)) != version:
+        header = stream.read(_VERSION.size + _SIZE.size)
+        if not header.startswith(version) or len(header) < _VERSION.size + _SIZE.size:
             return None
-        size = _SIZE.unpack(stream.read(_SIZE.size))
+        size = _SIZE.unpack_from(header, _VERSION.size)
         length = _SLOT.size + 3 * size[0] * size[1]
         stream.seek(slot * length, os.SEEK_CUR)
         content = memoryview(stream.read(length))

@@ -103,6 +103,12 @@ class DatasetMixture(Dataset):
         # One count a worker: two processes that add to one number would lose some.
         self._skipped = torch.zeros(_MAX_WORKERS, dtype=torch.int64).share_memory_()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A copy's numbers are in memory of its own, which workers would not see change either.
+        self.__dict__.update(state)
+        self._epoch.share_memory_()
+        self._skipped.share_memory_()
+
     @classmethod
     def from_name(cls, name: str | Path, root: str | Path | None = None, **options: Any) -> "DatasetMixture":
         """A mixture described by a data file, such as "bridge_rt_1" or "libero_all"; see `load_named_mixture`."""

@@ -7,7 +7,10 @@ A decoder of reordered frames (H.264 with B-frames) holds back what it has decod
 on in order that costs nothing. For frames here and there it is made to give away all it has, which costs a seek afterwards.
 """
 
+import errno
+import math
 import os
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -40,14 +43,29 @@ def open_video(path: str | Path) -> av.container.InputContainer:
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing") from None
     except av.FFmpegError as error:
-        raise OSError(f"{path} cannot be opened ({error.strerror}); it may be truncated, download it again") from error
+        full = error.errno in (errno.EMFILE, errno.ENFILE)
+        remedy = "lower max_open_videos, or raise `ulimit -n`" if full else "it may be truncated, download it again"
+        raise OSError(f"{path} cannot be opened ({error.strerror}); {remedy}") from error
     if not container.streams.video:
         container.close()
         raise OSError(f"{path} has no video stream")
     return container
 
 
-@dataclass
+def file_version(path: str | Path) -> tuple[int, int]:
+    """Size and modification time (ns) of a file, by which one that was written anew is told from the one before.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+    """
+    try:
+        stat = os.stat(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing") from None
+    return stat.st_size, stat.st_mtime_ns
+
+
+@dataclass(eq=False)
 class Decoder:
     """A decoder, and what makes RGB of its frames: both take megabytes, and fit any stream of their kind."""
 
@@ -79,18 +97,22 @@ class DecoderPool:
         kept = decoder is not None and (was_latest or not common)
         if decoder is None:
             while len(self._lent) >= self.capacity:
-                self._lent.popitem(last=False)
+                self._give_up_oldest()
             decoder = reader.new_decoder()
         self._lent[borrower] = decoder
         self._frames += 1
         decoder.last_used = self._frames
         if next(iter(self._lent.values())).last_used < self._frames - _FRAMES_KEPT_FOR:
-            self._lent.popitem(last=False)
+            self._give_up_oldest()
         if common and not was_latest:
             self._latest[reader.kind] = reader
             if latest is not None:
-                latest.rewind()  # the frames that it has are of no use to it now
+                latest.release()
         return decoder, kept
+
+    def _give_up_oldest(self) -> None:
+        borrower, _ = self._lent.popitem(last=False)
+        self._latest.pop(borrower, borrower).release()
 
 
 class VideoReader:
@@ -107,6 +129,7 @@ class VideoReader:
 
     def __init__(self, path: str | Path, fps: float, decoders: DecoderPool | None = None) -> None:
         self.path = Path(path)
+        self.version = file_version(path)
         self._container = open_video(path)
         self._stream = stream = self._container.streams.video[0]
         self._decoders = DecoderPool(1) if decoders is None else decoders
@@ -122,10 +145,16 @@ class VideoReader:
         colours = codec.color_range, codec.colorspace, codec.color_primaries, codec.color_trc
         self.kind: Hashable = codec.name, codec.width, codec.height, codec.pix_fmt, codec.extradata, colours
         self._last_target = 0.0
-        self.rewind()
+        self.release()
 
     def close(self) -> None:
+        self.release()
         self._container.close()
+
+    def release(self) -> None:
+        """Let go of a decoder that is no longer this reader's, and of the frames that were for going on with it."""
+        self._decoder: Decoder | None = None
+        self._rewind()
 
     def new_decoder(self) -> Decoder:
         """A decoder for this file's stream, or any other of the same `kind`."""
@@ -153,13 +182,13 @@ class VideoReader:
         here_and_there = not 0 <= target - last <= (_FRAMES_WORTH_DECODING + 1) * self._frame_ticks
         self._decoder, kept = self._decoders.lend(self, here_and_there)
         if not kept:
-            self.rewind()
+            self._rewind()
         for attempt in range(3):
             try:
                 frame = self._decode_to(target, here_and_there or attempt > 0, attempt)
                 break
             except av.FFmpegError as error:
-                self.rewind()
+                self._rewind()
                 if attempt == 2:
                     raise OSError(
                         f"{self.path}: decoding at {timestamp:.3f} s failed ({error.strerror}); the file is damaged"
@@ -181,19 +210,20 @@ class VideoReader:
                 return Image.fromarrow(pixels, "RGB", (frame.width, frame.height))
         return Image.fromarray(self._decoder.reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray())
 
-    def rewind(self) -> None:
+    def _rewind(self) -> None:
         """Forget what was read and decoded: the next frame needs a seek."""
         self._packets = iter(())  # what the file holds from the last seek on
         self._decoded: deque[av.VideoFrame] = deque()
         self._emptied = False  # whether the decoder was made to give away all it had, and needs a seek
         self._frame = None  # the latest frame that was looked at
         self._previous = None  # the one before
+        self._needed_from = -math.inf  # what is damaged earlier does not matter
 
     def _decode_to(self, target: float, here_and_there: bool, attempt: int) -> av.VideoFrame | None:
         """The frame nearest to `target` of those about it.
 
         The second attempt seeks, as what comes before or after the frame may be damaged. The third begins a group of
-        pictures earlier: those of an open group may be predicted from the one before.
+        pictures earlier, whatever is wrong with that: those of an open group may be predicted from it, or refer to it.
         """
         # Timestamps are stored as float32 and offsets as sums of durations: a tenth of a frame early still counts.
         slack = self._frame_ticks / 10
@@ -219,7 +249,11 @@ class VideoReader:
             if self._can_skip and packet.pts is not None:
                 far = packet.pts < target - _NEIGHBOURS * self._frame_ticks
                 decoder.skip_frame = "NONREF" if far else "DEFAULT"
-            self._decoded.extend(decoder.decode(packet))
+            try:
+                self._decoded.extend(decoder.decode(packet))
+            except av.FFmpegError:
+                if packet.pts is None or packet.pts >= self._needed_from:
+                    raise
             arrived = packet.pts is not None and abs(packet.pts - target) <= slack
             if here_and_there and arrived and (not self._decoded or self._decoded[-1].pts < target - slack):
                 self._decoded.extend(decoder.decode(None))
@@ -243,8 +277,9 @@ class VideoReader:
     def _seek(self, target: float, slack: float, group_before: bool) -> None:
         """Begin at the last key frame at or before `target`, or the one before that."""
         position = int(target + slack)
+        needed_from = -math.inf
         while True:
-            self.rewind()
+            self._rewind()
             if self._decoder.codec.is_open:
                 self._decoder.codec.flush_buffers()
             self._container.seek(position, stream=self._stream, backward=True)
@@ -254,8 +289,12 @@ class VideoReader:
                 # Frames of an open group that are shown before its key frame are predicted from the group before.
                 packets = (packet for packet in packets if packet.pts is None or packet.pts >= first.pts)
             self._packets = packets if first is None else chain([first], packets)
-            if first is None or first.pts is None or (first.pts <= target + slack and not group_before):
+            if first is None or first.pts is None:
                 return
+            if first.pts <= target + slack:
+                self._needed_from = needed_from = max(first.pts, needed_from)
+                if not group_before:
+                    return
             group_before = group_before and first.pts > target + slack
             # Reordered streams can show a key frame later than its place in the index says: take the one before.
             earlier = self._key_frame_before(first.dts + self._reordering - 1)
@@ -284,6 +323,7 @@ class VideoReaderCache:
         self._readers: OrderedDict[str, VideoReader] = OrderedDict()
         self._decoders = DecoderPool(_DECODERS)
         self._process = os.getpid()
+        self._lock = threading.Lock()  # a file and a decoder are at one place at a time
 
     def __getstate__(self) -> dict:
         return {"capacity": self.capacity}
@@ -291,18 +331,26 @@ class VideoReaderCache:
     def __setstate__(self, state: dict) -> None:
         self.__init__(state["capacity"])
 
-    def frame_at(self, path: str, timestamp: float, fps: float) -> Image.Image:
-        """As `VideoReader.frame_at`, for the video at `path`."""
+    def frame_at(self, path: str, timestamp: float, fps: float, version: tuple[int, int] | None = None) -> Image.Image:
+        """As `VideoReader.frame_at`, for the video at `path`; from any thread.
+
+        Args:
+            version: an open file of another `file_version` is opened anew. Default: what is open stays open.
+        """
         if self._process != os.getpid():
             # A forked worker shares its parent's file positions: it must open files of its own.
             self.__init__(self.capacity)
-        reader = self._readers.pop(path, None)
-        if reader is None:
-            while len(self._readers) >= self._most:
-                self._readers.popitem(last=False)[1].close()
-            reader = VideoReader(path, fps, self._decoders)
-        self._readers[path] = reader
-        return reader.frame_at(timestamp)
+        with self._lock:
+            reader = self._readers.pop(path, None)
+            if reader is not None and version not in (None, reader.version):
+                reader.close()
+                reader = None
+            if reader is None:
+                while len(self._readers) >= self._most:
+                    self._readers.popitem(last=False)[1].close()
+                reader = VideoReader(path, fps, self._decoders)
+            self._readers[path] = reader
+            return reader.frame_at(timestamp)
 
 
 def _openable_files() -> int:
