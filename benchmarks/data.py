@@ -8,7 +8,7 @@ Both give the same frames and chunks of 16 actions. The other loader reads the e
 the key frame and decodes on from there, with one thread, as ours does. "tables" is without any camera. They are measured in
 turn; the ratio of CPU time, workers included, is the one that other work on the machine changes least. Afterwards: memory over
 some epochs, a dataset of more files than stay open, and the start-up of 50,000 episodes. "frame_cache" is every epoch but
-the first with that option: frames that are decoded already.
+the first with that option: frames that are decoded already. "read only" leaves the images in the workers: how fast they read.
 """
 
 import argparse
@@ -137,6 +137,11 @@ def collate(items: list[dict]) -> dict:
     return batch | ({"pixels": default_collate(images)} if images else {})
 
 
+def leave_pixels(items: list[dict]) -> dict:
+    """What a worker sends when its images are read and stay with it: the time of reading, without that of moving pixels."""
+    return {"action": np.stack([item["action"] for item in items])}
+
+
 class Rates(NamedTuple):
     """Samples per second by the clock, and per second of CPU time of this process and its workers together."""
 
@@ -144,11 +149,11 @@ class Rates(NamedTuple):
     cpu: float
 
 
-def measure(dataset, workers: int, seconds: float) -> Rates:
+def measure(dataset, workers: int, seconds: float, collate_fn=collate) -> Rates:
     """Batches of 16 in random order for at least `seconds`; files are open when time starts."""
     order = np.random.default_rng(0).permutation(len(dataset)).tolist() * 200
     others = set(psutil.Process().children())
-    batches = iter(DataLoader(dataset, 16, sampler=order, num_workers=workers, collate_fn=collate))
+    batches = iter(DataLoader(dataset, 16, sampler=order, num_workers=workers, collate_fn=collate_fn))
     for _ in range(8):
         next(batches)
     processes = [psutil.Process(), *(set(psutil.Process().children()) - others)]
@@ -162,10 +167,12 @@ def measure(dataset, workers: int, seconds: float) -> Rates:
     return Rates(read / (time.perf_counter() - start), read / (cpu_time() - cpu_start))
 
 
-def compare(name: str, ours: LeRobotDataset, workers: int, seconds: float, rounds: int = 3) -> None:
+def compare(
+    name: str, ours: LeRobotDataset, workers: int, seconds: float, collate_fn=collate, rounds: int = 3
+) -> None:
     """Measure both readers in turn, as other work on the machine comes and goes, and take the best of each."""
     opening = OpeningReader(ours.root, ours.cameras)
-    measured = [[measure(dataset, workers, seconds) for dataset in (opening, ours)] for _ in range(rounds)]
+    measured = [[measure(dataset, workers, seconds, collate_fn) for dataset in (opening, ours)] for _ in range(rounds)]
     before, now = (Rates(*map(max, zip(*rates, strict=True))) for rates in zip(*measured, strict=True))
     print(
         f"| {name} | {len(ours.cameras) or 'tables'} | {workers} | {before.clock:.0f} | {now.clock:.0f} "
@@ -248,7 +255,10 @@ def main() -> None:
             counts = [len(every)] if arguments.dataset else arguments.cameras
             for workers in arguments.workers:
                 for count in [0, *counts]:
-                    compare(name, LeRobotDataset(root, HORIZON, every[:count]), workers, arguments.seconds)
+                    ours = LeRobotDataset(root, HORIZON, every[:count])
+                    compare(name, ours, workers, arguments.seconds)
+                    if workers and count:
+                        compare(f"{name}, read only", ours, workers, arguments.seconds, leave_pixels)
                 kept = LeRobotDataset(root, HORIZON, every[: counts[-1]], frame_cache=Path(folder) / "frames")
                 for index in range(len(kept)):
                     kept[index]
