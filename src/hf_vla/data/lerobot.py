@@ -19,7 +19,6 @@ from ..action_modes import ActionMode
 from .checks import integers
 from .chunks import delta_dimensions, kept_within, make_window
 from .columns import dimension_names, dimensions, map_columns
-from .frame_cache import FrameCache
 from .hub import DatasetSource
 from .lerobot_metadata import check_files, load_metadata
 from .statistics import compute_statistics, content_key, read_cached, write_cached
@@ -142,6 +141,9 @@ class LeRobotDataset(Dataset):
         self._stored_images = ParquetImages(self.root)
         self._frame_cache = None
         if frame_cache is not None and self.metadata.videos:
+            # Late: xxhash comes with the extra [train] only.
+            from .frame_cache import FrameCache
+
             shapes = [metadata.features[camera].get("shape") for camera in self.metadata.videos]
             frame_bytes = sum(math.prod(integers(f"{self.name}: shape in meta/info.json", shape)) for shape in shapes)
             self._frame_cache = FrameCache(frame_cache, self.root, frame_bytes * len(self))
