@@ -57,7 +57,8 @@ class LeRobotDataset(Dataset):
         revision: branch, tag or commit of the Hub repository.
         max_open_videos: video files kept open per process; members of a mixture share the most that one of them has.
         frame_cache: a folder in which decoded frames are kept, so that each is decoded once, by whichever process or run comes
-            first: raw RGB, 150 kB for 224 x 224 pixels. Default: none, every frame is decoded each time.
+            first: raw RGB, 150 kB for 224 x 224 pixels. Images stored in tables are read from there all the same. Default:
+            none, every frame is decoded each time.
         max_table_bytes: numbers kept in memory per process. Less than the dataset has makes random access read files
             again and again.
 

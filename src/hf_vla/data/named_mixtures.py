@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from ..processing.robots import ROBOTS
+from .checks import is_integer, is_number
 from .lerobot import LeRobotDataset
 
 
@@ -24,22 +25,18 @@ def _list_of(kind: type) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and all(type(element) is kind for element in value)
 
 
-def _is_positive(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < float("inf")
-
-
 # What the fields of an entry may hold; any other is judged by LeRobotDataset.
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "dataset": (lambda value: isinstance(value, str), "a folder or Hub repository"),
     "robot": (lambda value: isinstance(value, str), "a robot type or another statistics key"),
-    "weight": (_is_positive, "a positive number"),
-    "action_horizon": (lambda value: type(value) is int and value > 0, "a positive whole number"),
+    "weight": (lambda value: is_number(value) and 0 < value < float("inf"), "a positive number"),
+    "action_horizon": (lambda value: is_integer(value, least=1), "a positive whole number"),
     "episodes": (_list_of(int), "a list of whole numbers"),
     "cameras": (_list_of(str), "a list of names"),
     "absolute_dims": (_list_of(int), "a list of whole numbers"),
     "columns": (lambda value: isinstance(value, (str, dict)), "a YAML file or what it would hold"),
-    "max_open_videos": (lambda value: type(value) is int, "a whole number"),
-    "max_table_bytes": (lambda value: type(value) is int, "a whole number"),
+    "max_open_videos": (is_integer, "a whole number"),
+    "max_table_bytes": (is_integer, "a whole number"),
 }
 
 

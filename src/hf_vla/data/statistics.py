@@ -3,12 +3,13 @@
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .metadata_files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -135,15 +136,9 @@ def read_cached(root: Path, key: str) -> dict[str, Any] | None:
 
 def write_cached(root: Path, key: str, statistics: dict[str, Any]) -> None:
     """Write the cache whole or not at all; a folder that cannot be written to costs time on the next run only."""
-    file = _cache_file(root, key)
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
     try:
-        file.parent.mkdir(exist_ok=True)
-        temporary.write_text(json.dumps(statistics), encoding="utf-8")
-        temporary.replace(file)
+        write_whole(_cache_file(root, key), json.dumps(statistics).encode())
     except OSError as error:
-        if temporary.exists():
-            temporary.unlink()
         logger.info("statistics are not cached: %s", error)
 
 
