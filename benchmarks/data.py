@@ -2,6 +2,7 @@
 
     python benchmarks/data.py                       # makes its own data: 224 x 224, AV1 and H.264, 1, 2 and 4 cameras
     python benchmarks/data.py --codecs h264 --cameras 1 --seconds 5
+    python benchmarks/data.py --content simulator   # MetaWorld's pictures, in place of a texture that is harder to decode
     python benchmarks/data.py --dataset ../shared/datasets/v21_video ../shared/datasets/v20_bridge_like
 
 Both give the same frames and chunks of 16 actions. The other loader reads the episode's parquet file, opens its mp4, seeks to
@@ -12,11 +13,13 @@ the first with that option: frames that are decoded already. "read only" leaves 
 """
 
 import argparse
+import itertools
 import json
 import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +35,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 
 from hf_vla.data import LeRobotDataset
+from hf_vla.evaluation.environments import make_environment
 
 HORIZON, SIZE, FPS = 16, 224, 30
 ENCODERS = {"av1": "libsvtav1", "h264": "libx264"}
@@ -45,7 +49,9 @@ INFO = {
 }
 
 
-def write_dataset(root: Path, codec: str, cameras: int, episodes: int, length: int) -> Path:
+def write_dataset(
+    root: Path, codec: str, cameras: int, episodes: int, length: int, content: str = "texture"
+) -> Path:
     """A v2.1 dataset with LeRobot's encoder settings: a key frame every two frames, CRF 30."""
     names = [f"observation.images.camera_{camera}" for camera in range(cameras)]
     features = {name: {"dtype": "video", "shape": [SIZE, SIZE, 3]} for name in names}
@@ -70,7 +76,7 @@ def write_dataset(root: Path, codec: str, cameras: int, episodes: int, length: i
         pq.write_table(pa.table(columns), table)
         first = root / INFO["video_path"].format(video_key=names[0], **place)
         first.parent.mkdir(parents=True, exist_ok=True)
-        encode(first, length, episode, codec)
+        encode(first, CONTENTS[content](length, episode), codec)
         for name in names[1:]:
             copy = root / INFO["video_path"].format(video_key=name, **place)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -78,19 +84,38 @@ def write_dataset(root: Path, codec: str, cameras: int, episodes: int, length: i
     return root
 
 
-def encode(path: Path, length: int, seed: int, codec: str) -> None:
-    """A textured background with a square that moves, under changing light."""
+def textured_frames(length: int, seed: int) -> Iterator[np.ndarray]:
+    """A textured background with a square that moves, under changing light: more detail than pictures usually have."""
     rng = np.random.default_rng(seed)
     texture = np.kron(rng.integers(0, 60, (28, 28, 3)), np.ones((8, 8, 1))) + rng.integers(0, 6, (SIZE, SIZE, 3))
     y, x = np.mgrid[:SIZE, :SIZE]
+    for frame in range(length):
+        light = 60 + 50 * np.sin(np.stack([x / 40 + frame / 30, y / 30 + frame / 20, (x + y) / 50], axis=-1))
+        pixels = (texture + light).clip(0, 255).astype(np.uint8)
+        left = int(100 + 80 * np.sin(frame / 15 + seed))
+        pixels[90:120, left : left + 30] = (200, 30, 30)
+        yield pixels
+
+
+def simulator_frames(length: int, seed: int) -> Iterator[np.ndarray]:
+    """MetaWorld's expert opens a drawer."""
+    environment = make_environment("metaworld", "drawer-open", image_size=SIZE)
+    observation = environment.reset(seed)
+    for _ in range(length):
+        yield np.asarray(observation["image"][0])
+        environment.step(environment.expert_action())
+        observation = environment.observation()
+    environment.close()
+
+
+CONTENTS = {"texture": textured_frames, "simulator": simulator_frames}
+
+
+def encode(path: Path, frames: Iterable[np.ndarray], codec: str) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream(ENCODERS[codec], rate=FPS, options={"g": "2", "crf": "30"})
         stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, "yuv420p"
-        for frame in range(length):
-            light = 60 + 50 * np.sin(np.stack([x / 40 + frame / 30, y / 30 + frame / 20, (x + y) / 50], axis=-1))
-            pixels = (texture + light).clip(0, 255).astype(np.uint8)
-            left = int(100 + 80 * np.sin(frame / 15 + seed))
-            pixels[90:120, left : left + 30] = (200, 30, 30)
+        for pixels in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
 
@@ -149,11 +174,20 @@ class Rates(NamedTuple):
     cpu: float
 
 
+class Endless:
+    """A sampler that goes through one random order again and again: how fast a machine is, is not known before."""
+
+    def __init__(self, size: int) -> None:
+        self.order = np.random.default_rng(0).permutation(size).tolist()
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.cycle(self.order)
+
+
 def measure(dataset, workers: int, seconds: float, collate_fn=collate) -> Rates:
     """Batches of 16 in random order for at least `seconds`; files are open when time starts."""
-    order = np.random.default_rng(0).permutation(len(dataset)).tolist() * 200
     others = set(psutil.Process().children())
-    batches = iter(DataLoader(dataset, 16, sampler=order, num_workers=workers, collate_fn=collate_fn))
+    batches = iter(DataLoader(dataset, 16, sampler=Endless(len(dataset)), num_workers=workers, collate_fn=collate_fn))
     for _ in range(8):
         next(batches)
     processes = [psutil.Process(), *(set(psutil.Process().children()) - others)]
@@ -236,6 +270,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", nargs="+", type=Path, help="v2.0 or v2.1 folders with video instead of own data")
     parser.add_argument("--codecs", nargs="+", default=list(ENCODERS), choices=ENCODERS)
+    parser.add_argument("--content", default="texture", choices=CONTENTS, help="what the videos show")
     parser.add_argument("--cameras", nargs="+", type=int, default=[1, 2, 4])
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 2])
     parser.add_argument("--episodes", type=int, default=8, help="of own data")
@@ -249,7 +284,9 @@ def main() -> None:
         if not roots:
             for codec in arguments.codecs:
                 most = max(arguments.cameras)
-                roots[codec] = write_dataset(Path(folder) / codec, codec, most, arguments.episodes, arguments.length)
+                roots[codec] = write_dataset(
+                    Path(folder) / codec, codec, most, arguments.episodes, arguments.length, arguments.content
+                )
         for name, root in roots.items():
             every = LeRobotDataset(root, HORIZON).cameras
             counts = [len(every)] if arguments.dataset else arguments.cameras

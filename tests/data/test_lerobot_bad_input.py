@@ -284,9 +284,30 @@ def test_numbers_that_are_none(v3, column, value):
     name = column.split(".")[-1]
     message = rf"file-000.parquet: episode 1, frame 4: {name}\[3\] is {value}"
     with pytest.raises(ValueError, match=message):
-        LeRobotDataset(v3, HORIZON)[0]
+        LeRobotDataset(v3, HORIZON)[LENGTHS[0]]
     with pytest.raises(ValueError, match=message):
         _ = LeRobotDataset(v3, HORIZON).statistics
+    # The file's other episodes are sound, and can be asked for.
+    assert LeRobotDataset(v3, HORIZON)[0]
+    others = LeRobotDataset(v3, HORIZON, episodes=[0, 2, 3, 4])
+    assert np.isfinite(others.statistics["action"]["max"]).all() and len(others) == sum(LENGTHS) - LENGTHS[1]
+
+
+def test_rotations_that_are_none_are_of_their_episode_alone(v3):
+    def spoil(rows):
+        rows[:, 3:7] = [0, 0, 0, 1]
+        rows[LENGTHS[0] + 4, 3:7] = 0
+        return rows
+
+    rewrite(v3 / "data/chunk-000/file-000.parquet", "action", spoil)
+    rotation = {"from": "quaternion_xyzw", "to": "euler_xyz"}
+    pose = [{"column": "action", "end": 3}, {"column": "action", "start": 3, "end": 7, "rotation": rotation}]
+    columns = {"action": pose, "state": ["observation.state"]}
+    dataset = LeRobotDataset(v3, HORIZON, columns=columns)
+    assert dataset[0]["action"].shape == (HORIZON, 6) and (dataset[0]["action"][:, 3:] == 0).all()
+    message = r"file-000.parquet: episode 1, column 'action': a quaternion of length zero is no rotation \(at \[4\]\)"
+    with pytest.raises(ValueError, match=message):
+        dataset[LENGTHS[0]]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
-from synthetic_v3 import encode
+from synthetic_v3 import LENGTHS, encode, rewrite
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainingArguments
 
@@ -379,6 +379,36 @@ def test_check_goes_on_where_items_are_skipped(shared_dir, tmp_path, caplog):
         mixture.check()
     assert "will be skipped" in caplog.text and "episode_000001.mp4 cannot be opened" in caplog.text
     assert all(mixture[index]["image"] for index in range(30)) and mixture.num_skipped
+
+
+def test_episodes_whose_tables_cannot_be_read_are_left_out_where_items_are_skipped(written, tmp_path, caplog):
+    root = shutil.copytree(written["image"][0], tmp_path / "v3")
+    sound = LeRobotDataset(root, 4)
+    broken, lost = root / "data/chunk-000/file-000.parquet", root / "data/chunk-000/file-001.parquet"
+    in_lost = [e for row, e in enumerate(sound.episode_indices) if root / sound.metadata.data.path(row) == lost]
+
+    def spoil(rows):
+        rows[LENGTHS[0] + 2, 1] = np.nan
+        return rows
+
+    rewrite(broken, "action", spoil)
+    lost.write_bytes(lost.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"file-000.parquet: episode 1, frame 2: action\[1\] is nan"):
+        DatasetMixture([LeRobotDataset(root, 4)]).check()
+    left_out = [1, *in_lost]
+    kept = [episode for episode in sound.episode_indices if episode not in left_out]
+    for _ in range(2):  # found, and read from where that is kept
+        caplog.clear()
+        mixture = DatasetMixture([LeRobotDataset(root, 4)], on_error="skip")
+        assert mixture.datasets[0].episode_indices == kept and len(mixture) == sum(LENGTHS[e] for e in kept)
+        assert f"left out are {len(left_out)} of {len(LENGTHS)} episodes" in caplog.text
+        assert "episode 1, frame 2: action[1] is nan" in caplog.text and "file-001.parquet" in caplog.text
+        mixture.check()
+        assert mixture.statistics == {sound.key: LeRobotDataset(root, 4, episodes=kept).statistics}
+        assert all(np.isfinite(mixture[index]["action"]).all() for index in range(len(mixture)))
+        assert mixture.num_skipped == 0
+    with pytest.raises(ValueError, match="none of 1 episodes can be read.*is nan"):
+        DatasetMixture([LeRobotDataset(root, 4, episodes=[1])], on_error="skip")
 
 
 def test_check_finds_what_only_tables_tell(written, tmp_path):

@@ -67,6 +67,19 @@ def test_robot_type_that_is_mistyped(tmp_path, shared_dir):
         DatasetMixture.from_name(tmp_path / "mixture.yaml", shared_dir / "datasets")
 
 
+def test_unknown_robot_that_is_nearly_a_known_one_is_told(mixture, caplog):
+    assert mixture("robot: oxe_brigde").datasets[0].key == "oxe_brigde"
+    assert "'oxe_brigde' is no known robot type" in caplog.text and "did you mean oxe_bridge?" in caplog.text
+    caplog.clear()
+    assert mixture("robot: my_arm").datasets[0].key == "my_arm" and not caplog.text
+
+
+def test_columns_lie_beside_the_mixture(mixture, tmp_path):
+    (tmp_path / "mine.yaml").write_text("action: [{column: action, end: 3}]")
+    assert mixture("columns: mine.yaml").datasets[0].action_dim == 3
+    assert mixture(f"columns: {tmp_path / 'mine.yaml'}").datasets[0].action_dim == 3
+
+
 def test_file_that_is_no_text(tmp_path):
     (tmp_path / "mixture.yaml").write_bytes("- {dataset: höhe}".encode("latin1"))
     with pytest.raises(ValueError, match="mixture.yaml is no valid YAML"):

@@ -322,6 +322,8 @@ class LeRobotDataset(Dataset):
                 f"{self.name}: episode {episode} has {rows.stop - rows.start} rows in {self.root / file}, "
                 f"but {self.metadata.length[row]} frames according to meta/"
             )
+        if table.faults and episode in table.faults:
+            raise ValueError(f"{self.root / file}: episode {episode}{table.faults[episode]}")
         return table, rows
 
     def _read_table(self, file: str) -> FrameTable:
@@ -338,9 +340,10 @@ class LeRobotDataset(Dataset):
             for episode, rows in table.rows.items():
                 if unknown[rows].any():
                     frame = int(np.argmax(unknown[rows]))
-                    raise ValueError(
-                        f"{path}: episode {episode}, frame {frame}: {self._mapping.instruction} "
-                        f"{table.instruction[rows.start + frame]} is not among the {len(self.metadata.tasks)} tasks of meta/"
+                    table.faults.setdefault(
+                        episode,
+                        f", frame {frame}: {self._mapping.instruction} {table.instruction[rows.start + frame]} is not "
+                        f"among the {len(self.metadata.tasks)} tasks of meta/",
                     )
         return table
 

@@ -15,6 +15,8 @@ from torch.utils.data import Dataset, get_worker_info
 from ..action_modes import ActionMode
 from .augmentation import ImageAugmentation
 from .checks import is_integer, is_number
+from .lerobot import LeRobotDataset
+from .preflight import check_images, readable_part
 from .statistics import compute_statistics
 
 logger = logging.getLogger(__name__)
@@ -44,7 +46,8 @@ class DatasetMixture(Dataset):
         epoch_size: draws per epoch.
         augmentation: changes the images of every item, drawn anew for each (seed, epoch, index).
         on_error: "raise", or "skip": an item that cannot be read (`OSError`, `ValueError`) is logged, counted in
-            `num_skipped`, and another draw that depends on (seed, epoch, index) alone takes its place.
+            `num_skipped`, and another draw that depends on (seed, epoch, index) alone takes its place. Episodes whose tables
+            cannot be read are left out from the beginning, of the statistics too, which is logged; all tables are read for it.
 
     Raises:
         ValueError: no member, wrong weights, or members whose items can't stand in one batch.
@@ -74,6 +77,8 @@ class DatasetMixture(Dataset):
             raise ValueError(f"epoch_size must be a whole number of at least 1, got {epoch_size!r}")
         if not isinstance(augmentation, ImageAugmentation | None):
             raise ValueError(f"augmentation must be an ImageAugmentation, got {augmentation!r}")
+        if on_error == "skip":
+            self.datasets = [readable_part(d) if isinstance(d, LeRobotDataset) else d for d in self.datasets]
         for what in ("action_horizon", "action_dim", "state_dim"):
             values = [getattr(dataset, what) for dataset in self.datasets]
             if len(set(values)) > 1:
@@ -169,14 +174,11 @@ class DatasetMixture(Dataset):
     def check(self) -> None:
         """Find what can be known to be wrong before training: read all tables, open all videos, see `check_images`.
 
-        Where items that cannot be read are skipped, what is wrong with images is only logged. Tables must be whole all the
-        same: the statistics are of all of them.
+        Where items that cannot be read are skipped, what is wrong with images is only logged.
 
         Raises:
             OSError, ValueError: what is wrong, with dataset, episode, frame and file as far as they apply.
         """
-        from .preflight import check_images
-
         _ = self.statistics
         for dataset in self.datasets:
             try:

@@ -5,10 +5,11 @@ A file is a list with one entry a member:
     - dataset: bridge_orig_1.0.0_lerobot     # folder under root, or with no root a folder or Hub repository
       robot: oxe_bridge                      # its statistics key; for a known robot type also its default cameras
       weight: 1.0
-      columns: my_columns.yaml               # and whatever else LeRobotDataset takes
+      columns: my_columns.yaml               # a file beside this one; and whatever else LeRobotDataset takes
 """
 
 import difflib
+import logging
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +20,8 @@ import yaml
 from ..processing.robots import ROBOTS
 from .checks import is_integer, is_number
 from .lerobot import LeRobotDataset
+
+logger = logging.getLogger(__name__)
 
 
 def _list_of(kind: type) -> Callable[[Any], bool]:
@@ -102,15 +105,26 @@ def load_named_mixture(
         entry = dict(entry)
         dataset, key, weight = entry.pop("dataset"), entry.pop("robot", None), entry.pop("weight", 1.0)
         robot = ROBOTS.get(key)
+        if isinstance(columns := entry.get("columns"), str) and (beside := Path(name).parent / columns).is_file():
+            entry["columns"] = beside
         if robot is not None and robot.cameras:
             entry.setdefault("cameras", list(robot.cameras))
         entry.setdefault("frame_cache", frame_cache)
         horizon = action_horizon or entry.pop("action_horizon", None) or (robot and robot.action_horizon)
         entry.pop("action_horizon", None)
+        near = difflib.get_close_matches(str(key), ROBOTS, n=1) if robot is None else []
         if not horizon and "delta_indices" not in entry:
-            near = difflib.get_close_matches(str(key), ROBOTS, n=1)
             hint = f", or did you mean {near[0]}?" if near else ""
             raise ValueError(f"{name}: {key!r} is no known robot type; give action_horizon for {dataset}{hint}")
+        if near and key is not None:
+            logger.warning(
+                "%s: %r is no known robot type, and becomes the statistics key of %s with no camera order and modes of its "
+                "own; did you mean %s?",
+                name,
+                key,
+                dataset,
+                near[0],
+            )
         path = dataset if root is None else Path(root).expanduser() / dataset
         if root is not None and not path.is_dir():
             raise FileNotFoundError(f"{path} is missing: the mixture {name} needs it in {root}")

@@ -1,4 +1,6 @@
-"""What can be known about a dataset's images before training, from the headers of its files alone."""
+"""What can be known about a dataset before training: from its tables, and about its images from the headers of files alone."""
+
+import logging
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -8,6 +10,61 @@ from .lerobot import LeRobotDataset
 from .statistics import content_key, read_cached, write_cached
 from .tables import check_image_columns
 from .video import open_video
+
+logger = logging.getLogger(__name__)
+
+_FAULTS_SHOWN = 5
+
+
+def readable_part(dataset: LeRobotDataset) -> LeRobotDataset:
+    """The dataset without the episodes whose tables cannot be read, such as those with a NaN; they are counted and logged.
+
+    Reads all tables; what was found is cached in `.hf_vla/` beside the dataset, as are statistics.
+
+    Raises:
+        ValueError: no episode can be read.
+    """
+    faults = _unreadable_tables(dataset)
+    if not faults:
+        return dataset
+    kept = [episode for episode in dataset.episode_indices if episode not in faults]
+    shown = "; ".join(list(dict.fromkeys(faults.values()))[:_FAULTS_SHOWN])
+    if not kept:
+        raise ValueError(f"{dataset.name}: none of {len(faults)} episodes can be read: {shown}")
+    part = dataset.with_episodes(kept)
+    logger.warning(
+        "%s: left out are %d of %d episodes (%d of %d frames), whose tables cannot be read: %s",
+        dataset.name,
+        len(faults),
+        dataset.num_episodes,
+        len(dataset) - len(part),
+        len(dataset),
+        shown,
+    )
+    return part
+
+
+def _unreadable_tables(dataset: LeRobotDataset) -> dict[int, str]:
+    """By episode index, what is wrong with its table."""
+    key = content_key(dataset.root, dataset.metadata.data.paths, ["unreadable tables", dataset.identity["reading"]])
+    if (cached := read_cached(dataset.root, key)) is not None:
+        return {int(episode): fault for episode, fault in cached["faults"].items()}
+    faults: dict[int, str] = {}
+    damaged_files: dict[str, str] = {}
+    progress = tqdm(dataset.episode_indices, desc=f"reading tables of {dataset.name}", unit="episode", disable=None)
+    for row, episode in enumerate(progress):
+        file = dataset.metadata.data.path(row)
+        if file not in damaged_files:
+            try:
+                dataset.episode_table(row)
+                continue
+            except (OSError, ValueError) as error:
+                fault = str(error)
+            if fault in faults.values():  # the same for several episodes: it is the file, and need not be read again
+                damaged_files[file] = fault
+        faults[episode] = damaged_files.get(file) or fault
+    write_cached(dataset.root, key, {"faults": faults})
+    return faults
 
 
 def check_images(dataset: LeRobotDataset) -> None:

@@ -1,5 +1,6 @@
 """Rows of a dataset's parquet files: numbers once per process as arrays, images stored in them row group by row group."""
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from PIL import Image
 from .columns import ColumnMapping, Slice
 from .images import read_image
 from .metadata_files import empty_cells, is_text, read_columns, to_numbers
-from .rotations import convert_rotation
+from .rotations import SIZES, convert_rotation
 
 
 @dataclass
@@ -26,6 +27,7 @@ class FrameTable:
     timestamp: np.ndarray  # (N,) float64, seconds in the episode
     instruction: np.ndarray  # (N,) int64 task indices, or str
     rows: dict[int, slice]  # by episode index
+    faults: dict[int, str]  # by episode index, what is wrong with its numbers
 
     @property
     def num_bytes(self) -> int:
@@ -36,23 +38,18 @@ class FrameTable:
 def read_frame_table(path: Path, mapping: ColumnMapping) -> FrameTable:
     """Read and check the numbers of one data file.
 
+    What is wrong with one episode's numbers, such as NaN, is told in `faults`: the other episodes of the file are sound.
+
     Raises:
         OSError: the file is missing or cannot be read.
-        ValueError: a column is missing or malformed, a number is NaN or infinite, an episode's rows are not in order.
+        ValueError: a column is missing or malformed, an episode's rows are not in one piece.
     """
     names = dict.fromkeys(["episode_index", "timestamp", mapping.instruction, *mapping.numeric_columns])
     table = read_columns(path, list(names))
     if not len(table):
         raise ValueError(f"{path} has no rows")
-    try:
-        columns = {name: to_matrix(table[name], name) for name in mapping.numeric_columns}
-        action = _concatenate(columns, mapping.action)
-        state = _concatenate(columns, mapping.state) if mapping.state else None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
     timestamp = to_numbers(table["timestamp"], "timestamp", np.float64, path)
     episode = to_numbers(table["episode_index"], "episode_index", np.int64, path)
-
     instruction = table[mapping.instruction]
     if not is_text(instruction):
         instruction = to_numbers(instruction, mapping.instruction, np.int64, path)
@@ -66,30 +63,64 @@ def read_frame_table(path: Path, mapping: ColumnMapping) -> FrameTable:
         if index in rows:
             raise ValueError(f"{path}: the rows of episode {index} are not in one piece")
         rows[index] = slice(start, stop)
-        for name, values in (("action", action), ("state", state), ("timestamp", timestamp[:, None])):
-            if values is not None and not np.isfinite(values[start:stop]).all():
-                frame, dimension = np.argwhere(~np.isfinite(values[start:stop]))[0]
-                raise ValueError(
-                    f"{path}: episode {index}, frame {frame}: {name}[{dimension}] is {values[start + frame, dimension]}"
-                )
-        backwards = np.flatnonzero(np.diff(timestamp[start:stop]) < 0)
-        if len(backwards):
-            raise ValueError(f"{path}: episode {index}: timestamps run backwards after frame {backwards[0]}")
-        if stop - start > 1 and timestamp[start] == timestamp[stop - 1]:
-            raise ValueError(f"{path}: episode {index}: the timestamp is {timestamp[start]:g} in every frame")
-    return FrameTable(action, state, timestamp, np.asarray(instruction), rows)
+
+    faults: dict[int, str] = {}
+    try:
+        columns = {name: to_matrix(table[name], name) for name in mapping.numeric_columns}
+        action = _concatenate(columns, mapping.action, rows, faults)
+        state = _concatenate(columns, mapping.state, rows, faults) if mapping.state else None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    for index, of_episode in rows.items():
+        if index not in faults and (fault := _fault(action, state, timestamp, of_episode)):
+            faults[index] = fault
+    return FrameTable(action, state, timestamp, np.asarray(instruction), rows, faults)
 
 
-def _concatenate(columns: dict[str, np.ndarray], slices: tuple[Slice, ...]) -> np.ndarray:
+def _fault(action: np.ndarray, state: np.ndarray | None, timestamp: np.ndarray, rows: slice) -> str | None:
+    """What is wrong with the numbers of one episode, if anything."""
+    for name, values in (("action", action), ("state", state), ("timestamp", timestamp[:, None])):
+        if values is not None and not np.isfinite(values[rows]).all():
+            frame, dimension = np.argwhere(~np.isfinite(values[rows]))[0]
+            return f", frame {frame}: {name}[{dimension}] is {values[rows.start + frame, dimension]}"
+    backwards = np.flatnonzero(np.diff(timestamp[rows]) < 0)
+    if len(backwards):
+        return f": timestamps run backwards after frame {backwards[0]}"
+    if rows.stop - rows.start > 1 and timestamp[rows.start] == timestamp[rows.stop - 1]:
+        return f": the timestamp is {timestamp[rows.start]:g} in every frame"
+    return None
+
+
+def _concatenate(
+    columns: dict[str, np.ndarray], slices: tuple[Slice, ...], episodes: dict[int, slice], faults: dict[int, str]
+) -> np.ndarray:
+    """The slices of the columns side by side; episodes whose rotations can't be converted are added to `faults`."""
     if len(slices) == 1 and slices[0].start == 0 and slices[0].end is None and slices[0].rotation is None:
         return columns[slices[0].column]
     parts = []
     for part in slices:
         values = columns[part.column][:, part.start : part.end]
         if part.rotation is not None:
-            values = convert_rotation(values, *part.rotation).astype(np.float32)
+            values = _convert_rotations(part, values, episodes, faults)
         parts.append(values)
     return np.concatenate(parts, axis=1)
+
+
+def _convert_rotations(
+    part: Slice, values: np.ndarray, episodes: dict[int, slice], faults: dict[int, str]
+) -> np.ndarray:
+    try:
+        return convert_rotation(values, *part.rotation).astype(np.float32)
+    except ValueError:
+        if values.shape[-1] != SIZES[part.rotation[0]]:
+            raise
+    converted = np.full((len(values), SIZES[part.rotation[1]]), np.nan, np.float32)
+    for index, rows in episodes.items():
+        try:
+            converted[rows] = convert_rotation(values[rows], *part.rotation)
+        except ValueError as error:
+            faults.setdefault(index, f", column {part.column!r}: {error}")
+    return converted
 
 
 def to_matrix(column: pa.ChunkedArray, name: str) -> np.ndarray:
@@ -131,6 +162,7 @@ class TableCache:
         self.read, self.capacity = read, capacity
         self._tables: OrderedDict[str, FrameTable] = OrderedDict()
         self._bytes = 0
+        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict:
         # Tables, like open files, are read again by the process that needs them: sending them costs more.
@@ -140,15 +172,16 @@ class TableCache:
         self.__init__(**state)
 
     def __getitem__(self, file: str) -> FrameTable:
-        table = self._tables.get(file)
-        if table is None:
-            table = self._tables[file] = self.read(file)
-            self._bytes += table.num_bytes
-            while self._bytes > self.capacity and len(self._tables) > 1:
-                self._bytes -= self._tables.popitem(last=False)[1].num_bytes
-        else:
-            self._tables.move_to_end(file)
-        return table
+        with self._lock:
+            table = self._tables.get(file)
+            if table is None:
+                table = self._tables[file] = self.read(file)
+                self._bytes += table.num_bytes
+                while self._bytes > self.capacity and len(self._tables) > 1:
+                    self._bytes -= self._tables.popitem(last=False)[1].num_bytes
+            else:
+                self._tables.move_to_end(file)
+            return table
 
 
 class ParquetImages:
@@ -163,6 +196,7 @@ class ParquetImages:
         self._first_rows: dict[Path, np.ndarray] = {}
         self._groups: OrderedDict[tuple[Path, int, str], pa.ChunkedArray] = OrderedDict()
         self._sizes: dict[tuple[Path, int, str], int] = {}
+        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict:
         return {"root": self.root, "capacity": self.capacity}
@@ -176,12 +210,14 @@ class ParquetImages:
         Raises:
             OSError: there is no such column of images, the cell is empty, its file is missing, or it is no image.
         """
-        if path not in self._first_rows:
-            metadata = pq.read_metadata(path)
-            sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-            self._first_rows[path] = np.cumsum([0, *sizes[:-1]])
-        group = int(np.searchsorted(self._first_rows[path], row, side="right")) - 1
-        cell = self._group(path, group, column)[row - int(self._first_rows[path][group])].as_py()
+        with self._lock:
+            if path not in self._first_rows:
+                metadata = pq.read_metadata(path)
+                sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+                self._first_rows[path] = np.cumsum([0, *sizes[:-1]])
+            group = int(np.searchsorted(self._first_rows[path], row, side="right")) - 1
+            values = self._group(path, group, column)
+        cell = values[row - int(self._first_rows[path][group])].as_py()
         if cell is None or (cell.get("bytes") is None and cell.get("path") is None):
             raise OSError(f"{path}: row {row} of column {column!r} holds no image")
         content = cell.get("bytes")

@@ -14,6 +14,7 @@ from ..checkpoints.adapters import find_adapter
 from ..checkpoints.new_backbone import write_new_backbone
 from ..data import DatasetMixture, ImageAugmentation, LeRobotDataset, LlavaDataset
 from ..data.named_mixtures import load_named_mixture
+from ..data.preflight import readable_part
 from ..processing.action_tokenizer import FastActionTokenizer
 from ..processing.normalization import MODES, Normalizer
 from ..processing.robots import modes_for
@@ -153,6 +154,8 @@ class DataArguments:
         """The training dataset; `hold_out`, where given, makes each member the part of it that is trained on."""
 
         def mix(members, weights, **options):
+            if self.on_error == "skip":
+                members = [readable_part(member) for member in members]
             return DatasetMixture([hold_out(member) if hold_out else member for member in members], weights, **options)
 
         options = {
