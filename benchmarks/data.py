@@ -49,9 +49,7 @@ INFO = {
 }
 
 
-def write_dataset(
-    root: Path, codec: str, cameras: int, episodes: int, length: int, content: str = "texture"
-) -> Path:
+def write_dataset(root: Path, codec: str, cameras: int, episodes: int, length: int, content: str = "texture") -> Path:
     """A v2.1 dataset with LeRobot's encoder settings: a key frame every two frames, CRF 30."""
     names = [f"observation.images.camera_{camera}" for camera in range(cameras)]
     features = {name: {"dtype": "video", "shape": [SIZE, SIZE, 3]} for name in names}
@@ -300,7 +298,7 @@ def main() -> None:
                 for index in range(len(kept)):
                     kept[index]
                 compare(f"{name}, frame_cache", kept, workers, arguments.seconds)
-            memory = resident_megabytes(LeRobotDataset(root, HORIZON), epochs=4)
+            memory = resident_megabytes(LeRobotDataset(root, HORIZON), epochs=8)
             print(f"\n{name}: resident after each epoch, MB: {', '.join(f'{size:.0f}' for size in memory)}\n")
         if not arguments.dataset:
             many_files(Path(folder) / "files", arguments.seconds)
