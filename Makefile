@@ -16,7 +16,7 @@ $(VENV)/.installed: setup.cfg constraints.txt scripts/install_system_libraries.s
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install -c constraints.txt torch
-	$(BIN)/pip install -c constraints.txt -e '.[train,sim,demo,deepspeed,quantization,dev]'
+	$(BIN)/pip install -c constraints.txt -e '.[train,sim,server,demo,deepspeed,quantization,dev]'
 	bash scripts/install_system_libraries.sh $(BIN)/python
 	touch $@
 

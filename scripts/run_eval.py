@@ -8,6 +8,10 @@ Several tasks, with a control whose images are blanked and without the untrained
     python scripts/run_eval.py --model outputs/policy --task drawer-open,window-open --episodes 20 --blind \\
         --no-untrained-baseline --output outputs/evaluation
 
+A policy that scripts/run_server.py serves, perhaps on another machine:
+
+    python scripts/run_eval.py --model ws://gpu-machine:10093 --task drawer-open --no-untrained-baseline --output outputs/evaluation
+
 Writes success_summary.csv, success_summary.png, episodes.csv and videos/ into the output folder. Seeds place the
 objects; they start at 10000, apart from scripts/record_demos.py, which starts at 0.
 """
@@ -29,7 +33,9 @@ from hf_vla.evaluation.rollout import Policy
 
 def make_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True, help="folder or Hub repository of the policy")
+    parser.add_argument(
+        "--model", required=True, help="folder or Hub repository of the policy, or a server's ws://host:port"
+    )
     parser.add_argument("--env", default="metaworld", help=f"simulator: {', '.join(environment_names())}")
     parser.add_argument(
         "--task", nargs="+", action="extend", required=True, help="one or more tasks, separated by spaces or commas"
@@ -67,6 +73,10 @@ def make_parser() -> ArgumentParser:
 
 
 def load_policy(model: str, unnorm_key: str | None, device: str | None) -> Policy:
+    if model.startswith("ws://"):
+        from hf_vla.serving import PolicyClient
+
+        return PolicyClient(model, unnorm_key=unnorm_key)
     # Imported here so that --help and mistyped flags do not wait for torch.
     from hf_vla.inference import Policy as PretrainedPolicy
 
@@ -78,6 +88,8 @@ def main(argv: list[str] | None = None, load=load_policy) -> None:
     log_to_console()
     optional = {"max_steps": arguments.max_steps, "image_size": arguments.image_size, "camera": arguments.camera}
     with one_line_errors():
+        if arguments.model.startswith("ws://") and (arguments.untrained_baseline or arguments.device):
+            raise ValueError("a served policy is as it is: give --no-untrained-baseline, and --device to its server")
         rows = evaluate_with_controls(
             functools.partial(load, arguments.model, arguments.unnorm_key, arguments.device),
             arguments.output,

@@ -1,0 +1,141 @@
+"""`PolicyClient`: a policy that runs elsewhere, used as `hf_vla.Policy` is."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from .packing import pack, unpack
+
+
+class PolicyClient:
+    """Asks a server of StarVLA's protocol, such as `scripts/run_server.py`, for actions.
+
+    Args:
+        host, port: of the server; or its whole address, "ws://host:port", as `host`.
+        unnorm_key: which statistics, where a call names none. Default: the server's.
+        wait: seconds to wait for a server that is not up yet.
+        timeout: seconds to wait for an answer.
+
+    Attributes:
+        metadata: what the server says of its policy.
+
+    Raises:
+        ConnectionError: no server is there, or it goes away.
+        TimeoutError: it does not answer.
+
+    ```python
+    >>> client = PolicyClient("gpu-machine")  # doctest: +SKIP
+    >>> actions = client.infer({"image": [front], "lang": "open the drawer", "state": state})  # doctest: +SKIP
+    ```
+    """
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 10093,
+        unnorm_key: str | None = None,
+        *,
+        wait: float = 0,
+        timeout: float = 60,
+    ) -> None:
+        self.address = host if "://" in host else f"ws://{host}:{port}"
+        self.unnorm_key, self.timeout = unnorm_key, timeout
+        deadline = time.monotonic() + wait
+        while True:
+            try:
+                self._connection = connect(self.address, max_size=None, compression=None, proxy=None)
+                break
+            except OSError as error:
+                if time.monotonic() >= deadline:
+                    raise ConnectionError(f"no policy server at {self.address}: {error}") from error
+                time.sleep(0.5)
+        self.metadata: dict[str, Any] = self._receive()
+        self._seeds: np.random.Generator | None = None
+
+    @property
+    def action_horizon(self) -> int:
+        return self.metadata["action_chunk_size"]
+
+    def reset(self, seed: int | None = None) -> None:
+        """Start an episode. With a seed its draws are reproducible, though not those of `Policy.reset(seed)`."""
+        self._seeds = None if seed is None else np.random.default_rng(seed)
+
+    def infer(
+        self, observation: Mapping | Sequence[Mapping], unnorm_key: str | None = None, **options: Any
+    ) -> np.ndarray:
+        """Action chunks, as `Policy.infer` returns them: (T, D) for one observation, (B, T, D) for a list, robot units.
+
+        Args:
+            observation: {"image": [PIL images or HWC uint8 arrays], "lang": instruction, "state": (S,), optional}.
+            unnorm_key: which statistics; default: the client's.
+            options: `seed`, `num_inference_steps`, `previous_chunk`, `inference_delay`, see `Policy.infer`.
+
+        Raises:
+            ValueError: the server refuses the request.
+            ConnectionError, TimeoutError: it is gone, or does not answer.
+        """
+        single = isinstance(observation, Mapping)
+        examples = [_sendable(each) for each in ([observation] if single else observation)]
+        if single and options.get("previous_chunk") is not None:
+            options["previous_chunk"] = np.asarray(options["previous_chunk"])[None]
+        if self._seeds is not None:
+            options.setdefault("seed", int(self._seeds.integers(2**63)))
+        payload = {"examples": examples, "unnorm_key": unnorm_key or self.unnorm_key, **options}
+        actions = self._ask({"type": "infer", "payload": payload})["data"]["actions"]
+        return actions[0] if single else actions
+
+    def ping(self) -> float:
+        """Seconds to the server and back."""
+        began = time.perf_counter()
+        self._ask({"type": "ping"})
+        return time.perf_counter() - began
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def __enter__(self) -> "PolicyClient":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        try:
+            self._connection.send(pack(message))
+        except ConnectionClosed as error:
+            raise ConnectionError(f"the policy server at {self.address} has gone: {error}") from error
+        reply = self._receive()
+        if not reply.get("ok"):
+            raise ValueError(f"the policy server at {self.address}: {reply['error']['message']}")
+        return reply
+
+    def _receive(self) -> dict[str, Any]:
+        try:
+            reply = self._connection.recv(self.timeout)
+        except ConnectionClosed as error:
+            raise ConnectionError(f"the policy server at {self.address} has gone: {error}") from error
+        except TimeoutError as error:
+            # Its late answer would pass for the next one's.
+            self._connection.close()
+            raise TimeoutError(
+                f"the policy server at {self.address} has not answered in {self.timeout:g} s"
+            ) from error
+        if isinstance(reply, str):
+            raise ValueError(f"the policy server at {self.address}: {reply}")
+        return unpack(reply)
+
+
+def _sendable(observation: Mapping) -> dict[str, Any]:
+    """The observation with its images as arrays."""
+    image = observation.get("image")
+    images = image if isinstance(image, list | tuple) else [image]
+    arrays = [np.asarray(each.convert("RGB")) if isinstance(each, Image.Image) else each for each in images]
+    return {**observation, "image": arrays}
+
+
+__all__ = ["PolicyClient"]
