@@ -1,7 +1,6 @@
 """A policy behind a WebSocket, for StarVLA's clients, openpi's, and ours. Names load when first used."""
 
-from importlib import import_module
-from typing import Any
+from ..utils import lazy_names
 
 try:
     import msgpack  # noqa: F401
@@ -12,13 +11,4 @@ except ImportError as error:
 _MODULE_OF = {"PolicyClient": "client", "PolicyServer": "server"}
 
 __all__ = sorted(_MODULE_OF)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
-    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)

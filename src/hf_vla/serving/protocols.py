@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ..data.checks import is_integer
+
 _INFER = ("infer", "predict_action")
 #: What `Policy.infer` takes beside observations, under these names in a StarVLA payload.
 OPTIONS = ("seed", "num_inference_steps", "previous_chunk", "inference_delay")
@@ -70,7 +72,13 @@ def read_starvla(message: Mapping) -> Request | None:
     if unknown := [name for name in payload if name not in known]:
         raise ValueError(f"unknown {unknown[0]!r} in the payload; it may have {', '.join(known)}")
     options = {name: payload[name] for name in OPTIONS if payload.get(name) is not None}
-    return Request(list(examples), payload.get("unnorm_key"), options)
+    for name in {*options} - {"previous_chunk"}:
+        if not is_integer(options[name]):
+            raise ValueError(f"{name} is {options[name]!r:.80}; give a whole number")
+    unnorm_key = payload.get("unnorm_key")
+    if not isinstance(unnorm_key, str | None):
+        raise ValueError(f"unnorm_key is {unnorm_key!r:.80}; give the name of statistics")
+    return Request(list(examples), unnorm_key, options)
 
 
 def answer_starvla(message: Mapping, actions: np.ndarray | None) -> dict[str, Any]:

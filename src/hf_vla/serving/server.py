@@ -92,13 +92,14 @@ class PolicyServer:
         logger.info("%s has connected", robot)
         try:
             await connection.send(pack(self.metadata))
-            async for message in connection:
-                await connection.send(await self._answer(message))
+            try:
+                async for message in connection:
+                    await connection.send(await self._answer(message))
+            except _Fatal as error:
+                await connection.send(str(error))
+                await connection.close(_INTERNAL_ERROR, "see the last message")
         except ConnectionClosed:
             pass
-        except _Fatal as error:
-            await connection.send(str(error))
-            await connection.close(_INTERNAL_ERROR, "see the last message")
         logger.info("%s has gone", robot)
 
     async def _answer(self, packed: bytes | str) -> bytes:
