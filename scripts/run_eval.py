@@ -30,6 +30,8 @@ from hf_vla.evaluation.benchmark import FIRST_EVALUATION_SEED, evaluate_with_con
 from hf_vla.evaluation.environments import environment_names
 from hf_vla.evaluation.rollout import Policy
 
+_SERVED = ("ws://", "wss://")
+
 
 def make_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__)
@@ -73,7 +75,7 @@ def make_parser() -> ArgumentParser:
 
 
 def load_policy(model: str, unnorm_key: str | None, device: str | None) -> Policy:
-    if model.startswith("ws://"):
+    if model.startswith(_SERVED):
         from hf_vla.serving import PolicyClient
 
         return PolicyClient(model, unnorm_key=unnorm_key)
@@ -88,7 +90,7 @@ def main(argv: list[str] | None = None, load=load_policy) -> None:
     log_to_console()
     optional = {"max_steps": arguments.max_steps, "image_size": arguments.image_size, "camera": arguments.camera}
     with one_line_errors():
-        if arguments.model.startswith("ws://") and (arguments.untrained_baseline or arguments.device):
+        if arguments.model.startswith(_SERVED) and (arguments.untrained_baseline or arguments.device):
             raise ValueError("a served policy is as it is: give --no-untrained-baseline, and --device to its server")
         rows = evaluate_with_controls(
             functools.partial(load, arguments.model, arguments.unnorm_key, arguments.device),

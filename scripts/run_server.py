@@ -3,16 +3,20 @@
     python scripts/run_server.py --model outputs/quickstart/policy --port 10093
 
 Clients: hf_vla.serving.PolicyClient, StarVLA's WebsocketClientPolicy, and openpi's, all on the same port. GET /healthz answers 200.
-Cameras of openpi's observations, in the policy's order, where they are not observation/image and observation/wrist_image:
+Cameras of openpi's observations, in the policy's order, where they are not observation/image and observation/wrist_image, and what
+makes up the state where it is not observation/state:
 
-    python scripts/run_server.py --model my_user/droid --port 8000 --openpi-state observation/joint_position \\
+    python scripts/run_server.py --model my_user/droid --port 8000 \\
+        --openpi-state observation/joint_position observation/gripper_position \\
         --openpi-images observation/exterior_image_1_left observation/wrist_image_left
 
 There is no authentication: whoever reaches the port can use the policy. --host 127.0.0.1 keeps it on this machine.
 """
 
 import asyncio
+import os
 import signal
+import sys
 
 from hf_vla.cli import ArgumentParser, log_to_console, one_line_errors
 
@@ -34,7 +38,9 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--openpi-images", nargs="+", help="camera keys of openpi's observations, in the policy's order"
     )
-    parser.add_argument("--openpi-state", default="observation/state", help="state key of openpi's observations")
+    parser.add_argument(
+        "--openpi-state", nargs="+", help="keys of openpi's observations that make up the state, in order"
+    )
     return parser
 
 
@@ -63,10 +69,15 @@ def main(argv: list[str] | None = None) -> None:
         policy = Policy.from_pretrained(
             arguments.model, arguments.unnorm_key, device=arguments.device, dtype=arguments.dtype, **loading
         )
-        images = tuple(arguments.openpi_images) if arguments.openpi_images else None
-        keys = OpenpiKeys(images, arguments.openpi_state)
+        keys = OpenpiKeys(
+            *(tuple(given) if given else None for given in (arguments.openpi_images, arguments.openpi_state))
+        )
         server = PolicyServer(policy, arguments.model, arguments.max_batch_size, keys)
         asyncio.run(serve(server, arguments.host, arguments.port))
+    if server.batcher.calling:  # a call whose answer nobody waits for; Python would wait for its thread
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 if __name__ == "__main__":

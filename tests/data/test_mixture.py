@@ -15,7 +15,7 @@ from synthetic_v3 import LENGTHS, encode, rewrite
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainingArguments
 
-from hf_vla.data import DatasetMixture, LeRobotDataset
+from hf_vla.data import DatasetMixture, LeRobotDataset, tables
 from hf_vla.data.named_mixtures import read_mixture
 from hf_vla.processing.robots import modes_for
 
@@ -409,6 +409,25 @@ def test_episodes_whose_tables_cannot_be_read_are_left_out_where_items_are_skipp
         assert mixture.num_skipped == 0
     with pytest.raises(ValueError, match="none of 1 episodes can be read.*is nan"):
         DatasetMixture([LeRobotDataset(root, 4, episodes=[1])], on_error="skip")
+
+
+def test_episodes_are_left_out_no_longer_than_they_cannot_be_read(written, tmp_path, monkeypatch):
+    root = shutil.copytree(written["image"][0], tmp_path / "v3")
+    read, files = tables.read_frame_table, []
+
+    def failing(path, mapping):
+        files.append(path.name)
+        if path.name == "file-001.parquet":
+            raise OSError(24, "Too many open files")
+        return read(path, mapping)
+
+    monkeypatch.setattr("hf_vla.data.lerobot.read_frame_table", failing)
+    assert DatasetMixture([LeRobotDataset(root, 4)], on_error="skip").datasets[0].num_episodes == len(LENGTHS) - 1
+    monkeypatch.setattr("hf_vla.data.lerobot.read_frame_table", read)
+    assert DatasetMixture([LeRobotDataset(root, 4)], on_error="skip").datasets[0].num_episodes == len(LENGTHS)
+    # Nothing is wrong with these files, which needs no second look.
+    monkeypatch.setattr("hf_vla.data.lerobot.read_frame_table", None)
+    assert DatasetMixture([LeRobotDataset(root, 4)], on_error="skip").datasets[0].num_episodes == len(LENGTHS)
 
 
 def test_check_finds_what_only_tables_tell(written, tmp_path):

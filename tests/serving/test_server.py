@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ import msgpack
 import numpy as np
 import pytest
 import tiny_policies
+import torch
 from PIL import Image
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
@@ -81,6 +83,9 @@ def port(policy):
 def array(value: np.ndarray) -> dict:
     """As StarVLA's and openpi's clients send arrays."""
     return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
+
+
+PICTURE = array(np.zeros((32, 32, 3), np.uint8))
 
 
 def until(happened) -> None:
@@ -193,13 +198,14 @@ def test_openpi_clients_are_served(policy, port):
         connection, _ = opened(other)
         np.testing.assert_allclose(array_of(asked(connection, message)["actions"]), expected, rtol=1e-5, atol=1e-6)
         connection.close()
-    keys = OpenpiKeys(("top", "side"), "joints")
+    keys = OpenpiKeys(("top", "side"), ("joint", "gripper"))
     with serving(deterministic, openpi_keys=keys) as (other, _):
         connection, _ = opened(other)
         named = {
             "side": array(high),
             "top": array(wide),
-            "joints": array(np.array([0.5, 3.0])),
+            "joint": array(np.array([0.5])),
+            "gripper": array(np.array([3.0])),
             "prompt": "open the drawer",
         }
         np.testing.assert_allclose(array_of(asked(connection, named)["actions"]), expected, rtol=1e-5, atol=1e-6)
@@ -210,12 +216,19 @@ def test_openpi_clients_are_served(policy, port):
     ("message", "said"),
     [
         ({"observation/image": array(np.zeros((32, 32, 3), np.uint8))}, "needs 'prompt'"),
-        ({"prompt": "go"}, "may have one image, or .*it has none: start the server with --openpi-images"),
+        ({"prompt": "go"}, "needs observation/image or observation/wrist_image; it has prompt: start the server with"),
+        ({"prompt": "go", "observation/image": PICTURE, "left": PICTURE}, "observation's left would not be used"),
         (
-            {"prompt": "go", "left": array(np.zeros((32, 32, 3), np.uint8))}
-            | {"right": array(np.zeros((32, 32, 3), np.uint8))},
-            "it has left, right",
+            {"prompt": "go", "observation/image": PICTURE, "observation/joint": 1},
+            "observation/joint would not be used",
         ),
+        (
+            {"prompt": "go", "observation/image": array(np.zeros((8, 8, 3), np.int64))},
+            "image 0 of sample 0 has dtype int64",
+        ),
+        ({"prompt": "go", "observation/image": array(np.full((8, 8, 3), 200.0))}, "floats are read as .0, 1."),
+        ({"prompt": "go", "observation/image": PICTURE, "observation/state": ["a", "b"]}, "no array of numbers"),
+        ({"prompt": "go", "observation/image": [0] * 200_000}, "200000 exceeds max_array_len"),
         (b"\xc1", "no msgpack"),
         ("text", "must be a msgpack map, got a str"),
         ([1], "must be a msgpack map, got a list"),
@@ -250,13 +263,21 @@ def test_our_client_is_used_as_a_policy(port, policy):
             actions = client.infer(given, "arm", seed=1, num_inference_steps=2)
             np.testing.assert_allclose(actions, expected, rtol=1e-5, atol=1e-6)
         assert client.infer([observation, pictures]).shape == (2, *SHAPE)
+        assert client.infer(observation | {"state": torch.tensor([0.5, 3.0])}).flags.writeable
+        stacked = observation | {"image": np.stack([observation["image"][0]] * 2)}
+        assert client.infer(stacked).shape == SHAPE
         expected = policy.infer(observation, previous_chunk=expected, inference_delay=1, seed=2)
         actions = client.infer(observation, previous_chunk=actions, inference_delay=1, seed=2)
         np.testing.assert_allclose(actions, expected, rtol=1e-4, atol=1e-5)
-        with pytest.raises(ValueError, match=f"policy server at ws://127.0.0.1:{port}: observation 0 lacks 'lang'"):
+        with pytest.raises(ValueError, match="observation 0 lacks 'lang'"):
             client.infer({"image": observation["image"]})
+        with pytest.raises(ValueError, match=f"policy server at ws://127.0.0.1:{port}: seed is 'x'; give a whole"):
+            client.infer(observation, seed="x")
         with pytest.raises(TypeError, match="array of object can't be sent"):
-            client.infer(observation | {"state": np.array([None])})
+            client.infer(observation | {"image": [np.array([None])]})
+        with pytest.raises(ValueError, match="seed is True; give a whole number"):
+            client.reset(True)
+        client.reset(-1)
         assert client.infer(observation).shape == SHAPE
 
 
@@ -304,35 +325,120 @@ def test_requests_that_wait_are_predicted_together():
         first = robots.submit(ask, observations[0])
         until(lambda: policy.calls)
         others = [robots.submit(ask, each) for each in [*observations[1:], {"image": []}]]
-        until(lambda: len(server.batcher.waiting) == len(others))
-        policy.permits.release(100)
-        actions = [future.result(60) for future in [first, *others[:-1]]]
+        until(lambda: len(server.batcher.waiting) == len(others) - 1)
         with pytest.raises(ValueError, match="lacks 'lang'"):
             others[-1].result(60)
+        policy.permits.release(100)
+        actions = [future.result(60) for future in [first, *others[:-1]]]
     np.testing.assert_allclose(actions, expected, rtol=1e-5, atol=1e-6)
-    # The lone one, four that waited, the other two; and those beside the bad one again, each for itself.
-    assert policy.calls[:2] == [1, 4] and policy.calls.count(2) == 1 and len(policy.calls) in (5, 7)
+    assert policy.calls == [1, 4, 1]
 
 
-def test_a_robot_that_goes_away_holds_up_nobody():
+def test_what_only_the_model_finds_wrong_spoils_nothing_else(caplog):
+    policy = Counting(tiny_policies.build("qwen_oft"))
+    observation = tiny_policies.observation()
+    expected = policy.infer([observation])[0]
+    policy.calls.clear()
+    policy.permits = threading.Semaphore(0)
+    with serving(policy) as (number, server), ThreadPoolExecutor(3) as robots:
+
+        def ask(state):
+            with PolicyClient(port=number) as client:
+                return client.infer(observation | {"state": state})
+
+        first = robots.submit(ask, observation["state"])
+        until(lambda: policy.calls)
+        bad, good = robots.submit(ask, [0.5]), robots.submit(ask, observation["state"])
+        until(lambda: len(server.batcher.waiting) == 2)
+        policy.permits.release(100)
+        with pytest.raises(ValueError, match="state"):
+            bad.result(60)
+        for one in (first, good):
+            np.testing.assert_allclose(one.result(60), expected, rtol=1e-5, atol=1e-6)
+    assert policy.calls == [1, 2, 1, 1] and "2 requests could not be predicted together" in caplog.text
+
+
+def test_a_dual_policy_is_asked_alone():
+    policy = Counting(tiny_policies.build("qwen_dual"))
+    policy.permits = threading.Semaphore(0)
+    with serving(policy) as (number, server), ThreadPoolExecutor(3) as robots:
+
+        def ask():
+            with PolicyClient(port=number) as client:
+                return client.infer(tiny_policies.observation())
+
+        asked = [robots.submit(ask) for _ in range(3)]
+        until(lambda: policy.calls and len(server.batcher.waiting) == 2)
+        policy.permits.release(100)
+        assert all(one.result(60).shape == SHAPE for one in asked)
+    assert policy.calls == [1, 1, 1]
+
+
+def test_who_waits_when_the_server_stops_is_told():
     policy = Counting(tiny_policies.build("qwen_oft"))
     policy.permits = threading.Semaphore(0)
-    with serving(policy) as (number, _):
-        gone, _ = opened(number)
-        gone.send(msgpack.packb({"examples": [raw_observation()]}))
-        until(lambda: policy.calls)
-        gone.close()
+    with ThreadPoolExecutor(2) as robots:
+
+        def ask(number):
+            with PolicyClient(port=number) as client:
+                return client.infer(tiny_policies.observation())
+
+        with serving(policy) as (number, server):
+            asked = [robots.submit(ask, number) for _ in range(2)]
+            until(lambda: policy.calls and server.batcher.waiting)
+        for one in asked:
+            with pytest.raises((ValueError, ConnectionError), match="the server is stopping|has gone"):
+                one.result(60)
+        policy.permits.release(100)
+    assert policy.calls == [1]
+
+
+def test_it_listens_again():
+    policy = tiny_policies.build("qwen_oft")
+
+    async def main():
+        server = PolicyServer(policy)
+        for _ in range(2):
+            async with server.listen("127.0.0.1", 0) as listening:
+                port = listening.sockets[0].getsockname()[1]
+                assert (await asyncio.to_thread(ask, port)).shape == SHAPE
+
+    def ask(port):
+        with PolicyClient(port=port) as client:
+            return client.infer(tiny_policies.observation())
+
+    asyncio.run(main())
+
+
+def test_nothing_is_predicted_for_robots_that_have_gone():
+    policy = Counting(tiny_policies.build("qwen_oft"))
+    policy.permits = threading.Semaphore(0)
+    with serving(policy) as (number, server):
+        for waiting in range(4):
+            gone, _ = opened(number)
+            gone.send(msgpack.packb({"examples": [raw_observation()]}))
+            until(lambda: policy.calls and len(server.batcher.waiting) == waiting)  # noqa: B023
+            gone.close()
+        until(lambda: all(job.done.done() for job in server.batcher.waiting))
         policy.permits.release(100)
         with PolicyClient(port=number) as client:
             assert client.infer(tiny_policies.observation()).shape == SHAPE
+        assert policy.calls == [1, 1]
+        with PolicyClient(port=number) as client:
+            del policy.model
             with pytest.raises(ValueError, match=r"server failed at this request \(AttributeError\); its log"):
-                del policy.model
                 client.infer(tiny_policies.observation())
 
 
 def test_no_server_and_one_that_does_not_answer():
     with pytest.raises(ConnectionError, match="no policy server at ws://127.0.0.1:1"):
         PolicyClient(port=1)
+    with pytest.raises(ValueError, match="'ws://' is no address of a policy server"):
+        PolicyClient("ws://")
+    with socket.create_server(("127.0.0.1", 0)) as tunnel:  # accepts, and hangs up
+        threading.Thread(target=lambda: [tunnel.accept()[0].close() for _ in range(2)], daemon=True).start()
+        with pytest.raises(ConnectionError, match="no policy server"):
+            PolicyClient(port=tunnel.getsockname()[1], wait=0.3)
     policy = Counting(tiny_policies.build("qwen_oft"))
     policy.permits = threading.Semaphore(0)
     with serving(policy) as (number, _):
@@ -363,6 +469,27 @@ def test_the_command(tmp_path, policy):
         process.terminate()
         rest = process.communicate(timeout=60)[1]
     assert process.returncode == 0, rest
+
+
+def test_the_command_stops_while_a_call_runs(tmp_path, policy):
+    policy.save_pretrained(str(tmp_path))
+    code = (
+        f"import sys, time; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import run_server; from hf_vla import Policy; "
+        "Policy.infer = lambda *_, **__: time.sleep(300); "
+        f"run_server.main(['--model', {str(tmp_path)!r}, '--host', '127.0.0.1', '--port', '0'])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    try:
+        number = int(next(line for line in process.stderr if "serving on" in line).rsplit(":", 1)[1])
+        connections = [opened(number)[0] for _ in range(3)]
+        for connection in connections:
+            connection.send(msgpack.packb({"examples": [raw_observation()]}))
+        time.sleep(1)
+        process.terminate()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.stderr.close()
 
 
 @pytest.mark.parametrize(

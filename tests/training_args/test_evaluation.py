@@ -2,11 +2,14 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -55,6 +58,35 @@ def test_held_out_episodes_are_neither_trained_on_nor_counted(dataset):
         item, expected = frames[i], whole[12 + i]
         assert item["lang"] == expected["lang"] and (item["action"] == expected["action"]).all()
         assert (np.asarray(item["image"][0]) == np.asarray(expected["image"][0])).all()
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_held_out_tables_are_read_before_training(dataset, tmp_path, on_error):
+    root = shutil.copytree(dataset, tmp_path / "data")
+    file = next(root.glob("data/**/*.parquet"))
+    table = pq.read_table(file)
+    actions = np.array(table["action"].to_pylist(), np.float32)
+    actions[15, 1] = np.nan  # of episode 1, frame 3
+    column = pa.array(list(actions), table["action"].type)
+    pq.write_table(table.set_column(table.column_names.index("action"), "action", column), file)
+
+    def training(**evaluation):
+        hold_out = HoldOut(EvaluationArguments(eval_split="last", **evaluation))
+        mixture = DataArguments(dataset=[str(root)], on_error=on_error).build(4, 0, hold_out)
+        return mixture, hold_out.frames(mixture)
+
+    if on_error == "raise":
+        mixture, held_out = training(eval_episodes=1)
+        mixture.check()
+        with pytest.raises(ValueError, match=r"episode 1, frame 3: action\[1\] is nan"):
+            held_out.check()
+    else:
+        with pytest.raises(ValueError, match="eval_episodes is 1, but .* has 1 episodes"):
+            training(eval_episodes=1)
+        mixture, held_out = training(eval_dataset=[str(root)])
+        held_out.check()
+        assert mixture.datasets[0].episode_indices == [0] and len(held_out) == 12
+        assert all(np.isfinite(held_out[index]["action"]).all() for index in range(len(held_out)))
 
 
 def test_the_random_choice_follows_its_own_seed(dataset):

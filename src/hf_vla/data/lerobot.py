@@ -140,6 +140,8 @@ class LeRobotDataset(Dataset):
         self._tables = TableCache(self._read_table, max_table_bytes)
         self.videos = VideoReaderCache(max_open_videos)
         self._stored_images = ParquetImages(self.root)
+        #: whether all tables were read and nothing was wrong with them; see `hf_vla.data.preflight.readable_part`
+        self.tables_are_sound = False
         self._frame_cache = None
         if frame_cache is not None and self.metadata.videos:
             # Late: xxhash comes with the extra [train] only.

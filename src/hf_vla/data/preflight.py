@@ -19,7 +19,7 @@ _FAULTS_SHOWN = 5
 def readable_part(dataset: LeRobotDataset) -> LeRobotDataset:
     """The dataset without the episodes whose tables cannot be read, such as those with a NaN; they are counted and logged.
 
-    Reads all tables; what was found is cached in `.hf_vla/` beside the dataset, as are statistics.
+    Reads all tables, once for as long as the files stay the same and nothing is wrong with them.
 
     Raises:
         ValueError: no episode can be read.
@@ -32,6 +32,7 @@ def readable_part(dataset: LeRobotDataset) -> LeRobotDataset:
     if not kept:
         raise ValueError(f"{dataset.name}: none of {len(faults)} episodes can be read: {shown}")
     part = dataset.with_episodes(kept)
+    part.tables_are_sound = True
     logger.warning(
         "%s: left out are %d of %d episodes (%d of %d frames), whose tables cannot be read: %s",
         dataset.name,
@@ -46,11 +47,14 @@ def readable_part(dataset: LeRobotDataset) -> LeRobotDataset:
 
 def _unreadable_tables(dataset: LeRobotDataset) -> dict[int, str]:
     """By episode index, what is wrong with its table."""
-    key = content_key(dataset.root, dataset.metadata.data.paths, ["unreadable tables", dataset.identity["reading"]])
-    if (cached := read_cached(dataset.root, key)) is not None:
-        return {int(episode): fault for episode, fault in cached["faults"].items()}
+    reading = ["sound tables", dataset.identity["reading"], dataset.action_dim, dataset.state_dim]
+    key = content_key(dataset.root, dataset.metadata.data.paths, reading)
+    if dataset.tables_are_sound or read_cached(dataset.root, key) is not None:
+        dataset.tables_are_sound = True
+        return {}
     faults: dict[int, str] = {}
     damaged_files: dict[str, str] = {}
+    seen: set[str] = set()
     progress = tqdm(dataset.episode_indices, desc=f"reading tables of {dataset.name}", unit="episode", disable=None)
     for row, episode in enumerate(progress):
         file = dataset.metadata.data.path(row)
@@ -60,10 +64,14 @@ def _unreadable_tables(dataset: LeRobotDataset) -> dict[int, str]:
                 continue
             except (OSError, ValueError) as error:
                 fault = str(error)
-            if fault in faults.values():  # the same for several episodes: it is the file, and need not be read again
+            if fault in seen:  # the same for several episodes: it is the file, and need not be read again
                 damaged_files[file] = fault
+            seen.add(fault)
         faults[episode] = damaged_files.get(file) or fault
-    write_cached(dataset.root, key, {"faults": faults})
+    # Faults are looked for anew each time: what is wrong may be mended, or have been no fault of the file.
+    if not faults:
+        dataset.tables_are_sound = True
+        write_cached(dataset.root, key, {"sound tables": len(dataset.metadata.data.paths)})
     return faults
 
 

@@ -4,6 +4,7 @@ While the policy is busy, requests wait; what has gathered by then is the next b
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,10 @@ from typing import Any
 import numpy as np
 
 from ..inference import Policy
+from ..observations import checked, states, views
+from ..processing.images import to_samples
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -29,12 +34,29 @@ class _Job:
         return (self.unnorm_key, self.options) == (other.unnorm_key, other.options)
 
 
+def _checked(observations: Sequence[Mapping]) -> list[Mapping]:
+    """The observations, their images as PIL images. What can be known to be wrong is found before anybody waits with it."""
+    batch = checked(observations)
+    states(batch)
+    images = to_samples([views(observation["image"]) for observation in batch])
+    return [{**observation, "image": of_one} for observation, of_one in zip(batch, images, strict=True)]
+
+
+class Stopping(Exception):
+    """The server stops before a request was answered."""
+
+
 class Batcher:
     """Calls a policy from one thread, with as many waiting observations at once as fit together.
 
     Args:
         policy: whose `infer` is called.
         max_batch_size: observations a call. One request with more is served all the same.
+
+    Attributes:
+        waiting: requests that no call has begun with.
+        busy: the requests of the call that runs.
+        calling: whether one runs.
     """
 
     def __init__(self, policy: Policy, max_batch_size: int = 8) -> None:
@@ -43,7 +65,11 @@ class Batcher:
         self.max_batch_size = max_batch_size
         self._policies = {policy.unnorm_key: policy}
         self._policy = policy
+        # QwenDual attends padding as StarVLA does, unless told otherwise: its actions would depend on who else asks.
+        self._together = getattr(policy.model.config, "mask_padding", True)
         self.waiting: deque[_Job] = deque()
+        self.busy: list[_Job] = []
+        self.calling = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="policy")
         self._worker: asyncio.Task | None = None
 
@@ -54,27 +80,46 @@ class Batcher:
 
         Raises:
             ValueError: as there, of this request alone, whatever it was predicted with.
+            Stopping: `close` came first.
         """
-        job = _Job(observations, unnorm_key, options, asyncio.get_running_loop().create_future())
+        job = _Job(_checked(observations), unnorm_key, options, asyncio.get_running_loop().create_future())
         self.waiting.append(job)
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._serve_waiting())
         return await job.done
 
     def close(self) -> None:
+        """Answer nobody any more; a call that runs goes on, for nobody."""
+        self._fail([*self.busy, *self.waiting], Stopping("the server is stopping"))
+        self.waiting.clear()
+        if self._worker is not None:
+            self._worker.cancel()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _serve_waiting(self) -> None:
         loop = asyncio.get_running_loop()
-        while jobs := self._next_batch():
-            results = await loop.run_in_executor(self._thread, self._infer, jobs)
-            for job, result in zip(jobs, results, strict=True):
-                if job.done.done():  # the robot has gone
+        while self.waiting:
+            try:
+                self.busy = self._next_batch()
+                if not self.busy:
                     continue
-                if isinstance(result, Exception):
-                    job.done.set_exception(result)
-                else:
-                    job.done.set_result(result)
+                results = await loop.run_in_executor(self._thread, self._call, self.busy)
+                for job, result in zip(self.busy, results, strict=True):
+                    if isinstance(result, Exception):
+                        self._fail([job], result)
+                    elif not job.done.done():  # the robot may have gone
+                        job.done.set_result(result)
+            except Exception as error:  # nobody may wait for ever, whatever is wrong here
+                self._fail([*self.busy, *self.waiting], error)
+                self.waiting.clear()
+            finally:
+                self.busy = []
+
+    @staticmethod
+    def _fail(jobs: Sequence[_Job], error: Exception) -> None:
+        for job in jobs:
+            if not job.done.done():
+                job.done.set_exception(error)
 
     def _next_batch(self) -> list[_Job]:
         """The longest waiting job, and those behind it that go with it, in order."""
@@ -83,13 +128,21 @@ class Batcher:
             if job.done.done():
                 continue
             number = len(job.observations)
-            if not batch or (size + number <= self.max_batch_size and job.goes_with(batch[0])):
+            fits = self._together and size + number <= self.max_batch_size
+            if not batch or (fits and job.goes_with(batch[0])):
                 batch.append(job)
                 size += number
             else:
                 left.append(job)
         self.waiting = left
         return batch
+
+    def _call(self, jobs: list[_Job]) -> list[np.ndarray | Exception]:
+        self.calling = True
+        try:
+            return self._infer(jobs)
+        finally:
+            self.calling = False
 
     def _infer(self, jobs: list[_Job]) -> list[np.ndarray | Exception]:
         first = jobs[0]
@@ -98,8 +151,11 @@ class Batcher:
             observations = [observation for job in jobs for observation in job.observations]
             actions = policy.infer(observations, **first.options)
         except Exception as error:
+            if len(jobs) == 1:
+                return [error]
             # One bad observation must not spoil the others.
-            return [error] if len(jobs) == 1 else [self._infer([job])[0] for job in jobs]
+            logger.warning("%d requests could not be predicted together, each is by itself: %s", len(jobs), error)
+            return [self._infer([job])[0] for job in jobs]
         return np.split(actions, np.cumsum([len(job.observations) for job in jobs])[:-1])
 
     def _policy_for(self, unnorm_key: str | None) -> Policy:

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidURI, WebSocketException
 from websockets.sync.client import connect
 
+from ..data.checks import is_integer
+from ..observations import checked, states, views
 from .packing import pack, unpack
 
 
@@ -16,7 +18,7 @@ class PolicyClient:
     """Asks a server of StarVLA's protocol, such as `scripts/run_server.py`, for actions.
 
     Args:
-        host, port: of the server; or its whole address, "ws://host:port", as `host`.
+        host, port: of the server; or its whole address, "ws://host:port" or "wss://…", as `host`.
         unnorm_key: which statistics, where a call names none. Default: the server's.
         wait: seconds to wait for a server that is not up yet.
         timeout: seconds to wait for an answer.
@@ -50,7 +52,9 @@ class PolicyClient:
             try:
                 self._connection = connect(self.address, max_size=None, compression=None, proxy=None)
                 break
-            except OSError as error:
+            except InvalidURI as error:
+                raise ValueError(f"{self.address!r} is no address of a policy server; give ws://host:port") from error
+            except (OSError, EOFError, WebSocketException) as error:  # a tunnel is there before the server is
                 if time.monotonic() >= deadline:
                     raise ConnectionError(f"no policy server at {self.address}: {error}") from error
                 time.sleep(0.5)
@@ -63,7 +67,9 @@ class PolicyClient:
 
     def reset(self, seed: int | None = None) -> None:
         """Start an episode. With a seed its draws are reproducible, though not those of `Policy.reset(seed)`."""
-        self._seeds = None if seed is None else np.random.default_rng(seed)
+        if seed is not None and not is_integer(seed):
+            raise ValueError(f"seed is {seed!r}; give a whole number")
+        self._seeds = None if seed is None else np.random.default_rng(int(seed) % 2**64)
 
     def infer(
         self, observation: Mapping | Sequence[Mapping], unnorm_key: str | None = None, **options: Any
@@ -80,13 +86,13 @@ class PolicyClient:
             ConnectionError, TimeoutError: it is gone, or does not answer.
         """
         single = isinstance(observation, Mapping)
-        examples = [_sendable(each) for each in ([observation] if single else observation)]
+        examples = [_sendable(each) for each in checked([observation] if single else observation)]
         if single and options.get("previous_chunk") is not None:
             options["previous_chunk"] = np.asarray(options["previous_chunk"])[None]
         if self._seeds is not None:
             options.setdefault("seed", int(self._seeds.integers(2**63)))
         payload = {"examples": examples, "unnorm_key": unnorm_key or self.unnorm_key, **options}
-        actions = self._ask({"type": "infer", "payload": payload})["data"]["actions"]
+        actions = self._ask({"type": "infer", "payload": payload})["data"]["actions"].copy()
         return actions[0] if single else actions
 
     def ping(self) -> float:
@@ -131,11 +137,12 @@ class PolicyClient:
 
 
 def _sendable(observation: Mapping) -> dict[str, Any]:
-    """The observation with its images as arrays."""
-    image = observation.get("image")
-    images = image if isinstance(image, list | tuple) else [image]
-    arrays = [np.asarray(each.convert("RGB")) if isinstance(each, Image.Image) else each for each in images]
-    return {**observation, "image": arrays}
+    """The observation with its images and state as arrays."""
+    images = [np.asarray(i.convert("RGB")) if isinstance(i, Image.Image) else i for i in views(observation["image"])]
+    sendable = {**observation, "image": images}
+    if (state := states([observation])) is not None:
+        sendable["state"] = state[0]
+    return sendable
 
 
 __all__ = ["PolicyClient"]

@@ -14,6 +14,8 @@ class _BadArray(ValueError):
     pass
 
 
+# Elements of a list or map. Images and chunks are arrays; millions of loose numbers would hold everybody up.
+_MOST = 100_000
 _KINDS = "biuf"  # booleans, integers, floats: neither objects nor records
 
 
@@ -33,7 +35,7 @@ def unpack(message: bytes) -> Any:
         ValueError: no msgpack, or an array that contradicts itself or is not of numbers.
     """
     try:
-        return msgpack.unpackb(message, object_hook=_decoded)
+        return msgpack.unpackb(message, object_hook=_decoded, max_array_len=_MOST, max_map_len=_MOST)
     except _BadArray:
         raise
     except Exception as error:  # msgpack's own errors have no common class but this

@@ -17,7 +17,8 @@ _INFER = ("infer", "predict_action")
 OPTIONS = ("seed", "num_inference_steps", "previous_chunk", "inference_delay")
 # What StarVLA's clients send along, and no framework here reads.
 _WITHOUT_MEANING = ("do_sample", "use_ddim", "num_ddim_steps", "cfg_scale")
-_PREFIX = "observation/"
+_USUAL_IMAGES = ("observation/image", "observation/wrist_image")
+_USUAL_STATE = "observation/state"
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,13 @@ class Request:
 
 @dataclass(frozen=True)
 class OpenpiKeys:
-    """Which keys of an openpi observation are cameras, in the policy's order, and which one is the state.
+    """Which keys of an openpi observation are cameras, in the policy's order, and which ones, joined, are the state.
 
-    `images` None: those keys that hold an image, which must then be one, or `observation/image` and `observation/wrist_image`.
+    By default those of `observation/image` and `observation/wrist_image` that are there, and `observation/state` if it is.
     """
 
     images: tuple[str, ...] | None = None
-    state: str = "observation/state"
+    state: tuple[str, ...] | None = None
 
 
 def is_starvla(message: Mapping) -> bool:
@@ -101,30 +102,33 @@ def read_openpi(message: Mapping, keys: OpenpiKeys) -> Request:
     """The request in an observation of openpi's protocol.
 
     Raises:
-        ValueError: no prompt, absent images, or images whose order nobody has stated.
+        ValueError: no prompt, absent cameras or state, or something that no key is stated for.
     """
     if not isinstance(message.get("prompt"), str):
         raise ValueError(f"an observation needs 'prompt', the instruction; it has {_names(message)}")
-    images = keys.images
-    if images is None:
-        there = [name for name, value in message.items() if _is_image(value)]
-        usual = [_PREFIX + "image", _PREFIX + "wrist_image"]
-        if len(there) != 1 and set(there) != set(usual):
-            raise ValueError(
-                f"an observation without stated cameras may have one image, or {' and '.join(usual)}; it has "
-                f"{', '.join(there) or 'none'}: start the server with --openpi-images and the cameras in the policy's order"
-            )
-        images = there if len(there) == 1 else usual
-    if absent := [name for name in images if name not in message]:
+    images = keys.images or tuple(name for name in _USUAL_IMAGES if name in message)
+    state = keys.state or tuple(name for name in (_USUAL_STATE,) if name in message)
+    if not images:
+        raise ValueError(
+            f"an observation needs {' or '.join(_USUAL_IMAGES)}; it has {_names(message)}: start the server with "
+            "--openpi-images and the cameras in the policy's order"
+        )
+    if absent := [name for name in (*images, *state) if name not in message]:
         raise ValueError(f"the observation lacks {', '.join(absent)}; it has {_names(message)}")
+    taken = {*images, *state, "prompt"}
+    if left := [name for name, value in message.items() if name not in taken and _matters(name, value)]:
+        raise ValueError(
+            f"the observation's {', '.join(map(str, left))} would not be used; start the server with --openpi-images and "
+            "--openpi-state, or leave it out"
+        )
     observation = {"image": [message[name] for name in images], "lang": message["prompt"]}
-    if message.get(keys.state) is not None:
-        observation["state"] = message[keys.state]
+    if state:
+        observation["state"] = np.concatenate([np.ravel(message[name]) for name in state])
     return Request([observation])
 
 
-def _is_image(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.ndim == 3 and value.dtype == np.uint8
+def _matters(name: Any, value: Any) -> bool:
+    return isinstance(value, np.ndarray) or (isinstance(name, str) and name.startswith("observation/"))
 
 
 def _names(message: Mapping) -> str:

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
 from ..inference import Policy
-from .batching import Batcher
+from .batching import Batcher, Stopping
 from .packing import pack, unpack
 from .protocols import (
     OpenpiKeys,
@@ -26,7 +26,7 @@ from .protocols import (
 
 logger = logging.getLogger(__name__)
 
-_MAX_MESSAGE = 256 * 2**20  # bytes
+_MAX_MESSAGE = 64 * 2**20  # bytes
 _INTERNAL_ERROR = 1011
 
 
@@ -71,7 +71,8 @@ class PolicyServer:
         Raises:
             OSError: the port is taken.
         """
-        server: Server
+        # A thread that was closed takes no more work: each listening has its own.
+        self.batcher = Batcher(self.policy, self.batcher.max_batch_size)
         # Camera images hardly get smaller by compression, which takes longer than a fast network.
         listening = serve(
             self._serve,
@@ -79,25 +80,34 @@ class PolicyServer:
             port,
             process_request=_health,
             max_size=_MAX_MESSAGE,
+            max_queue=1,
             compression=None,
         )
-        try:
-            async with listening as server:
+        async with listening as server:
+            try:
                 yield server
-        finally:
-            self.batcher.close()
+            finally:
+                self.batcher.close()  # first: closing the connections waits for their answers
 
     async def _serve(self, connection: ServerConnection) -> None:
         robot = f"{connection.remote_address[0]}:{connection.remote_address[1]}"
         logger.info("%s has connected", robot)
         try:
             await connection.send(pack(self.metadata))
+            gone = asyncio.ensure_future(connection.wait_closed())
             try:
                 async for message in connection:
-                    await connection.send(await self._answer(message))
+                    answer = asyncio.ensure_future(self._answer(message))
+                    await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+                    if not answer.done():  # nobody is there to predict for
+                        answer.cancel()
+                        break
+                    await connection.send(answer.result())
             except _Fatal as error:
                 await connection.send(str(error))
                 await connection.close(_INTERNAL_ERROR, "see the last message")
+            finally:
+                gone.cancel()
         except ConnectionClosed:
             pass
         logger.info("%s has gone", robot)
@@ -131,6 +141,8 @@ def _told(error: Exception) -> Exception:
     """What the client is told: its own mistake in full, of ours that it was ours; the log has the rest."""
     if isinstance(error, ValueError):
         logger.warning("a request was refused: %s", error)
+        return error
+    if isinstance(error, Stopping):
         return error
     logger.error("a request failed", exc_info=error)
     return RuntimeError(f"the server failed at this request ({type(error).__name__}); its log has the details")

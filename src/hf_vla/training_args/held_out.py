@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from transformers.utils import logging
 
 from ..data import DatasetMixture, LeRobotDataset
-from ..data.preflight import check_images
+from ..data.preflight import check_images, readable_part
 from .evaluation_arguments import EvaluationArguments
 
 logger = logging.get_logger(__name__)
@@ -84,7 +84,8 @@ class HoldOut:
                 raise ValueError(
                     f"eval_dataset {path} has {what} {getattr(dataset, what)}, the training data {getattr(member, what)}"
                 )
-        return LeRobotDataset(path, first.action_horizon, member.cameras, columns=columns, key=key)
+        dataset = LeRobotDataset(path, first.action_horizon, member.cameras, columns=columns, key=key)
+        return readable_part(dataset) if training.on_error == "skip" else dataset
 
 
 class EvaluationFrames(Dataset):
@@ -117,8 +118,11 @@ class EvaluationFrames(Dataset):
         return sorted({dataset.key for dataset in self.datasets})
 
     def check(self) -> None:
-        """Open every video; see `DatasetMixture.check`."""
+        """Read every table and open every video; see `DatasetMixture.check`."""
         for dataset in self.datasets:
+            if not dataset.tables_are_sound:
+                for _ in dataset.iter_episodes():
+                    pass
             check_images(dataset)
 
 
