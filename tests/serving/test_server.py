@@ -107,7 +107,7 @@ def raw_observation() -> dict:
 
 
 def opened(port: int, path: str = ""):
-    connection = connect(f"ws://127.0.0.1:{port}{path}", proxy=None)
+    connection = connect(f"ws://127.0.0.1:{port}{path}", proxy=None, legacy=True)
     return connection, msgpack.unpackb(connection.recv(30))
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -47,10 +48,12 @@ class PolicyClient:
     ) -> None:
         self.address = host if "://" in host else f"ws://{host}:{port}"
         self.unnorm_key, self.timeout = unnorm_key, timeout
+        self._open = ExitStack()
         deadline = time.monotonic() + wait
         while True:
             try:
-                self._connection = connect(self.address, max_size=None, compression=None, proxy=None)
+                connecting = connect(self.address, max_size=None, compression=None, proxy=None)
+                self._connection = self._open.enter_context(connecting)
                 break
             except InvalidURI as error:
                 raise ValueError(f"{self.address!r} is no address of a policy server; give ws://host:port") from error
@@ -102,7 +105,7 @@ class PolicyClient:
         return time.perf_counter() - began
 
     def close(self) -> None:
-        self._connection.close()
+        self._open.close()
 
     def __enter__(self) -> "PolicyClient":
         return self
