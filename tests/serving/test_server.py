@@ -384,8 +384,10 @@ def test_who_waits_when_the_server_stops_is_told():
                 return client.infer(tiny_policies.observation())
 
         with serving(policy) as (number, server):
-            asked = [robots.submit(ask, number) for _ in range(2)]
-            until(lambda: policy.calls and server.batcher.waiting)
+            asked = [robots.submit(ask, number)]
+            until(lambda: policy.calls)
+            asked.append(robots.submit(ask, number))
+            until(lambda: server.batcher.waiting)
         for one in asked:
             with pytest.raises((ValueError, ConnectionError), match="the server is stopping|has gone"):
                 one.result(60)
