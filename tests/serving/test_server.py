@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -67,6 +68,20 @@ def serving(policy: Policy, **options):
         loop.call_soon_threadsafe(stopped.set)
         thread.join(30)
         assert not thread.is_alive()
+
+
+@pytest.fixture(autouse=True)
+def in_time():
+    """What never answers fails, with where it waited, instead of holding up the suite."""
+
+    def give_up(number, frame):
+        raise TimeoutError("this test has not ended in three minutes")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(180)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +264,7 @@ def test_openpi_clients_get_a_text_frame_and_code_1011(port, message, said):
 
 
 def test_health(port):
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz") as reply:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=30) as reply:
         assert reply.status == 200
 
 
