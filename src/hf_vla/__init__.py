@@ -4,10 +4,9 @@ Importing this package registers every framework with `AutoConfig`, `AutoModel` 
 "vision-language-action"; what is heavy loads when it is used.
 """
 
-import importlib
-
 from . import registration
 from .registration import register_framework
+from .utils import lazy_names
 
 __version__ = "0.1.0"
 
@@ -31,18 +30,6 @@ for _type, _stem in registration.FRAMEWORKS.items():
     _LAZY[f"{_stem}Processor"] = f"processing.processing_{_type}"
 
 __all__ = ["__version__", "register_framework", *sorted(_LAZY)]
-
-
-def __getattr__(name: str):
-    if name in _LAZY:
-        value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
-
+__getattr__, __dir__ = lazy_names(__name__, _LAZY)
 
 registration.install()

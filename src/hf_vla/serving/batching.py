@@ -166,4 +166,4 @@ class Batcher:
         return self._policies[unnorm_key]
 
 
-__all__ = ["Batcher"]
+__all__ = ["Batcher", "Stopping"]

@@ -61,7 +61,11 @@ class PolicyClient:
                 if time.monotonic() >= deadline:
                     raise ConnectionError(f"no policy server at {self.address}: {error}") from error
                 time.sleep(0.5)
-        self.metadata: dict[str, Any] = self._receive()
+        try:
+            self.metadata: dict[str, Any] = self._receive()
+        except BaseException:
+            self.close()
+            raise
         self._seeds: np.random.Generator | None = None
 
     @property

@@ -14,7 +14,7 @@ from ..data.checks import is_integer
 
 _INFER = ("infer", "predict_action")
 #: What `Policy.infer` takes beside observations, under these names in a StarVLA payload.
-OPTIONS = ("seed", "num_inference_steps", "previous_chunk", "inference_delay")
+_OPTIONS = ("seed", "num_inference_steps", "previous_chunk", "inference_delay")
 # What StarVLA's clients send along, and no framework here reads.
 _WITHOUT_MEANING = ("do_sample", "use_ddim", "num_ddim_steps", "cfg_scale")
 _USUAL_IMAGES = ("observation/image", "observation/wrist_image")
@@ -69,10 +69,10 @@ def read_starvla(message: Mapping) -> Request | None:
     examples = payload.get("examples")
     if not isinstance(examples, Sequence) or isinstance(examples, str | bytes) or not examples:
         raise ValueError(f"'examples' must be a list of observations, at least one; the payload has {_names(payload)}")
-    known = ("examples", "unnorm_key", *OPTIONS, *_WITHOUT_MEANING)
+    known = ("examples", "unnorm_key", *_OPTIONS, *_WITHOUT_MEANING)
     if unknown := [name for name in payload if name not in known]:
         raise ValueError(f"unknown {unknown[0]!r} in the payload; it may have {', '.join(known)}")
-    options = {name: payload[name] for name in OPTIONS if payload.get(name) is not None}
+    options = {name: payload[name] for name in _OPTIONS if payload.get(name) is not None}
     for name in {*options} - {"previous_chunk"}:
         if not is_integer(options[name]):
             raise ValueError(f"{name} is {options[name]!r:.80}; give a whole number")
@@ -136,7 +136,6 @@ def _names(message: Mapping) -> str:
 
 
 __all__ = [
-    "OPTIONS",
     "OpenpiKeys",
     "Request",
     "answer_starvla",
