@@ -14,8 +14,8 @@ import torch
 
 from hf_vla.modeling import flow_matching
 from hf_vla.modeling.action_head import FlowMatchingActionHead
-from hf_vla.modeling.configuration_qwen_pi_v3 import QwenPIV3Config
 from hf_vla.modeling.diffusion_transformer import Conditioning
+from hf_vla.modeling.qwen_pi_v3.configuration_qwen_pi_v3 import QwenPIV3Config
 
 
 def plain_loss(head, conditioning, actions, noise, timestep):

@@ -13,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-from hf_vla.cli import ArgumentParser, log_to_console, one_line_errors
+from hf_vla.commands.parser import ArgumentParser, log_to_console, one_line_errors
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -35,8 +35,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     with one_line_errors():
+        from hf_vla.commands.dataset_arguments import parse_with_datasets
         from hf_vla.data import DatasetMixture, LeRobotDataset
-        from hf_vla.data.arguments import parse_with_datasets
         from hf_vla.data.metadata_files import write_whole
 
         arguments = parse_with_datasets(make_parser(), argv)

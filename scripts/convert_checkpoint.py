@@ -10,7 +10,7 @@ What StarVLA's format cannot hold, and predictions depend on, is an error.
 
 from pathlib import Path
 
-from hf_vla.cli import ArgumentParser, log_to_console, one_line_errors
+from hf_vla.commands.parser import ArgumentParser, log_to_console, one_line_errors
 
 
 def make_parser() -> ArgumentParser:
@@ -47,7 +47,7 @@ def convert(arguments) -> tuple[str, int]:
     from hf_vla.checkpoints.starvla import find_repository
     from hf_vla.checkpoints.starvla_writer import save_repository
     from hf_vla.modeling.configuration_vla import VLAConfig
-    from hf_vla.utils import refuse_full_folder
+    from hf_vla.utils.files import refuse_full_folder
 
     to_starvla = arguments.to == "starvla"
     if arguments.step is not None and not to_starvla:

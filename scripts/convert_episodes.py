@@ -10,7 +10,7 @@ The folder of an episode holds one folder of images a camera, data.csv (columns 
 
 import argparse
 
-from hf_vla.cli import ArgumentParser, log_to_console, one_line_errors
+from hf_vla.commands.parser import ArgumentParser, log_to_console, one_line_errors
 
 
 def make_parser() -> argparse.ArgumentParser:

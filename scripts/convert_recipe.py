@@ -15,11 +15,11 @@ from pathlib import Path
 
 import yaml
 
-from hf_vla.cli import one_line_errors
+from hf_vla.commands.parser import one_line_errors
 
 
 def make_parser() -> argparse.ArgumentParser:
-    # Not hf_vla.cli's parser: here the YAML file does not hold this script's flags.
+    # Not hf_vla.commands.parser's parser: here the YAML file does not hold this script's flags.
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -33,7 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
     with one_line_errors():
-        from hf_vla.checkpoints.starvla_recipe import convert_recipe
+        from hf_vla.training_args.starvla_recipe import convert_recipe
 
         output = Path(arguments.output) if arguments.output else None
         if output is not None and output.exists():

@@ -10,7 +10,7 @@ repeat, clocks that disagree. --check reads every row and every frame, and ends 
 import argparse
 import sys
 
-from hf_vla.cli import ArgumentParser, log_to_console, one_line_errors
+from hf_vla.commands.parser import ArgumentParser, log_to_console, one_line_errors
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -26,8 +26,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     with one_line_errors():
+        from hf_vla.commands.dataset_arguments import parse_with_datasets
         from hf_vla.data import LeRobotDataset
-        from hf_vla.data.arguments import parse_with_datasets
         from hf_vla.data.inspection import check, describe
         from hf_vla.data.inspection_report import format_description, report_path, write_report
 

@@ -10,7 +10,7 @@ then differ a little from those in training, by what quantisation rounded away.
 
 from pathlib import Path
 
-from hf_vla.cli import ArgumentParser, log_to_console, one_line_errors
+from hf_vla.commands.parser import ArgumentParser, log_to_console, one_line_errors
 
 
 def make_parser() -> ArgumentParser:
@@ -37,7 +37,7 @@ def merge_adapter(arguments) -> tuple[str, int]:
     from hf_vla.checkpoints.adapters import find_adapter
     from hf_vla.checkpoints.saving import save_policy
     from hf_vla.checkpoints.sources import check_source
-    from hf_vla.utils import refuse_full_folder
+    from hf_vla.utils.files import refuse_full_folder
 
     refuse_full_folder(Path(arguments.output))
     check_source(arguments.adapter)

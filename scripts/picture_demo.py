@@ -18,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from hf_vla.cli import ArgumentParser, one_line_errors
+from hf_vla.commands.parser import ArgumentParser, one_line_errors
 
 APP = Path(__file__).resolve().parents[1] / "spaces_demo" / "app.py"
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

@@ -21,11 +21,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from hf_vla.cli import ArgumentParser, one_line_errors
-from hf_vla.model_card import add_results
+from hf_vla.cards.model_card import add_results
+from hf_vla.commands.parser import ArgumentParser, one_line_errors
 
 HERE = Path(__file__).resolve().parent
-RECIPE = HERE.parent / "recipes" / "quickstart.yaml"
+RECIPE = HERE.parent / "src" / "hf_vla" / "recipes" / "quickstart.yaml"
 # On the executed actions, not on the recorded ones: the expert shows how to come back (Laskey et al. 2017).
 NOISE = 0.1
 TASKS = ("button-press-topdown", "drawer-open", "window-open")

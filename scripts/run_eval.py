@@ -25,7 +25,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from hf_vla.cli import ArgumentParser, log_to_console, one_line_errors
+from hf_vla.commands.parser import ArgumentParser, log_to_console, one_line_errors
 from hf_vla.evaluation.benchmark import FIRST_EVALUATION_SEED, evaluate_with_controls
 from hf_vla.evaluation.environments import environment_names
 from hf_vla.evaluation.rollout import Policy
@@ -80,7 +80,7 @@ def load_policy(model: str, unnorm_key: str | None, device: str | None) -> Polic
 
         return PolicyClient(model, unnorm_key=unnorm_key)
     # Imported here so that --help and mistyped flags do not wait for torch.
-    from hf_vla.inference import Policy as PretrainedPolicy
+    from hf_vla.inference.policy import Policy as PretrainedPolicy
 
     return PretrainedPolicy.from_pretrained(model, unnorm_key=unnorm_key, device=device)
 

@@ -18,7 +18,7 @@ import os
 import signal
 import sys
 
-from hf_vla.cli import ArgumentParser, log_to_console, one_line_errors
+from hf_vla.commands.parser import ArgumentParser, log_to_console, one_line_errors
 
 
 def make_parser() -> ArgumentParser:

@@ -21,7 +21,7 @@ import logging
 import sys
 from pathlib import Path
 
-from hf_vla.cli import one_line_errors
+from hf_vla.commands.parser import one_line_errors
 
 
 def closed_loop(evaluation):
@@ -42,17 +42,17 @@ def closed_loop(evaluation):
 
 def main(argv: list[str] | None = None) -> None:
     with one_line_errors():
+        from hf_vla.commands.dataclass_parser import parse_dataclasses
         from hf_vla.data import VLADataCollator
+        from hf_vla.training.checkpointing import checkpoint_to_resume, remove_checkpoints
+        from hf_vla.training.held_out import HoldOut
+        from hf_vla.training.run_fingerprint import check_same_run, describe_run
+        from hf_vla.training.run_log import write_run_config
+        from hf_vla.training.trainer import VLATrainer
         from hf_vla.training_args.arguments import VLATrainingArguments
-        from hf_vla.training_args.checkpointing import checkpoint_to_resume, remove_checkpoints
         from hf_vla.training_args.evaluation_arguments import EvaluationArguments
-        from hf_vla.training_args.fingerprint import check_same_run, describe_run
-        from hf_vla.training_args.held_out import HoldOut
-        from hf_vla.training_args.parse import parse_dataclasses
         from hf_vla.training_args.peft import PeftArguments, add_adapter
         from hf_vla.training_args.recipe import DataArguments, PolicyArguments, build
-        from hf_vla.training_args.run_log import write_run_config
-        from hf_vla.training_args.trainer import VLATrainer
 
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         types = (PolicyArguments, DataArguments, PeftArguments, EvaluationArguments, VLATrainingArguments)

@@ -12,7 +12,7 @@ import yaml
 
 from hf_vla.data import LeRobotWriter
 
-RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "quickstart.yaml"
+RECIPE = Path(__file__).resolve().parents[1] / "src" / "hf_vla" / "recipes" / "quickstart.yaml"
 
 
 @pytest.fixture(scope="session")

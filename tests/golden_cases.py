@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import yaml
 
-from hf_vla.registration import class_of
+from hf_vla.registry import class_of
 
 GOLDEN = Path(__file__).resolve().parents[1].parent / "shared" / "golden"
 if not GOLDEN.is_dir():  # tests are collected from it: without it they would vanish, not fail

@@ -15,7 +15,7 @@ from tiny_vlms import write_tiny_vlm
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 import hf_vla
-from hf_vla.registration import class_of, frameworks
+from hf_vla.registry import class_of, frameworks
 from hf_vla.training_args.recipe import PolicyArguments
 
 DOC = Path(__file__).resolve().parents[1] / "docs" / "add_a_framework.md"

@@ -30,11 +30,11 @@ assert hf_vla.modeling.flow_matching.__spec__.origin
     "first",
     [
         "from transformers import AutoProcessor",
-        "from transformers import AutoConfig; from hf_vla.modeling.modeling_qwen_pi_v3 import QwenPIV3ForActionPrediction",
+        "from transformers import AutoConfig; from hf_vla.modeling.qwen_pi_v3.modeling_qwen_pi_v3 import QwenPIV3ForActionPrediction",
         "from transformers import Trainer, PreTrainedModel",
-        "from hf_vla.modeling.modeling_qwen_pi_v3 import QwenPIV3ForActionPrediction\n"
+        "from hf_vla.modeling.qwen_pi_v3.modeling_qwen_pi_v3 import QwenPIV3ForActionPrediction\n"
         "assert QwenPIV3ForActionPrediction is hf_vla.QwenPIV3ForActionPrediction",
-        "from hf_vla.processing.processing_qwen_fast import QwenFASTProcessor",
+        "from hf_vla.modeling.qwen_fast.processing_qwen_fast import QwenFASTProcessor",
         "import hf_vla.checkpoints.starvla",
         "from transformers.modeling_layers import GradientCheckpointingLayer",
     ],

@@ -7,8 +7,8 @@ import torch
 from golden_cases import base_vlm
 
 from hf_vla import Policy
-from hf_vla.processing.action_tokenizer import FastActionTokenizer
-from hf_vla.registration import class_of
+from hf_vla.modeling.qwen_fast.action_tokenizer import FastActionTokenizer
+from hf_vla.registry import class_of
 
 HORIZON, ACTION_DIM, STATE_DIM, STEPS = 3, 2, 2, 4
 HEAD = {"attention_head_dim": 16, "num_future_tokens": 4, "num_inference_steps": STEPS}

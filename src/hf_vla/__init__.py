@@ -4,9 +4,9 @@ Importing this package registers every framework with `AutoConfig`, `AutoModel` 
 "vision-language-action"; what is heavy loads when it is used.
 """
 
-from . import registration
-from .registration import register_framework
-from .utils import lazy_names
+from . import auto
+from .registry import FRAMEWORKS, register_framework
+from .utils.lazy import lazy_names
 
 __version__ = "0.1.0"
 
@@ -18,18 +18,18 @@ _LAZY = {
     "LlavaDataset": "data",
     "VLADataCollator": "data",
     "VLMDataCollator": "data",
-    "Policy": "inference",
-    "Prediction": "prediction",
-    "VisionLanguageActionPipeline": "pipeline",
-    "VLATrainer": "training_args.trainer",
+    "Policy": "inference.policy",
+    "Prediction": "inference.prediction",
+    "VisionLanguageActionPipeline": "inference.pipeline",
+    "VLATrainer": "training.trainer",
     "VLATrainingArguments": "training_args.arguments",
 }
-for _type, _stem in registration.FRAMEWORKS.items():
-    _LAZY[f"{_stem}Config"] = f"modeling.configuration_{_type}"
-    _LAZY[f"{_stem}ForActionPrediction"] = f"modeling.modeling_{_type}"
-    _LAZY[f"{_stem}Processor"] = f"processing.processing_{_type}"
+for _type, _stem in FRAMEWORKS.items():
+    _LAZY[f"{_stem}Config"] = f"modeling.{_type}.configuration_{_type}"
+    _LAZY[f"{_stem}ForActionPrediction"] = f"modeling.{_type}.modeling_{_type}"
+    _LAZY[f"{_stem}Processor"] = f"modeling.{_type}.processing_{_type}"
 
 __all__ = ["__version__", "register_framework", *sorted(_LAZY)]
 __getattr__, __dir__ = lazy_names(__name__, _LAZY)
 
-registration.install()
+auto.install()

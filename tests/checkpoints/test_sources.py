@@ -4,7 +4,8 @@ import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 
 import hf_vla
-from hf_vla.checkpoints import sources, starvla
+from hf_vla import hub as sources
+from hf_vla.checkpoints import starvla
 
 
 @pytest.fixture(autouse=True)

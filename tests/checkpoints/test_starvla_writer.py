@@ -9,7 +9,7 @@ from golden_cases import base_vlm
 from transformers import AutoConfig, AutoProcessor
 
 from hf_vla.checkpoints.starvla_writer import save_repository
-from hf_vla.registration import class_of
+from hf_vla.registry import class_of
 
 BRIDGE = {name: {"q01": [-1.0] * dim, "q99": [1.0] * dim} for name, dim in (("action", 7), ("state", 8))}
 FIELDS = {

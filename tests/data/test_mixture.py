@@ -17,7 +17,7 @@ from transformers import Trainer, TrainingArguments
 
 from hf_vla.data import DatasetMixture, LeRobotDataset, tables
 from hf_vla.data.named_mixtures import read_mixture
-from hf_vla.processing.robots import modes_for
+from hf_vla.robots.robot_types import modes_for
 
 
 class Numbers(Dataset):

@@ -22,7 +22,7 @@ def test_the_success_rate_of_a_model_in_a_simulator(toy_simulator, monkeypatch):
             made.append(self)
             assert (model, processor, key) == ("model", "processor", "point")
 
-    monkeypatch.setattr("hf_vla.inference.Policy", Model)
+    monkeypatch.setattr("hf_vla.inference.policy.Policy", Model)
     rate = SuccessRate("toy", ["reach", "touch", "reach"], episodes=3, unnorm_key="point", max_steps=40)
     assert rate.metric_names == ["success", "success/reach", "success/touch"]
     assert rate("model", "processor") == {"success": 1.0, "success/reach": 1.0, "success/touch": 1.0}

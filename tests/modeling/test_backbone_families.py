@@ -18,9 +18,9 @@ from hf_vla import QwenOFTForActionPrediction, QwenPIV3ForActionPrediction, Qwen
 from hf_vla.checkpoints.starvla_writer import save_repository
 from hf_vla.modeling.backbone import build_backbone, layer_states
 from hf_vla.modeling.configuration_vla import FlowMatchingConfig
-from hf_vla.processing.action_tokenizer import FastActionTokenizer
+from hf_vla.modeling.qwen_fast.action_tokenizer import FastActionTokenizer
 from hf_vla.processing.processing_vla import VLAProcessor
-from hf_vla.registration import class_of
+from hf_vla.registry import class_of
 
 HORIZON, ACTION_DIM, STATE_DIM = 4, 5, 3
 COMMON = {"action_dim": ACTION_DIM, "state_dim": STATE_DIM, "action_horizon": HORIZON}

@@ -11,7 +11,7 @@ from golden_cases import base_vlm
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from hf_vla.checkpoints.starvla_writer import save_repository
-from hf_vla.registration import FRAMEWORKS, class_of
+from hf_vla.registry import FRAMEWORKS, class_of
 
 HORIZON, ACTION_DIM, STATE_DIM = 4, 5, 3
 STATISTICS = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 from golden_cases import GOLDEN, Case, Golden
 
-from hf_vla.checkpoints.frameworks import rename
+from hf_vla.checkpoints.starvla_frameworks import rename
 
 #: variant -> how far predictions from the images may differ: Qwen2.5-VL's image resizing is another library's there
 VARIANTS = {

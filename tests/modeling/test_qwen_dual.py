@@ -8,11 +8,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoProcessor, Dinov2Config, Dinov2Model
 
 from hf_vla import QwenDualConfig, QwenDualForActionPrediction, QwenDualProcessor
-from hf_vla.checkpoints import dinov2
-from hf_vla.checkpoints.frameworks import STARVLA_FRAMEWORKS
+from hf_vla.checkpoints.starvla_frameworks import STARVLA_FRAMEWORKS
 from hf_vla.checkpoints.starvla_writer import save_repository
-from hf_vla.modeling.dino import DinoEncoder
-from hf_vla.processing.processing_qwen_dual import dino_pixels
+from hf_vla.modeling.qwen_dual import dinov2_names as dinov2
+from hf_vla.modeling.qwen_dual.dino import DinoEncoder
+from hf_vla.modeling.qwen_dual.processing_qwen_dual import dino_pixels
 
 TOLERANCE = 1e-5  # 1e-4 is asked for
 HORIZON, ACTION_DIM, STATE_DIM = 4, 5, 3

@@ -11,10 +11,10 @@ from golden_cases import GOLDEN, base_vlm
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from hf_vla import QwenFASTConfig, QwenFASTForActionPrediction, QwenFASTProcessor
-from hf_vla.checkpoints.frameworks import rename
+from hf_vla.checkpoints.starvla_frameworks import rename
 from hf_vla.checkpoints.starvla_writer import save_repository
-from hf_vla.modeling.action_codebook import ActionCodebook, ActionTokenConstraint, inverse_dct
-from hf_vla.processing.action_tokenizer import FastActionTokenizer
+from hf_vla.modeling.qwen_fast.action_codebook import ActionCodebook, ActionTokenConstraint, inverse_dct
+from hf_vla.modeling.qwen_fast.action_tokenizer import FastActionTokenizer
 
 TOLERANCE = 1e-5
 OFFSET, END = 151669, 151645
@@ -315,7 +315,7 @@ class TestBadInput:
             ValueError, match="the FAST tokenizer has 512 tokens, the backbone's vocabulary words for 511"
         ):
             broken(policy, num_action_tokens=511)
-        monkeypatch.setattr("hf_vla.processing.processing_qwen_fast.NUM_ACTION_TOKENS", 511)
+        monkeypatch.setattr("hf_vla.modeling.qwen_fast.processing_qwen_fast.NUM_ACTION_TOKENS", 511)
         with pytest.raises(ValueError, match="the FAST tokenizer has 512 tokens"):
             QwenFASTProcessor(processor.image_processor, processor.tokenizer, fast=processor.fast)
 

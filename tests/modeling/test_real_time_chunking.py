@@ -8,9 +8,9 @@ import pytest
 import torch
 from golden_cases import base_vlm
 
-from hf_vla.inference import Policy
+from hf_vla.inference.policy import Policy
 from hf_vla.modeling import flow_matching
-from hf_vla.registration import class_of
+from hf_vla.registry import class_of
 
 HORIZON, ACTION_DIM = 8, 2
 EXECUTED, DELAY = 3, 2  # steps of the previous chunk, before the observation and while the new chunk is computed

@@ -14,12 +14,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from ..card_sections import looks_like_repository
-from ..model_card import write_model_card
-from ..registration import class_of, frameworks
+from ..cards.model_card import write_model_card
+from ..cards.sections import looks_like_repository
+from ..hub import HUB_KWARGS, hub_file
+from ..registry import frameworks
 from .adapted_modules import adapter_tensors, fingerprint, inject, uncovered_modules
-from .base_vlm import HUB_KWARGS
-from .sources import hub_file
 from .starvla import find_repository
 from .weights import load_tensors
 
@@ -167,7 +166,7 @@ class Adapter:
         """Copy the adapter's tensors into a model that has such an adapter; what is missing, too much or of another shape raises."""
         from peft import PeftModel, set_peft_model_state_dict
 
-        from ..modeling.strict_loading import raise_if_incomplete
+        from .strict_loading import raise_if_incomplete
 
         file = self._file(WEIGHTS)
         if file is None:
@@ -230,25 +229,4 @@ def describe_base(
     write_model_card(folder, metadata={"base_model": repository, "base_model_relation": "adapter", "tags": ["lora"]})
 
 
-def understand_adapters(auto_model) -> None:
-    """Let `AutoModel.from_pretrained` load a policy's adapter by the configuration beside it.
-
-    transformers would take the base's, which may be a plain vision-language model.
-    """
-    original = auto_model.from_pretrained.__func__
-    if getattr(original, "_reads_adapters", False):
-        return
-
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        adapter = find_adapter(pretrained_model_name_or_path, **{**kwargs, "adapter_kwargs": None})
-        if adapter is None or adapter.model_type not in frameworks():
-            return original(cls, pretrained_model_name_or_path, *args, **kwargs)
-        for name in ("code_revision", "trust_remote_code"):
-            kwargs.pop(name, None)
-        return class_of(adapter.model_type, "model").from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-
-    from_pretrained.__doc__, from_pretrained._reads_adapters = original.__doc__, True
-    auto_model.from_pretrained = classmethod(from_pretrained)
-
-
-__all__ = ["Adapter", "describe_base", "find_adapter", "is_policy", "understand_adapters"]
+__all__ = ["Adapter", "describe_base", "find_adapter", "is_policy"]

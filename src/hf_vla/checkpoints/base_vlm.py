@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from ..registration import class_of
-
-HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+from ..hub import HUB_KWARGS
+from ..registry import class_of
 
 
 def load_processor_parts(
@@ -60,7 +59,7 @@ def build_from_vlm(model_type: str, base_vlm, image_processor_config: dict | Non
     """
     from transformers import AutoConfig
 
-    from ..processing.action_tokenizer import FastActionTokenizer
+    from ..modeling.qwen_fast.action_tokenizer import FastActionTokenizer
     from ..processing.image_layouts import layout_for
 
     config_class, processor_class = class_of(model_type, "config"), class_of(model_type, "processor")

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from .frameworks import STARVLA_FRAMEWORKS, lookup
+from .starvla_frameworks import STARVLA_FRAMEWORKS, lookup
 
 
 def check_tree(tree, file) -> None:

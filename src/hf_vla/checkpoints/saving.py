@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ..model_card import write_model_card
-from ..utils import new_folder
+from ..cards.model_card import write_model_card
+from ..utils.files import new_folder
 
 
 def save_policy(model, processor, folder: str | Path) -> None:

@@ -1,6 +1,6 @@
 """StarVLA's native run folders and Hub repositories: finding and reading them (StarVLA's semantics, section 1).
 
-transformers' Auto classes see them through [`~hf_vla.checkpoints.auto_config`]; writing is
+transformers' Auto classes see them through [`~hf_vla.auto`]; writing is
 [`~hf_vla.checkpoints.starvla_writer`].
 """
 
@@ -15,11 +15,11 @@ import yaml
 from huggingface_hub import is_offline_mode
 from transformers.utils import logging
 
-from ..registration import class_of
-from .base_vlm import HUB_KWARGS, load_processor_parts, resizes_to_patches
-from .frameworks import STARVLA_FRAMEWORKS, lookup
+from ..hub import HUB_KWARGS, hub_file
+from ..registry import class_of
+from .base_vlm import load_processor_parts, resizes_to_patches
 from .run_config import check_tree, hub_name
-from .sources import hub_file
+from .starvla_frameworks import STARVLA_FRAMEWORKS, lookup
 from .weights import load_tensors
 
 logger = logging.get_logger(__name__)
@@ -202,7 +202,7 @@ class StarVLARepository:
         the repository (where `save_repository` put it), else by the published one."""
         if "fast" not in processor_class.settings():
             return {}
-        from ..processing.action_tokenizer import FILES, FastActionTokenizer
+        from ..modeling.qwen_fast.action_tokenizer import FILES, FastActionTokenizer
 
         if fast_tokenizer is None:
             own = [self._file(f"{FAST_FOLDER}/{name}") for name in FILES]
@@ -222,7 +222,7 @@ class StarVLARepository:
 
         `overrides` are settings of the processor, `image_processor_config` fields of the image processor to change.
         """
-        from ..processing.robots import ROBOTS, modes_for
+        from ..robots.robot_types import ROBOTS, modes_for
 
         own_class = class_of(self.framework.model_type, "processor")
         if processor_class is not None and not issubclass(own_class, processor_class):

@@ -14,12 +14,12 @@ import yaml
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
-from ..processing.robots import modes_for
-from ..registration import class_of
-from ..utils import new_folder
+from ..registry import class_of
+from ..robots.robot_types import modes_for
+from ..utils.files import new_folder
 from .base_vlm import image_seq_len, load_processor_parts, resizes_to_patches
-from .frameworks import STARVLA_FRAMEWORKS, Framework, lookup
 from .starvla import CONFIG_FILES, FAST_FOLDER, STATISTICS_FILE
+from .starvla_frameworks import STARVLA_FRAMEWORKS, Framework, lookup
 
 logger = logging.get_logger(__name__)
 

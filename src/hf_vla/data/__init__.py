@@ -1,10 +1,10 @@
 """Datasets that feed the processors: LeRobot folders, LLaVA JSON, weighted mixtures, the collator. Names load when first used."""
 
-from ..utils import lazy_names
+from ..utils.lazy import lazy_names
 
 _MODULE_OF = {
-    "CoTrainingCollator": "cotraining",
-    "CoTrainingDataset": "cotraining",
+    "CoTrainingCollator": "co_training",
+    "CoTrainingDataset": "co_training",
     "DatasetMixture": "mixture",
     "ImageAugmentation": "augmentation",
     "LeRobotDataset": "lerobot",

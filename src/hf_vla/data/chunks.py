@@ -4,7 +4,7 @@ Frames are given as offsets from the item's own, `delta_indices`. Past either en
 stands in, and the mask is false there. Actions that are differences (`delta: true` in the column mapping) are zero there
 instead: the robot stands still. In the modes `delta` and `relative` this follows from repeating the absolute action.
 
-What the modes make of actions: [`hf_vla.action_modes`].
+What the modes make of actions: [`hf_vla.robots.action_modes`].
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..action_modes import ACTION_MODES, ActionMode
+from ..robots.action_modes import ACTION_MODES, ActionMode
 from .checks import integers, is_integer
 
 _OFFSET_KEYS = ("action", "state", "image")

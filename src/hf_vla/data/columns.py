@@ -29,7 +29,7 @@ from typing import Any
 
 import yaml
 
-from .rotations import SIZES
+from ..robots.rotations import SIZES
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ..action_modes import ActionMode
+from ..robots.action_modes import ActionMode
 from .checks import integers
 from .chunks import delta_dimensions, kept_within, make_window
 from .columns import dimension_names, dimensions, map_columns
@@ -103,7 +103,7 @@ class LeRobotDataset(Dataset):
         self.fps = metadata.info["fps"]
         modality = metadata.modality
         if modality is not None:
-            from ..processing.robots import with_target_rotations  # late: it brings transformers, seconds of import
+            from ..robots.robot_types import with_target_rotations  # late: it brings transformers, seconds of import
 
             modality = with_target_rotations(self.key, modality)
         try:

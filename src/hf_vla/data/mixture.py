@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from ..action_modes import ActionMode
+from ..robots.action_modes import ActionMode
 from .augmentation import ImageAugmentation
 from .checks import is_integer, is_number
 from .lerobot import LeRobotDataset

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from ..processing.robots import ROBOTS
+from ..robots.robot_types import ROBOTS
 from .checks import is_integer, is_number
 from .lerobot import LeRobotDataset
 

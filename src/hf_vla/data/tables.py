@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from ..robots.rotations import SIZES, convert_rotation
 from .columns import ColumnMapping, Slice
 from .images import read_image
 from .metadata_files import empty_cells, is_text, read_columns, to_numbers
-from .rotations import SIZES, convert_rotation
 
 
 @dataclass

@@ -41,7 +41,7 @@ _VIDEO_STRIDE = 2
 
 
 class Policy(Protocol):
-    """What a rollout needs of a policy; `hf_vla.inference.Policy` is one."""
+    """What a rollout needs of a policy; `hf_vla.inference.policy.Policy` is one."""
 
     def reset(self, seed: int | None = None) -> None:
         """Forget the last episode; `seed` fixes what the policy draws at random."""

@@ -66,7 +66,7 @@ class SuccessRate:
         return ["success", *(f"success/{task}" for task in self.tasks)]
 
     def __call__(self, model: Any, processor: Any) -> dict[str, float]:
-        from hf_vla.inference import Policy
+        from hf_vla.inference.policy import Policy
 
         policy = Policy(model, processor, self.unnorm_key)
         planned = [Episode("policy", task, seed) for task in self.tasks for seed in self.seeds]

@@ -8,9 +8,9 @@ from torch import nn
 
 from . import flow_matching
 from .configuration_vla import DiTConfig, FlowMatchingConfig
-from .denoising import DenoisingStep, check_previous_chunk
 from .diffusion_transformer import Conditioning, DiffusionTransformer
 from .losses import masked_mean
+from .real_time_chunking import DenoisingStep, check_previous_chunk
 
 
 class MLP(nn.Module):

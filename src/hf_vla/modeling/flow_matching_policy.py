@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 
 from .action_head import FlowMatchingActionHead
-from .denoising import DenoisingStep
 from .diffusion_transformer import Conditioning
 from .modeling_vla import VLAOutput, VLAPreTrainedModel
+from .real_time_chunking import DenoisingStep
 
 
 class FlowMatchingPolicy(VLAPreTrainedModel):
@@ -97,7 +97,7 @@ class FlowMatchingPolicy(VLAPreTrainedModel):
             max_guidance_weight: beta of the paper, with its default. Beyond `num_inference_steps`, guidance can overshoot. 0
                 switches guidance off.
             on_step: called after each denoising step with what it did, a
-                [`~hf_vla.modeling.denoising.DenoisingStep`].
+                [`~hf_vla.modeling.real_time_chunking.DenoisingStep`].
             output_attentions: give `on_step` the action head's attention weights too. Flash and SDPA kernels have none: in
                 this call the head's attention is written out instead, so that predictions may differ in rounding.
 

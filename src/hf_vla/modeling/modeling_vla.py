@@ -13,12 +13,13 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, logging
 
-from ..model_card import LeavesModelCard
+from ..cards.model_card import LeavesModelCard
+from ..checkpoints.strict_loading import align, no_loading_report, raise_if_incomplete, raise_if_shapes_differ
+from ..checkpoints.zero3 import not_partitioned, writes_weights
+from ..hub import HUB_KWARGS, hub_options
 from .backbone import layer_states
 from .configuration_vla import VLAConfig
 from .losses import labelled, language_model_loss
-from .strict_loading import align, no_loading_report, raise_if_incomplete, raise_if_shapes_differ
-from .zero3 import not_partitioned, writes_weights
 
 logger = logging.get_logger(__name__)
 
@@ -135,7 +136,7 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
         """Over how many targets `forward` takes the mean in each loss of a batch: action steps, labelled tokens.
 
         Losses of several batches are averaged by these, so that every target counts the same; see
-        [`~hf_vla.training_args.loss_weights`]. Override it where a framework's action loss is another mean.
+        [`~hf_vla.training.loss_weights`]. Override it where a framework's action loss is another mean.
         """
         counts = {}
         vlm_batch = batch.get("vlm_batch") or ({} if "actions" in batch else batch)
@@ -206,7 +207,7 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
                     cls.config_class, return_unused_kwargs=True, **native_kwargs, **kwargs
                 )
             else:
-                kwargs = {name: value for name, value in kwargs.items() if name not in starvla.HUB_KWARGS}
+                kwargs = {name: value for name, value in kwargs.items() if name not in HUB_KWARGS}
             kwargs["state_dict"] = repository.state_dict(native_kwargs.get("checkpoint"))
             pretrained_model_name_or_path, source = None, repository.name
             raise_if_shapes_differ(source, cls, config, kwargs["state_dict"])
@@ -214,7 +215,7 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
             starvla.refuse_native_kwargs(native_kwargs, pretrained_model_name_or_path)
             source = pretrained_model_name_or_path
         if kwargs.get("quantization_config") is not None:
-            own = config or cls.config_class.from_pretrained(pretrained_model_name_or_path, **_hub_options(kwargs))
+            own = config or cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub_options(kwargs))
             kwargs["quantization_config"] = of_backbone_only(kwargs["quantization_config"], cls, own)
         kwargs["ignore_mismatched_sizes"] = True  # to name them below, with all else that does not fit
         with readable_weights(source):
@@ -313,7 +314,7 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
         """
         from ..checkpoints.quantization import of_backbone_only
 
-        hub = _hub_options(kwargs)
+        hub = hub_options(kwargs)
         kwargs = {name: value for name, value in kwargs.items() if name not in hub}
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = of_backbone_only(kwargs["quantization_config"], cls, config)
@@ -345,12 +346,6 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
             from ..checkpoints.adapters import describe_base
 
             describe_base(save_directory, self, getattr(self, "base_fingerprint", None))
-
-
-def _hub_options(kwargs: dict) -> dict:
-    from ..checkpoints.base_vlm import HUB_KWARGS
-
-    return {name: kwargs[name] for name in HUB_KWARGS if kwargs.get(name) is not None}
 
 
 __all__ = ["VLAOutput", "VLAPreTrainedModel"]

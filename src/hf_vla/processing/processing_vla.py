@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
-from ..action_modes import ActionMode
-from ..checkpoints.base_vlm import HUB_KWARGS, check_image_processor_config
-from ..model_card import LeavesModelCard
+from ..cards.model_card import LeavesModelCard
+from ..checkpoints.base_vlm import check_image_processor_config
+from ..hub import HUB_KWARGS
+from ..robots.action_modes import ActionMode
+from ..robots.normalization import Normalizer
+from ..robots.robot_types import modes_for
 from .images import resize, to_pil, to_samples
-from .normalization import Normalizer
 from .prompt import add_state, apply_template
-from .robots import modes_for
 from .vlm_inputs import encode, encode_conversations, image_token_positions, readable
 
 #: Arguments of `from_pretrained` that say how to load, not what.
@@ -42,10 +43,10 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
         chat_template (`str`, *optional*): the backbone's; by default its tokenizer's.
         statistics (`dict`, *optional*):
             {key: {"action": {"q01": […], …}, "state": {…}}}, as StarVLA's `dataset_statistics.json`. A key whose actions are
-            relative to the state has "action_mode" and "absolute_dims" beside them, see [`hf_vla.action_modes`].
+            relative to the state has "action_mode" and "absolute_dims" beside them, see [`hf_vla.robots.action_modes`].
         normalization_modes (`dict`, *optional*):
             {key: {"action": mode or one mode a dimension, "state": …}}. A key that is left out takes the modes of the robot
-            type of that name, if there is one. Modes: [`~hf_vla.processing.normalization`].
+            type of that name, if there is one. Modes: [`~hf_vla.robots.normalization`].
         action_names (`dict`, *optional*): {key: one name a dimension}.
         prompt_template (`str`, *optional*): text around the instruction; "{instruction}" stands for it, state text included.
         image_size (`[width, height]`, *optional*): images are resized to it (bicubic, aspect not kept); `None` leaves them.
@@ -147,7 +148,7 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
                 configuration (`action_dim`, `action_horizon`, …), Hub options, `image_processor_config`.
         """
         from ..checkpoints.base_vlm import build_from_vlm
-        from ..registration import model_type_of
+        from ..registry import model_type_of
 
         processor = build_from_vlm(model_type_of(cls), vlm_name_or_path, **settings)[1]
         for name in {"action_dim", "state_dim"} - set(settings):
@@ -304,7 +305,7 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
             actions: as `predict_action` returns them.
             unnorm_key: whose statistics, one for all samples or one each; optional where there is only one.
             state: the observations' states, (B, state_dim) or (B, 1, state_dim), or one for all (1, state_dim), robot units.
-                Needed where the statistics are of actions relative to the state ([`hf_vla.action_modes`]): it is added back,
+                Needed where the statistics are of actions relative to the state ([`hf_vla.robots.action_modes`]): it is added back,
                 so that the result is absolute in every case. Not read otherwise.
 
         Raises:

@@ -1,6 +1,6 @@
 """A policy behind a WebSocket, for StarVLA's clients, openpi's, and ours. Names load when first used."""
 
-from ..utils import lazy_names
+from ..utils.lazy import lazy_names
 
 try:
     import msgpack  # noqa: F401

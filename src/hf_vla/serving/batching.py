@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..inference import Policy
-from ..observations import checked, states, views
+from ..inference.observations import checked, states, views
+from ..inference.policy import Policy
 from ..processing.images import to_samples
 
 logger = logging.getLogger(__name__)

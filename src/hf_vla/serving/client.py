@@ -11,7 +11,7 @@ from websockets.exceptions import ConnectionClosed, InvalidURI, WebSocketExcepti
 from websockets.sync.client import connect
 
 from ..data.checks import is_integer
-from ..observations import checked, states, views
+from ..inference.observations import checked, states, views
 from .packing import pack, unpack
 
 

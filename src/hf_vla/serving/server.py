@@ -11,7 +11,7 @@ from typing import Any
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from ..inference import Policy
+from ..inference.policy import Policy
 from .batching import Batcher, Stopping
 from .packing import pack, unpack
 from .protocols import (

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from .run_log import check_report_to
+from ..training.run_log import check_report_to
 
 
 @dataclass

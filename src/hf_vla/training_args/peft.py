@@ -11,7 +11,7 @@ from torch import nn
 
 from ..checkpoints.adapted_modules import has_tied_embeddings, uncovered_modules
 from ..checkpoints.quantization import check_bitsandbytes
-from .patterns import nearest
+from ..training.patterns import nearest
 
 ALL_LINEAR = "all-linear"
 
@@ -115,7 +115,7 @@ def add_adapter(model: nn.Module, policy, peft: PeftArguments):
     """
     from peft import LoraConfig, prepare_model_for_kbit_training
 
-    from .adapted_policy import AdaptedPolicy
+    from ..training.adapted_policy import AdaptedPolicy
 
     base = policy.policy or policy.base_vlm
     to_save = modules_to_save(model, peft.modules_to_save)

@@ -15,10 +15,10 @@ from ..checkpoints.new_backbone import write_new_backbone
 from ..data import DatasetMixture, ImageAugmentation, LeRobotDataset, LlavaDataset
 from ..data.named_mixtures import load_named_mixture
 from ..data.preflight import readable_part
-from ..processing.action_tokenizer import FastActionTokenizer
-from ..processing.normalization import MODES, Normalizer
-from ..processing.robots import modes_for
-from ..registration import FRAMEWORKS, class_of, frameworks
+from ..modeling.qwen_fast.action_tokenizer import FastActionTokenizer
+from ..registry import FRAMEWORKS, class_of, frameworks
+from ..robots.normalization import MODES, Normalizer
+from ..robots.robot_types import modes_for
 
 
 def _as_dict(value, name: str) -> dict:

@@ -1,0 +1,192 @@
+"""The model card (README.md) that saving a policy leaves in its folder, and pushing it in its repository.
+
+Model, processor, trainer and evaluation each save their own files, in any order; the card is renewed from those that are there.
+Sections stand between comments, `<!-- hf_vla: data -->` … `<!-- hf_vla: end of data -->`: they are ours. Text outside of
+them and metadata that a user set stay. A card without such comments is a user's own, and is left alone.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+from transformers.utils import logging
+
+from . import sections as card_sections
+
+logger = logging.get_logger(__name__)
+
+FILE = "README.md"
+TAGS = ("robotics", "vision-language-action")
+_NOTE = (
+    "<!-- hf_vla: sections between such comments are renewed when the policy is saved; what is outside of them stays. "
+    "Remove all of them to keep the whole card as it is. -->"
+)
+# In the card that transformers makes for a repository without one.
+_EMPTY_CARD = "This is the model card of a 🤗 transformers model that has been pushed on the Hub."
+_WHAT = (
+    "A vision-language-action policy: camera images, an instruction and the robot's state in, a chunk of actions out."
+)
+
+
+def write_model_card(
+    folder: str | os.PathLike,
+    *,
+    name: str | None = None,
+    metadata: Mapping | None = None,
+    training: Mapping | None = None,
+    settings: str | os.PathLike | None = None,
+    existing: str | None = None,
+) -> Path:
+    """Write or renew the card of the policy in a folder.
+
+    Args:
+        folder: where model, processor or both were saved.
+        name: the policy's, for the title and in the example of use: a Hub repository, or by default the folder's name.
+        metadata: fields of the card's metadata to set: `license`, `datasets`, `language`, `base_model`, `tags`, ….
+        training: facts on the training, name -> value; without, what an earlier card tells stays.
+        settings: the training's YAML file; by default `config.yaml` in the folder.
+        existing: the card to renew; by default the one in the folder.
+
+    Returns:
+        the card's path.
+    """
+    folder = Path(folder)
+    file = folder / FILE
+    if existing is None and file.is_file():
+        existing = file.read_text(encoding="utf-8")
+    text = compose(folder, existing, name, metadata or {}, training, settings)
+    if text is not None:
+        temporary = folder / f".{FILE}.partial"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(file)
+    return file
+
+
+def add_results(folder: str | os.PathLike, summary: str | os.PathLike) -> Path:
+    """Put an evaluation's table (the success_summary.csv of `scripts/run_eval.py`) beside a policy and into its card."""
+    folder = Path(folder)
+    if not card_sections.policy_config(folder):
+        raise ValueError(f"{folder} holds no policy that results could belong to")
+    if not card_sections.read_summary(Path(summary)):
+        raise ValueError(f"{summary} is no table of scripts/run_eval.py: it has other columns, or no rows")
+    shutil.copyfile(summary, folder / card_sections.SUMMARY)
+    return write_model_card(folder)
+
+
+def compose(folder: Path, existing, name, metadata: Mapping, training=None, settings=None) -> str | None:
+    """The card's text; None where the existing one is a user's own, or the folder holds nothing to tell of."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    own_name = folder.resolve().name
+    name = name or own_name
+    sections = {key: section(folder) for key, section in card_sections.OF_FILES.items()}
+    sections["use"] = card_sections.use(folder, name)
+    settings = folder / "config.yaml" if settings is None else Path(settings)
+    text = settings.read_text(encoding="utf-8") if settings.is_file() else None
+    if training or (text and "<!-- hf_vla: training -->" not in (existing or "")):  # facts that are told already stay
+        sections["training"] = card_sections.recipe(training, text)
+    sections = {key: sections[key] for key in card_sections.ORDER if sections.get(key)}
+    if not sections:
+        return None
+    if existing is None:
+        fields = ModelCardData(tags=list(TAGS), library_name="hf_vla", pipeline_tag="robotics", license="unknown")
+        body = f"{_NOTE}\n\n# {name}\n\n{_WHAT}\n\n"
+    else:
+        if "<!-- hf_vla:" not in existing:
+            return None
+        try:
+            card = ModelCard(existing, ignore_metadata_errors=False)
+        except (ValueError, yaml.YAMLError) as error:
+            logger.warning(
+                f"the model card of {name} is left as it is, as its metadata can't be read: {' '.join(str(error).split())}"
+            )
+            return None
+        fields, body = card.data, card.text.lstrip("\n")
+        body = re.sub(rf"^# {re.escape(own_name)}$", lambda _: f"# {name}", body, count=1, flags=re.MULTILINE)
+    _describe(fields, folder, metadata, name)
+    sections["licence"] = card_sections.licence(fields.license)
+    for key, section in sections.items():
+        body = _put(body, key, section)
+    return f"---\n{fields.to_yaml()}\n---\n\n{body}"
+
+
+def _put(body: str, key: str, section: str) -> str:
+    """`body` with a section in place of the one of that name, else in its place in the order."""
+    block = f"<!-- hf_vla: {key} -->\n{section}\n<!-- hf_vla: end of {key} -->"
+    pattern = rf"<!-- hf_vla: {key} -->\n.*?<!-- hf_vla: end of {key} -->"
+    if re.search(pattern, body, flags=re.DOTALL):
+        return re.sub(pattern, lambda _: block, body, flags=re.DOTALL)
+    order = card_sections.ORDER
+    later = [f"<!-- hf_vla: {other} -->" for other in order[order.index(key) + 1 :]]
+    places = [body.index(mark) for mark in later if mark in body]
+    at = min(places, default=len(body))
+    return f"{body[:at].rstrip()}\n\n{block}\n\n{body[at:].lstrip()}".rstrip() + "\n"
+
+
+def _describe(fields, folder: Path, metadata: Mapping, name: str) -> None:
+    """Put what the folder and the caller tell into the metadata; what is there stays, but for what the caller sets."""
+    from huggingface_hub import EvalResult
+
+    config = card_sections.policy_config(folder)
+    own = list(fields.tags or [])
+    for tag in (*TAGS, config.get("model_type"), *_as_list(metadata.get("tags"))):
+        if tag and tag not in own:
+            own.append(tag)
+    fields.tags = own
+    for key, value in metadata.items():
+        if value is not None and key != "tags":
+            setattr(fields, key, value)
+    backbone = config.get("vlm_name_or_path")
+    if backbone and fields.base_model is None and card_sections.looks_like_repository(backbone):
+        fields.base_model = backbone
+    rows = [row for row in card_sections.summary_rows(folder) if row["control"] == "none"]
+    if rows:
+        fields.model_name = fields.model_name or name
+        fields.eval_results = [
+            EvalResult(
+                task_type="robotics",
+                dataset_type=row["env"],
+                dataset_name=f"{row['env']} {row['task']}",
+                metric_type="success_rate",
+                metric_name=f"success rate in {row['episodes']} episodes",
+                metric_value=float(row["success_rate"]),
+            )
+            for row in rows
+        ]
+
+
+def _as_list(value) -> list:
+    return [value] if isinstance(value, str) else list(value or ())
+
+
+class LeavesModelCard:
+    """Mixin for models and processors: `save_pretrained` and `push_to_hub` renew the policy's card."""
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        is_main_process = kwargs.get("is_main_process", args[0] if args else True)
+        if is_main_process and not kwargs.get("push_to_hub") and os.path.isdir(save_directory):
+            write_model_card(save_directory)
+        return saved
+
+    def _upload_modified_files(self, working_dir, repo_id, files_timestamps, **kwargs):
+        """All ways in which transformers 5 pushes end here, the repository's card or an empty one of its own in the folder."""
+        from huggingface_hub import ModelCard
+        from huggingface_hub.errors import EntryNotFoundError
+
+        file = Path(working_dir) / FILE
+        tags = ModelCard.load(file, ignore_metadata_errors=True).data.tags if file.is_file() else None
+        try:
+            existing = ModelCard.load(repo_id, token=kwargs.get("token"), ignore_metadata_errors=True).content
+        except EntryNotFoundError:
+            existing = None
+            if file.is_file() and _EMPTY_CARD in file.read_text(encoding="utf-8"):
+                file.unlink()
+        write_model_card(working_dir, name=repo_id, metadata={"tags": tags}, existing=existing)
+        return super()._upload_modified_files(working_dir, repo_id, files_timestamps, **kwargs)
+
+
+__all__ = ["LeavesModelCard", "add_results", "write_model_card"]

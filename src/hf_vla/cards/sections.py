@@ -1,0 +1,261 @@
+"""What a model card says of a policy, section by section, each from the files that a policy's folder holds.
+
+A section's function takes the folder and returns Markdown, or None where the folder holds nothing to tell of.
+"""
+
+import ast
+import csv
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from math import prod
+from pathlib import Path
+
+from ..registry import FRAMEWORKS, class_of
+
+SUMMARY = "success_summary.csv"
+_COLUMNS = {"env", "task", "control", "successes", "episodes", "success_rate", "wilson_low", "wilson_high"}
+_USAGE = """## Use
+
+```python
+import hf_vla
+
+policy = hf_vla.Policy.from_pretrained("{name}"{key})
+policy.reset(seed=0)
+observation = {{"image": [front_view], "lang": "{instruction}"{state}}}  # one image a camera, PIL or array
+actions = policy.infer(observation)  # float32 array ({horizon}, {dim}), robot units
+```
+
+Or as a pipeline: `transformers.pipeline("vision-language-action", model="{name}")`, after `import hf_vla`."""
+
+
+def read_json(file: Path) -> dict:
+    """The JSON object in `file`; empty where there is no such file."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def policy_config(folder: Path) -> dict:
+    """The policy's configuration in the folder; empty where there is none, or another model's."""
+    config = read_json(folder / "config.json")
+    return config if "vlm_config" in config and "action_horizon" in config else {}
+
+
+def looks_like_repository(name: str) -> bool:
+    """Whether a name can be a Hub repository's, and is none of a folder here."""
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not Path(name).exists()
+
+
+def figure(model_type: str) -> str:
+    """A framework in one line: its name and the way from backbone to actions, as its module says."""
+    if model_type in FRAMEWORKS:  # read, not imported: a card needs no torch
+        source = Path(__file__).parents[1] / "modeling" / model_type / f"modeling_{model_type}.py"
+        return ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))).splitlines()[0]
+    try:
+        module = sys.modules[class_of(model_type, "model").__module__]
+    except KeyError:
+        return model_type
+    return (module.__doc__ or model_type).strip().splitlines()[0]
+
+
+def architecture(folder: Path) -> str | None:
+    config = policy_config(folder)
+    if not config:
+        return None
+    vlm = config["vlm_config"]
+    text = vlm.get("text_config", vlm)
+    name = config.get("vlm_name_or_path")
+    name = name if not name or looks_like_repository(name) else Path(name).name
+    lora = read_json(folder / "adapter_config.json")
+    facts = {
+        "framework": f"`{config['model_type']}`",
+        "adapter": f"LoRA of rank {lora.get('r')}, to be loaded with its base `{lora.get('base_model_name_or_path')}`"
+        if lora
+        else None,
+        "backbone": f"{f'{name}, ' if name else ''}`{vlm['model_type']}`, {text.get('num_hidden_layers')} layers of width "
+        f"{text.get('hidden_size')}",
+        "action chunk": f"{config['action_horizon']} steps of {config['action_dim']} numbers",
+        "denoising steps": config.get("num_inference_steps"),
+        "attention head": config.get("attention_head_dim"),
+        "hidden states": f"`{config.get('hidden_states_convention')}`",
+    }
+    return "\n\n".join(
+        part
+        for part in (f"## Architecture\n\n{figure(config['model_type'])}", _facts(facts), _parameters(folder))
+        if part
+    )
+
+
+def _parameters(folder: Path) -> str | None:
+    from safetensors import safe_open
+
+    counts, dtypes = Counter(), Counter()
+    for file in sorted(folder.glob("model*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - it is no mapping
+                part = tensors.get_slice(name)
+                numbers = prod(part.get_shape())
+                counts[name.split(".")[0]] += numbers
+                dtypes[part.get_dtype()] += numbers
+    if not counts:
+        return None
+    rows = [[f"`{name}`", f"{count:,}"] for name, count in counts.most_common()]
+    rows.append(["all", f"{counts.total():,}"])
+    return f"{_table(['module', 'parameters'], rows)}\n\nStored as {', '.join(dtype for dtype, _ in dtypes.most_common())}."
+
+
+def data(folder: Path) -> str | None:
+    processor = read_json(folder / "processor_config.json")
+    if "statistics" not in processor:
+        return None
+    rows = []
+    for key, statistics in sorted(processor["statistics"].items()):
+        names = (processor.get("action_names") or {}).get(key)
+        modes = (processor.get("normalization_modes") or {}).get(key) or {}
+        rows.append(
+            [
+                f"`{key}`",
+                ", ".join(names) if names else _dimensions(statistics.get("action")),
+                _dimensions(statistics.get("state")),
+                _modes(modes.get("action")) + _relative(statistics),
+                _number(statistics.get("num_trajectories")),
+                _number(statistics.get("num_transitions")),
+            ]
+        )
+    columns = ["statistics key (`unnorm_key`)", "actions", "state dimensions", "normalisation", "episodes", "frames"]
+    facts = {
+        "images": f"resized to {' x '.join(map(str, processor['image_size']))}"
+        if processor.get("image_size")
+        else None,
+        "prompt template": f"`{processor['prompt_template']}`" if processor.get("prompt_template") else None,
+    }
+    table = (
+        _table(columns, rows) if rows else "The processor holds no statistics: it takes and gives normalised values."
+    )
+    return "\n\n".join(part for part in ("## Data", table, _facts(facts)) if part)
+
+
+def results(folder: Path) -> str | None:
+    rows = summary_rows(folder)
+    if not rows:
+        return None
+    table = _table(
+        ["simulator", "task", "policy", "solved", "95 % interval"],
+        [
+            [
+                row["env"],
+                row["task"],
+                "this one" if row["control"] == "none" else row["control"],
+                f"{row['successes']} of {row['episodes']}",
+                f"{float(row['wilson_low']):.2f} to {float(row['wilson_high']):.2f}",
+            ]
+            for row in rows
+        ],
+    )
+    controls = {
+        "blind": "blind: its images replaced by a constant",
+        "untrained": "untrained: its weights random",
+    }
+    told = "; ".join(text for name, text in controls.items() if any(row["control"] == name for row in rows))
+    return "\n\n".join(["## Results", f"In closed loop.{f' Controls: {told}.' if told else ''}", table])
+
+
+def summary_rows(folder: Path) -> list[dict[str, str]]:
+    """The rows of an evaluation's table in the folder; none where there is no such table, or another one of that name."""
+    file = folder / SUMMARY
+    return read_summary(file) if file.is_file() else []
+
+
+def read_summary(file: Path) -> list[dict[str, str]]:
+    """The rows of a success_summary.csv; none where its columns are others."""
+    with file.open(newline="", encoding="utf-8") as opened:
+        rows = csv.DictReader(opened)
+        return list(rows) if _COLUMNS <= set(rows.fieldnames or ()) else []
+
+
+def use(folder: Path, name: str) -> str | None:
+    processor = read_json(folder / "processor_config.json")
+    config = policy_config(folder) or processor
+    if not config.get("action_horizon"):
+        return None
+    statistics = processor.get("statistics") or {}
+    keys = sorted(statistics)
+    has_state = any("state" in of_key for of_key in statistics.values())
+    return _USAGE.format(
+        name=name,
+        key=f', unnorm_key="{keys[0]}"' if len(keys) > 1 else "",
+        instruction="open the drawer",
+        state=', "state": state' if has_state else "",
+        horizon=config["action_horizon"],
+        dim=config["action_dim"] or "action_dim",
+    )
+
+
+def recipe(facts: Mapping | None, settings: str | None) -> str | None:
+    """What a trainer tells of the training, and the text of its configuration file."""
+    if not facts and not settings:
+        return None
+    parts = ["## Training", _facts(facts or {})]
+    if settings:
+        parts.append(
+            "<details><summary>The recipe, for <code>scripts/run_train.py</code></summary>\n\n"
+            f"```yaml\n{settings.strip()}\n```\n\n</details>"
+        )
+    return "\n\n".join(part for part in parts if part)
+
+
+def licence(name: str | list | None) -> str:
+    """What the card's metadata tell of it."""
+    if name in (None, "unknown"):
+        told = "Not stated by those who trained it: set `license` above."
+    else:
+        told = f"`{name}`."
+    return f"## Licence\n\n{told} Weights that were trained from a pretrained backbone come under its licence too."
+
+
+def _facts(facts: Mapping) -> str:
+    return "\n".join(f"* {name}: {value}" for name, value in facts.items() if value is not None)
+
+
+def _table(columns: list[str], rows: list[list]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _dimensions(statistics: Mapping | None) -> str:
+    return str(next((len(x) for x in (statistics or {}).values() if isinstance(x, list)), "–"))
+
+
+def _modes(modes) -> str:
+    if modes is None or isinstance(modes, str):
+        return modes or "of the robot type"
+    return ", ".join(dict.fromkeys(modes))
+
+
+def _relative(statistics: Mapping) -> str:
+    mode = statistics.get("action_mode", "stored")
+    return "" if mode == "stored" else f", of actions {mode} to the state"
+
+
+def _number(value) -> str:
+    return "–" if value is None else f"{value:,}"
+
+
+#: the order of the sections that a folder's files tell
+OF_FILES: dict[str, Callable[[Path], str | None]] = {"architecture": architecture, "data": data, "results": results}
+ORDER = ("architecture", "use", "data", "training", "results", "licence")
+
+__all__ = [
+    "OF_FILES",
+    "ORDER",
+    "SUMMARY",
+    "licence",
+    "looks_like_repository",
+    "policy_config",
+    "read_json",
+    "read_summary",
+    "recipe",
+    "summary_rows",
+    "use",
+]

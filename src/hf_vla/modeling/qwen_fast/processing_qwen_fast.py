@@ -1,0 +1,119 @@
+"""Processor of QwenFAST: in training, the actions are text, the assistant's answer."""
+
+import torch
+
+from ...processing.processing_vla import VLAProcessor
+from ...processing.vlm_inputs import encode
+from .action_tokenizer import (
+    NUM_ACTION_TOKENS,
+    FastActionTokenizer,
+    action_token_offset,
+    action_word,
+    add_action_tokens,
+)
+
+
+class QwenFASTProcessor(VLAProcessor):
+    r"""
+    Processor of [`QwenFASTForActionPrediction`]. The state is not used. Images are not resized unless `image_size` is set;
+    StarVLA never resizes them.
+
+    Args:
+        image_processor, tokenizer: the backbone's; its vocabulary holds the words of action tokens, `<robot_action_0>` ….
+        fast (`FastActionTokenizer`, its `to_dict()`, or a folder or Hub repository of one, *optional*):
+            The FAST tokenizer, by default the published `physical-intelligence/fast`.
+        token_offset (`int`, *optional*):
+            The id of `<robot_action_0>`, to check that the tokenizer agrees.
+        chat_template, statistics, …: see [`VLAProcessor`].
+
+    Raises:
+        ValueError: the tokenizer has no action words, or has them elsewhere, or too few for the FAST tokenizer.
+    """
+
+    tells_config = True
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        chat_template=None,
+        statistics=None,
+        normalization_modes=None,
+        action_names=None,
+        prompt_template=None,
+        image_size=None,
+        resize_to_patches=False,
+        image_seq_len=None,
+        action_dim=None,
+        state_dim=None,
+        action_horizon=None,
+        fast=None,
+        token_offset=None,
+    ):
+        super().__init__(
+            image_processor,
+            tokenizer,
+            chat_template=chat_template,
+            statistics=statistics,
+            normalization_modes=normalization_modes,
+            action_names=action_names,
+            prompt_template=prompt_template,
+            image_size=image_size,
+            resize_to_patches=resize_to_patches,
+            image_seq_len=image_seq_len,
+            action_dim=action_dim,
+            state_dim=state_dim,
+            action_horizon=action_horizon,
+        )
+        self.fast = FastActionTokenizer.of(fast)
+        self.token_offset = action_token_offset(tokenizer)
+        if token_offset not in (None, self.token_offset):
+            raise ValueError(
+                f"the tokenizer has {action_word(0)} at id {self.token_offset}, this policy at {token_offset}: the "
+                "tokenizer is another backbone's. Take that of the backbone that the policy was trained with"
+            )
+        if self.fast.vocab_size > NUM_ACTION_TOKENS:
+            raise ValueError(
+                f"the FAST tokenizer has {self.fast.vocab_size} tokens, the backbone's tokenizer words for "
+                f"{NUM_ACTION_TOKENS}; fit one with vocab_size={NUM_ACTION_TOKENS} or less"
+            )
+
+    @classmethod
+    def config_fields(cls, tokenizer, fast=None) -> dict:
+        """Where the action tokens are, and what they spell."""
+        return {
+            "action_token_offset": action_token_offset(tokenizer),
+            "num_action_tokens": NUM_ACTION_TOKENS,
+            "fast_codebook": FastActionTokenizer.of(fast).codebook(),
+            **({} if tokenizer.eos_token_id is None else {"end_token_id": tokenizer.eos_token_id}),
+        }
+
+    @classmethod
+    def extend_tokenizer(cls, tokenizer) -> None:
+        """Give a plain backbone's tokenizer the action words that it lacks."""
+        add_action_tokens(tokenizer)
+
+    def _encode(self, images, prompts, actions):
+        for index, prompt in enumerate(prompts):
+            if action_word(0)[:-2] in prompt:
+                raise ValueError(
+                    f"the instruction of sample {index} contains {action_word(0)[:-2]!r}, an action token"
+                )
+        if actions is None:
+            return encode(self, images, prompts)
+        horizon = self.action_horizon or actions.shape[1]
+        answers = ["".join(map(action_word, ids)) for ids in self.fast.encode(actions[:, -horizon:])]
+        inputs = encode(self, images, prompts, answers)
+        inputs["labels"] = self._labels(inputs["input_ids"])
+        return inputs
+
+    def _labels(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The token ids (B, L) from the first action token to the end, -100 before."""
+        is_action = (input_ids >= self.token_offset) & (input_ids < self.token_offset + NUM_ACTION_TOKENS)
+        return input_ids.where(is_action.cumsum(dim=1) > 0, -100)
+
+    def to_dict(self) -> dict:
+        return super().to_dict() | {"fast": self.fast.to_dict()}
+
+
+__all__ = ["QwenFASTProcessor"]

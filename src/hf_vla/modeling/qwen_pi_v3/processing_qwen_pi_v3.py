@@ -1,0 +1,20 @@
+"""Processor of QwenPI_v3: the state is text in the prompt."""
+
+from ...processing.processing_vla import VLAProcessor
+
+
+class QwenPIV3Processor(VLAProcessor):
+    """Processor of [`QwenPIV3ForActionPrediction`]. The state's 256 bins are appended to the instruction, as in pi-0.5.
+
+    ```python
+    >>> from transformers import AutoProcessor
+
+    >>> processor = AutoProcessor.from_pretrained("StarVLA/Qwen3VL-PI_v3-Bridge-RT-1")  # doctest: +SKIP
+    >>> inputs = processor(images=front_view, text="open the drawer", unnorm_key="oxe_bridge")  # doctest: +SKIP
+    ```
+    """
+
+    state_in_prompt = True
+
+
+__all__ = ["QwenPIV3Processor"]

@@ -1,0 +1,73 @@
+"""What exists: the frameworks of this package and of its users, by name. Nothing is imported before it is asked for."""
+
+import importlib
+
+#: model_type -> stem of the class names; modules are modeling/T/{configuration,modeling,processing}_T.py
+FRAMEWORKS = {
+    "qwen_pi_v3": "QwenPIV3",
+    "qwen_pi": "QwenPI",
+    "qwen_gr00t": "QwenGR00T",
+    "qwen_dual": "QwenDual",
+    "qwen_oft": "QwenOFT",
+    "qwen_fast": "QwenFAST",
+}
+#: (model_type, kind) -> class, of the frameworks that users registered
+_REGISTERED: dict[tuple[str, str], type] = {}
+
+
+def register_framework(model_type: str, config: type, model: type, processor: type) -> None:
+    """Make a framework of your own known to `AutoConfig`, `AutoModel` and `AutoProcessor`, and to training recipes.
+
+    Args:
+        model_type: its name, the same as `config.model_type`.
+        config, model, processor: its classes: a `VLAConfig`, a `VLAPreTrainedModel`, a `VLAProcessor`.
+
+    Raises:
+        ValueError: the name is taken by a framework of hf_vla or a model of transformers, or is not the configuration's, or
+            the configuration is not the model's.
+    """
+    from transformers import AutoConfig, AutoModel, AutoProcessor
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    if model_type in FRAMEWORKS:
+        raise ValueError(f"{model_type!r} is a framework of hf_vla; give yours a name of its own")
+    AutoConfig.register(model_type, config)
+    AutoModel.register(config, model)
+    AutoProcessor.register(config, processor)
+    # AutoProcessor finds a class by its name and takes the oldest: not the one of a notebook's cell that ran before.
+    if (older := _REGISTERED.get((model_type, "config"), config)) is not config:
+        PROCESSOR_MAPPING._extra_content.pop(older)
+    classes = {"config": config, "model": model, "processor": processor}
+    _REGISTERED.update({(model_type, kind): cls for kind, cls in classes.items()})
+
+
+def frameworks() -> list[str]:
+    """The `model_type`s of all frameworks, registered ones included."""
+    return [*FRAMEWORKS, *(model_type for model_type, kind in _REGISTERED if kind == "config")]
+
+
+def class_of(model_type: str, kind: str) -> type:
+    """A framework's "config", "model" or "processor" class."""
+    if (model_type, kind) in _REGISTERED:
+        return _REGISTERED[model_type, kind]
+    stem = FRAMEWORKS[model_type]
+    module, name = {
+        "config": ("configuration", f"{stem}Config"),
+        "model": ("modeling", f"{stem}ForActionPrediction"),
+        "processor": ("processing", f"{stem}Processor"),
+    }[kind]
+    return getattr(importlib.import_module(f"{__package__}.modeling.{model_type}.{module}_{model_type}"), name)
+
+
+def model_type_of(processor_class: type) -> str:
+    """The framework that a processor class belongs to; the first, where several share one."""
+    for name, stem in FRAMEWORKS.items():
+        if processor_class.__name__ == f"{stem}Processor":
+            return name
+    for (name, kind), cls in _REGISTERED.items():
+        if kind == "processor" and cls is processor_class:
+            return name
+    raise ValueError(
+        f"{processor_class.__name__} belongs to no framework; register it with hf_vla.register_framework, or call from_vlm "
+        f"of a processor of {', '.join(frameworks())}"
+    )

@@ -1,0 +1,1 @@
+"""Robot types as data: names, normalisation modes, rotations, action representations. numpy only."""

@@ -1,0 +1,1 @@
+"""Training: the trainer, parameter groups, callbacks, checkpoints and resuming."""

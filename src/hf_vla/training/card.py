@@ -1,0 +1,74 @@
+"""What a trainer tells of its training in the policy's model card."""
+
+import os
+from pathlib import Path
+
+from ..cards.model_card import write_model_card
+from ..data import CoTrainingDataset, DatasetMixture
+
+
+def training_facts(trainer) -> dict[str, object]:
+    """The settings that make a training, and how far it came."""
+    args, state = trainer.args, trainer.state
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    losses = [row["loss"] for row in state.log_history if "loss" in row]
+    facts = {
+        "datasets": _datasets(_robots(trainer.train_dataset)),
+        "conversations": _conversations(trainer),
+        "steps": f"{state.global_step:,}, {batch} samples each",
+        "learning rate": f"{args.learning_rate:g}, {_text(args.lr_scheduler_type)}",
+        "learning rates of modules": _pairs(args.module_learning_rates),
+        "frozen": ", ".join(f"`{pattern}`" for pattern in args.freeze_modules or ()),
+        "optimizer": f"{_text(args.optim)}, weight decay {args.weight_decay:g}",
+        "started from": args.pretrained_checkpoint,
+        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else _text(trainer.model.dtype).split(".")[-1],
+        "seed": args.seed,
+        "loss at the end": f"{losses[-1]:.4g}" if losses else None,
+    }
+    return {name: value for name, value in facts.items() if value not in (None, "")}
+
+
+def write_training_card(trainer, folder: str | os.PathLike, **metadata) -> Path:
+    """Renew the card in a folder that the trainer saved the policy to; `metadata` as for `write_model_card`."""
+    dataset = _robots(trainer.train_dataset)
+    members = getattr(dataset, "datasets", [dataset])
+    repositories = [member.name for member in members if getattr(member, "revision", None)]  # folders have none
+    output = Path(trainer.args.output_dir)
+    return write_model_card(
+        folder,
+        name=trainer.hub_model_id or output.resolve().name,
+        metadata={"datasets": repositories or None} | metadata,
+        training=training_facts(trainer),
+        settings=output / "config.yaml",
+    )
+
+
+def _robots(dataset):
+    """The robot samples' dataset, of one that has conversations too."""
+    return getattr(dataset, "mixture", dataset)
+
+
+def _conversations(trainer) -> str | None:
+    if not isinstance(trainer.train_dataset, CoTrainingDataset):
+        return None
+    members = trainer.train_dataset.conversations.datasets
+    names = ", ".join(f"{getattr(member, 'name', member)} ({len(member):,})" for member in members)
+    return f"{names}; weight of their loss {trainer.args.vlm_loss_scale:g}"
+
+
+def _datasets(dataset) -> str:
+    if not isinstance(dataset, DatasetMixture):
+        return str(getattr(dataset, "name", ""))
+    shares = zip(dataset.datasets, dataset.probabilities, strict=True)
+    return ", ".join(f"{Path(str(member.name)).name} ({share:.0%})" for member, share in shares)
+
+
+def _pairs(mapping) -> str:
+    return ", ".join(f"`{pattern}` {rate:g}" for pattern, rate in (mapping or {}).items())
+
+
+def _text(value) -> str:
+    return str(getattr(value, "value", value))
+
+
+__all__ = ["training_facts", "write_training_card"]

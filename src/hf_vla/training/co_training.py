@@ -1,0 +1,67 @@
+"""Co-training in the Trainer: which settings go together, and the dataset and collator that give both kinds of samples."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from ..data import CoTrainingCollator, CoTrainingDataset
+from ..training_args.arguments import VLATrainingArguments
+from .engines import shards_weights
+
+
+def refuse_vlm_settings(args: VLATrainingArguments) -> None:
+    """Raise where co-training is described, but there are no conversations."""
+    if args.vlm_per_device_train_batch_size is not None:
+        raise ValueError(
+            "vlm_per_device_train_batch_size is set, but there are no conversations to co-train with; set vlm_dataset"
+        )
+
+
+def co_training(
+    model,
+    args: VLATrainingArguments,
+    train_dataset: Any,
+    vlm_dataset: Dataset | Sequence[Dataset],
+    collator,
+    processor,
+) -> tuple[CoTrainingDataset, CoTrainingCollator]:
+    """The dataset and the collator of a run that trains on robot samples and on conversations in each step.
+
+    Raises:
+        ValueError: a model or processor that can't, a training dataset that is no mixture, or a conversation that can't be
+            encoded.
+    """
+    policy = model.get_base_model() if hasattr(model, "get_base_model") else model  # beneath adapters
+    if "vlm_batch" not in inspect.signature(policy.forward).parameters:
+        raise ValueError(
+            f"{type(policy).__name__} can't be co-trained: its forward takes no vlm_batch. Let it take one and end with "
+            "`return self.with_language_model_loss(output, vlm_batch)`"
+        )
+    datasets = [vlm_dataset] if isinstance(vlm_dataset, Dataset) else list(vlm_dataset)
+    vla_batch_size = args.per_device_train_batch_size
+    both = CoTrainingDataset(
+        train_dataset, datasets, vla_batch_size, args.vlm_per_device_train_batch_size or vla_batch_size
+    )
+    collator = CoTrainingCollator(collator, processor)
+    collator.collate_conversations([both.conversations[0]])  # what can't be encoded shows now, not at some step
+    return both, collator
+
+
+def refuse_plain_text(dataset: Any, accelerator) -> None:
+    """Raise where processes would wait for each other forever: one without images calls no vision layer, others do.
+
+    With parameters sharded over processes, a layer's weights are gathered by all of them together when it is called.
+    """
+    if not isinstance(dataset, CoTrainingDataset) or accelerator.num_processes == 1:
+        return
+    plain = sum(getattr(member, "num_without_images", 0) for member in dataset.conversations.datasets)
+    if plain and shards_weights(accelerator):
+        raise ValueError(
+            f"{plain} of {len(dataset.conversations)} conversations have no image. FSDP and ZeRO-3 need every process to call "
+            "the same layers in every step; leave these conversations out, or train with DDP or ZeRO-2"
+        )
+
+
+__all__ = ["co_training", "refuse_plain_text", "refuse_vlm_settings"]

@@ -1,0 +1,136 @@
+"""Open-loop action error: what is fed, what is summed up for each sample, and which figures come out.
+
+A policy predicts the chunk of every evaluated frame; its distance from the recorded actions is averaged over the steps that are
+no padding. Per dimension it is in robot units, where dimensions can't be averaged (metres, radians, open or closed); their
+summary is in normalised units.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ..robots.robot_types import ROBOTS
+
+#: entries that `EvaluationCollator` adds to a batch
+EXTRAS = ("evaluation_index", "evaluation_key", "evaluation_actions")
+
+
+class Numbered(Dataset):
+    """A dataset whose items know their number, so that what is drawn for an item does not depend on its batch."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.dataset[index] | {"evaluation_index": index}
+
+
+class EvaluationCollator:
+    """A training batch, and beside it what its evaluation needs.
+
+    Adds `evaluation_index` (B,), `evaluation_key` (B,), positions of the items' statistics keys among the processor's sorted
+    ones, and `evaluation_actions` (B, T, D), the recorded actions in robot units, untouched by normalisation.
+    """
+
+    def __init__(self, collator: Any, processor: Any) -> None:
+        self.collator, self.processor = collator, processor
+
+    def __call__(self, items: list[dict[str, Any]]) -> Any:
+        batch = self.collator([{k: v for k, v in item.items() if k != "evaluation_index"} for item in items])
+        keys = sorted(self.processor.statistics)
+        batch["evaluation_index"] = torch.tensor([item["evaluation_index"] for item in items])
+        batch["evaluation_key"] = torch.tensor([keys.index(item["dataset"]) for item in items])
+        actions = np.stack([np.asarray(item["action"], dtype=np.float32) for item in items])
+        batch["evaluation_actions"] = torch.from_numpy(actions)
+        return batch
+
+
+def noise_of(indices: torch.Tensor, horizon: int, dim: int, seed: int) -> torch.Tensor:
+    """Gaussian noise (B, horizon, dim) that depends on the seed and on each sample's number alone."""
+    draws = [
+        torch.randn(horizon, dim, generator=torch.Generator().manual_seed(seed + index)) for index in indices.tolist()
+    ]
+    return torch.stack(draws)
+
+
+def sample_errors(
+    predicted: torch.Tensor, batch: dict[str, torch.Tensor], extras: dict[str, torch.Tensor], processor: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Absolute errors of each sample, summed over its steps that are no padding.
+
+    Args:
+        predicted: (B, H, D), normalised.
+        batch: the training batch, with `actions` (B, T, D) and maybe `action_mask` (B, T), of which the last H steps count.
+        extras: the `EXTRAS` of that batch.
+
+    Returns:
+        The sums in normalised units (B, D), those in robot units (B, D), and the numbers of steps (B,), on the batch's device.
+    """
+    horizon, device = predicted.shape[1], predicted.device
+    mask = batch.get("action_mask")
+    if mask is None:
+        mask = torch.ones(batch["actions"].shape[:2], dtype=torch.bool, device=device)
+    mask = mask[:, -horizon:, None]
+    normalized = (predicted.float() - batch["actions"][:, -horizon:].float()).abs()
+    names = sorted(processor.statistics)
+    keys = [names[i] for i in extras["evaluation_key"].tolist()]
+    actions = processor.unnormalize_actions(predicted.float().cpu(), keys)
+    robot = torch.from_numpy(actions).to(device) - extras["evaluation_actions"][:, -horizon:].to(device)
+    return (normalized * mask).sum(1), (robot.abs() * mask).sum(1), mask.sum((1, 2)).float()
+
+
+def action_errors(
+    normalized: np.ndarray, robot: np.ndarray, steps: np.ndarray, keys: np.ndarray, processor: Any
+) -> dict[str, float]:
+    """The figures of all samples together.
+
+    Args:
+        normalized, robot, steps, keys: (N, D), (N, D), (N,) and (N,) as `sample_errors` and `EvaluationCollator` give them.
+
+    Returns:
+        `action_error`: mean absolute error over all steps and dimensions, normalised units; with several statistics keys,
+        `action_error/KEY`, the same for each; `action_error/KEY/NAME`: of each dimension, in robot units (of a binary one,
+        the share of steps that are wrong).
+    """
+    steps = steps.astype(np.float64)
+
+    def summary(rows) -> float:
+        return float(normalized[rows].sum(dtype=np.float64) / (steps[rows].sum() * normalized.shape[1]))
+
+    names, present = sorted(processor.statistics), np.unique(keys).tolist()
+    errors = {"action_error": summary(slice(None))}
+    for key in present:
+        rows = keys == key
+        if len(present) > 1:
+            errors[f"action_error/{names[key]}"] = summary(rows)
+        per_dimension = robot[rows].sum(0, dtype=np.float64) / steps[rows].sum()
+        dimensions = action_names(processor, names[key], len(per_dimension))
+        errors |= {f"action_error/{names[key]}/{n}": float(e) for n, e in zip(dimensions, per_dimension, strict=True)}
+    return errors
+
+
+def metric_names(keys: Sequence[str], processor: Any) -> list[str]:
+    """Names of the figures that `action_errors` gives for data of these statistics keys."""
+    names = ["action_error"] + [f"action_error/{key}" for key in keys if len(keys) > 1]
+    for key in keys:
+        dim = len(processor.statistics[key]["action"]["mean"])
+        names += [f"action_error/{key}/{name}" for name in action_names(processor, key, dim)]
+    return names
+
+
+def action_names(processor: Any, key: str, dim: int) -> list[str]:
+    """Names of the action dimensions: the dataset's, else the robot type's, else their numbers."""
+    robot = ROBOTS.get(key)
+    for names in (processor.action_names.get(key), robot and robot.action_names):
+        if names and len(names) == dim and len(set(names)) == dim:
+            return list(names)
+    return [str(i) for i in range(dim)]
+
+
+__all__ = ["EXTRAS", "EvaluationCollator", "Numbered", "action_errors", "metric_names", "noise_of", "sample_errors"]

@@ -1,0 +1,162 @@
+"""`ResumableTrainer`: transformers' `Trainer` whose runs, stopped at any time, go on as if they had not been."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, Trainer, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import rotate_checkpoints
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
+
+from .checkpointing import SAVING, commit, find_checkpoint, read_run, remove_unfinished
+from .run_fingerprint import check_same_run, describe_run, follows_mixture, warn_of_changes
+
+logger = logging.get_logger(__name__)
+
+
+class ResumableTrainer(Trainer):
+    """Adds to the Trainer's model, optimizer, scheduler and random states what an exact resume needs besides.
+
+    * A checkpoint is complete or absent, see `checkpointing`, and belongs to one run, see `fingerprint`.
+    * The sums of which the next log's means are made are saved too.
+    * A `DatasetMixture` is read in order and in whole global batches, so that a step's samples depend on its number alone,
+      not on the number of processes or workers. A resumed run begins reading where it stopped.
+    """
+
+    _saving = False
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """As the Trainer's; `resume_from_checkpoint` as in `find_checkpoint`.
+
+        Raises:
+            ValueError: no complete checkpoint, or one of another run.
+        """
+        self._run = describe_run(self)
+        checkpoint = find_checkpoint(self.args.output_dir, resume_from_checkpoint)
+        if checkpoint is not None:
+            check_same_run(checkpoint, self._run)
+            warn_of_changes(checkpoint, self._run)
+            logger.warning(f"resuming from {checkpoint}")
+        if self.args.should_save:
+            remove_unfinished(self.args.output_dir)
+        return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+
+    def running_losses(self) -> dict[str, Any]:
+        """This process's sums since the last log, as JSON; with `load_running_losses`, for subclasses that have some."""
+        return {}
+
+    def load_running_losses(self, state: dict[str, Any]) -> None:
+        """Take over what `running_losses` gave."""
+
+    def _get_train_sampler(self, train_dataset=None):
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not follows_mixture(dataset):
+            return super()._get_train_sampler(train_dataset)
+        return whole_batches(len(dataset), self.get_total_train_batch_size(self.args))
+
+    def _get_dataloader(self, *args, **kwargs):
+        # Starting a loader draws a seed for its workers: from torch's global generator it would be one number more in a
+        # run that was resumed than in one whose persistent workers are still there.
+        loader = super()._get_dataloader(*args, **kwargs)
+        loader.base_dataloader.generator = torch.Generator().manual_seed(self.args.seed)
+        return loader
+
+    def _get_output_dir(self, trial) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, SAVING) if self._saving else folder
+
+    def _save_checkpoint(self, model, trial) -> None:
+        run_dir, name = self._get_output_dir(trial), f"checkpoint-{self.state.global_step}"
+        temporary, final = Path(run_dir, SAVING, name), Path(run_dir, name)
+        if self.args.should_save:
+            shutil.rmtree(temporary.parent, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saving = False
+        self.accelerator.wait_for_everyone()
+        if self.state.best_model_checkpoint == str(temporary):
+            self.state.best_model_checkpoint = str(final)
+        if self.args.should_save:
+            self.state.save_to_json(str(temporary / TRAINER_STATE_NAME))
+            commit(temporary, final, self._run)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+        if self.args.should_save:
+            rotate_checkpoints(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self._saving:  # after the renaming, as it goes on in the background
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        state = {"loss": self._tr_loss.item(), "logged_at": self._globalstep_last_logged, **self.running_losses()}
+        self._losses_file(output_dir).write_text(json.dumps(state))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Called once in a resumed run, after its first batch is read and before the first step."""
+        if checkpoint is None:
+            return
+        if read_run(checkpoint)["processes"]["world_size"] != self.args.world_size:
+            logger.warning("the number of processes has changed: each draws noise and dropout from a new seed")
+            set_seed(self.args.seed + 1000 * self.state.global_step + self.args.process_index)
+            return
+        super()._load_rng_state(checkpoint)
+        state = json.loads(self._losses_file(checkpoint).read_text())
+        self._tr_loss = torch.tensor(state.pop("loss"), device=self._tr_loss.device)
+        self._globalstep_last_logged = state.pop("logged_at")
+        # What `train` returns is the mean of the steps since the resume.
+        self._total_loss_scalar -= self._tr_loss.item()
+        self.load_running_losses(state)
+
+    def _losses_file(self, folder: str) -> Path:
+        return Path(folder, f"running_losses_{self.args.process_index}.json")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        if self._holds_all_weights(resume_from_checkpoint):
+            load_weights(self.model, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self._holds_all_weights(self.state.best_model_checkpoint):
+            logger.warning(f"the best checkpoint is {self.state.best_model_checkpoint}")
+            load_weights(self.model, self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
+    def _holds_all_weights(self, checkpoint: str) -> bool:
+        """Whether it is what `save_pretrained` has written: no adapter, no shards of DeepSpeed or FSDP."""
+        plain = not (self.is_deepspeed_enabled or self.is_fsdp_enabled) and isinstance(self.model, PreTrainedModel)
+        files = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+        return plain and any(os.path.isfile(os.path.join(checkpoint, file)) for file in files)
+
+
+def load_weights(model: PreTrainedModel, checkpoint: str) -> None:
+    """Copy the weights that `save_pretrained` has written into a model of the same classes.
+
+    By `from_pretrained`: the Trainer takes the names in the file for the model's, which they are not for every backbone
+    (Qwen2.5-VL's vision tower is saved under older names), and leaves with a warning what it does not find.
+    """
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32  # which holds any of them exactly
+    model.load_state_dict(type(model).from_pretrained(checkpoint, dtype=dtype).state_dict())
+
+
+def whole_batches(size: int, batch: int) -> range | list[int]:
+    """Items of an epoch of `size`, in order, without the rest that fills no global batch; a mixture draws new ones anyway.
+
+    Less than a batch is repeated to one.
+    """
+    return range(size // batch * batch) if size >= batch else [i % size for i in range(batch)]
+
+
+__all__ = ["ResumableTrainer", "whole_batches"]

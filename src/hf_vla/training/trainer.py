@@ -1,0 +1,248 @@
+"""`VLATrainer`: transformers' `Trainer` with a learning rate a module, frozen modules, averaged weights; all of it logged."""
+
+import contextlib
+import copy
+import os
+from collections import defaultdict
+
+import torch
+
+from ..data import DatasetMixture, VLADataCollator
+from ..training_args.arguments import VLATrainingArguments
+from . import engines, loss_weights
+from .card import write_training_card
+from .co_training import co_training, refuse_plain_text, refuse_vlm_settings
+from .ema import EMA_FILE, EMACallback, WeightAverage, check_engine
+from .evaluation import EvaluatingTrainer
+from .frozen import FrozenInEval
+from .guards import FiniteLossGuard
+from .kernels import apply_liger_to_backbone
+from .parameter_groups import decayed_parameters, split_by_rate
+from .patterns import DEFAULT_GROUP, freeze, rate_groups
+from .records import GroupRecorder
+from .resuming import ResumableTrainer
+from .run_log import LossPlotCallback, ShortRunCallback, SummaryCallback
+from .schedules import check_schedule, final_rate, schedule_per_group
+from .starting import load_pretrained, set_repeated_diffusion_steps
+
+
+class VLATrainer(EvaluatingTrainer, ResumableTrainer):
+    """Trains a policy.
+
+    Args:
+        model: a policy model.
+        args: [`VLATrainingArguments`].
+        train_dataset: items as `LeRobotDataset` and `DatasetMixture` give them.
+        vlm_dataset: a `LlavaDataset` or several, to co-train with: each step then also trains the backbone's language on
+            `args.vlm_per_device_train_batch_size` conversations, weighted by `args.vlm_loss_scale`. `train_dataset` must be
+            a `DatasetMixture`.
+        processing_class: the policy's processor; saved with every checkpoint.
+        data_collator: by default `VLADataCollator(processing_class)`.
+        kwargs: as for [`~hf_vla.training.evaluation.EvaluatingTrainer`] and `Trainer`.
+    """
+
+    def __init__(
+        self,
+        model=None,
+        args: VLATrainingArguments | None = None,
+        *,
+        processing_class=None,
+        vlm_dataset=None,
+        **kwargs,
+    ):
+        if not isinstance(args, VLATrainingArguments):
+            raise ValueError(f"args is a {type(args).__name__}; give VLATrainingArguments(output_dir=…)")
+        if kwargs.get("data_collator") is None:
+            if processing_class is None:
+                raise ValueError("pass the policy's processor as processing_class, or a data_collator")
+            kwargs["data_collator"] = VLADataCollator(processing_class)
+        if args.pretrained_checkpoint:
+            load_pretrained(model, args.pretrained_checkpoint, args.reload_modules)
+        if args.freeze_modules:
+            freeze(model, args.freeze_modules)
+        if args.repeated_diffusion_steps is not None:
+            set_repeated_diffusion_steps(model, args.repeated_diffusion_steps)
+        if args.use_liger_kernel:
+            apply_liger_to_backbone(model, args.liger_kernel_config)
+            # Done; in evaluation the Trainer would pass the model an argument that Liger's own models have.
+            args = copy.copy(args)
+            args.use_liger_kernel = False
+        self._check_rates(model, args, **kwargs)
+        if isinstance(kwargs.get("train_dataset"), DatasetMixture):
+            # A mixture's items are random draws already; in order, they are the same under any number of workers and
+            # ranks, and a resumed run goes on where it stopped.
+            args.train_sampling_strategy = "sequential"
+        if vlm_dataset is None:
+            refuse_vlm_settings(args)
+        else:
+            kwargs["train_dataset"], kwargs["data_collator"] = co_training(
+                model, args, kwargs.get("train_dataset"), vlm_dataset, kwargs["data_collator"], processing_class
+            )
+        self.group_names: list[str] = []
+        self._frozen = FrozenInEval()
+        self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(()))
+        self._count = 0
+        self._guard = FiniteLossGuard()
+        self._mean_counts: torch.Tensor | None = None
+        engines.prepare_arguments(args)
+        super().__init__(model, args, processing_class=processing_class, **kwargs)
+        engines.prepare_accelerator(self.accelerator, self.model)
+        refuse_plain_text(self.train_dataset, self.accelerator)
+        self._recorder = GroupRecorder(self)
+        self.ema = None
+        if args.ema_decay is not None:
+            check_engine(self)
+            self.ema = WeightAverage(args.ema_decay, args.ema_update_every)
+            self.add_callback(EMACallback(self.ema))
+        for callback in (self._recorder, ShortRunCallback, LossPlotCallback, SummaryCallback, engines.OwnDraws):
+            self.add_callback(callback)
+
+    @staticmethod
+    def _check_rates(model, args: VLATrainingArguments, optimizers=(None, None), **_) -> None:
+        """Found out now rather than when optimizer and scheduler are made."""
+        rates = args.module_learning_rates or {}
+        groups = rate_groups(model, rates)
+        if optimizers[0] is not None and rates:
+            raise ValueError("module_learning_rates have no effect on an optimizer that is passed in; leave one out")
+        used = {DEFAULT_GROUP: args.learning_rate, **rates}
+        used = {group: rate for group, rate in used.items() if group in groups.values()}
+        steps = max(args.max_steps, 1)
+        if optimizers[1] is None:
+            check_schedule(args.lr_scheduler_type, args.lr_scheduler_kwargs, used, args.get_warmup_steps(steps), steps)
+
+    def get_decay_parameter_names(self, model) -> list[str]:
+        """Matrices and kernels; see [`~hf_vla.training.parameter_groups.decayed_parameters`]."""
+        return decayed_parameters(model)
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """As the Trainer's, with parameter groups for each learning rate, with and without weight decay."""
+        made, rates = self.optimizer is None, self.args.module_learning_rates or {}
+        optimizer = super().create_optimizer(model)
+        model = self.model if model is None else model
+        if made:
+            self.group_names = split_by_rate(optimizer, model, rate_groups(model, rates), rates)
+        elif rates and not self.group_names:
+            raise ValueError(
+                "module_learning_rates have no effect on the optimizer of DeepSpeed's configuration; take its section "
+                "`optimizer` out, and the one of the training arguments (optim) is used"
+            )
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        """As the Trainer's; schedules that end at a rate (`min_lr`, `lr_end`) end at it in every parameter group."""
+        args = self.args
+        if self.lr_scheduler is None and final_rate(args.lr_scheduler_type, args.lr_scheduler_kwargs) is not None:
+            optimizer = self.optimizer if optimizer is None else optimizer
+            warmup = args.get_warmup_steps(num_training_steps)
+            self.lr_scheduler = schedule_per_group(
+                args.lr_scheduler_type, optimizer, warmup, num_training_steps, args.lr_scheduler_kwargs
+            )
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _build_accelerator_args(self, **kwargs) -> dict:
+        """With `torch_compile`, compiles the repeated blocks of backbone and head one by one.
+
+        As one graph, a backbone breaks in tens of places, where its images' sizes decide.
+        """
+        options = super()._build_accelerator_args(**kwargs)
+        options["dynamo_plugin"].use_regional_compilation = True
+        return options
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._mean_counts = loss_weights.mean_counts(self.model, batches, self.accelerator)
+        return batches, num_items
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if model.training:
+            self._frozen.apply(model)
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if model.training:
+            weights = loss_weights.weights(self.model, inputs, self._mean_counts)
+            for name, scale in (("action_loss", 1.0), ("vlm_loss", self.args.vlm_loss_scale)):
+                if (value := outputs.get(name)) is not None:
+                    if self._mean_counts is not None or scale != 1:
+                        loss = loss + (scale * weights[name] - 1) * value  # in the model's loss it has weight 1
+                    self._sums[name] = self._sums[name].to(value.device) + value.detach() * weights[name]
+            self._count += 1
+            self._guard.observe(self, loss)
+        return (loss, outputs) if return_outputs else loss
+
+    def ema_weights(self) -> contextlib.AbstractContextManager:
+        """A context in which the model has the averaged weights, where `ema_decay` is set; else nothing changes."""
+        return contextlib.nullcontext() if self.ema is None else self.ema.used_by(self.model)
+
+    def evaluate(self, *args, **kwargs):
+        with self.ema_weights():
+            return super().evaluate(*args, **kwargs)
+
+    def evaluation_loop(self, *args, **kwargs):
+        with self.ema_weights():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the Trainer's, with the averaged weights where `ema_decay` is set; the model card tells of the training.
+
+        A checkpoint has the weights in training, and the average beside them.
+        """
+        with contextlib.nullcontext() if self._saving else self.ema_weights():
+            super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            write_training_card(self, output_dir or self.args.output_dir)
+            if self._saving and self.ema is not None:
+                self.ema.save(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        if self.ema is not None:
+            self.ema.load(checkpoint, self.model)
+        elif os.path.isfile(os.path.join(checkpoint, EMA_FILE)):
+            raise ValueError(
+                f"{checkpoint} was trained with ema_decay; set it to resume, or start a new run from its weights with "
+                "pretrained_checkpoint"
+            )
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.ema is not None:
+            self.ema.load(self.state.best_model_checkpoint, self.model)
+
+    def create_model_card(
+        self, language=None, license=None, tags=None, model_name=None, finetuned_from=None, dataset_tags=None, **others
+    ) -> None:
+        """Renew the policy's card, which `push_to_hub` does too; the arguments go into its metadata."""
+        if given := [name for name, value in others.items() if value is not None]:
+            raise TypeError(f"a policy's model card has no place for {', '.join(given)}")
+        metadata = {"language": language, "license": license, "tags": tags, "model_name": model_name}
+        metadata |= {"base_model": finetuned_from} | ({"datasets": dataset_tags} if dataset_tags else {})
+        if self.is_world_process_zero():
+            write_training_card(self, self.args.output_dir, **metadata)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """The last that is called before each optimizer step."""
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self._guard.check(self, grad_norm)
+        return grad_norm
+
+    def running_losses(self) -> dict:
+        return {"count": self._count, "sums": {name: total.item() for name, total in self._sums.items()}}
+
+    def load_running_losses(self, state: dict) -> None:
+        self._count = state["count"]
+        self._sums.update({name: torch.tensor(total) for name, total in state["sums"].items()})
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds each loss's mean since the last log, over all processes, and each group's learning rate and gradient norm."""
+        if "loss" in logs:
+            for name, total in self._sums.items():
+                logs[name] = (self.accelerator.reduce(total.float(), reduction="mean") / self._count).item()
+            self._sums.clear()
+            self._count = 0
+            logs |= self._recorder.logs(logs.get("grad_norm"), self.args.max_grad_norm)
+        super().log(logs, start_time)
+
+
+__all__ = ["LossPlotCallback", "VLATrainer"]
