@@ -1,0 +1,83 @@
+"""The package's layers: imports run downward only, and no files import each other in a circle; lazy imports count too."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+#: From the bottom up; rooms of one layer do not import each other. A framework's folder is above what all frameworks share.
+LAYERS = (
+    ("utils", "registry", "hub", "transformers_internals"),
+    ("robots",),
+    ("cards", "data"),
+    ("checkpoints",),
+    ("processing",),
+    ("modeling",),
+    ("a framework",),
+    ("inference",),
+    ("evaluation", "serving"),
+    ("training_args",),
+    ("training",),
+    ("demo",),
+    ("commands",),
+    ("auto", "__main__"),
+)
+LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+UNDER_REPAIR = {
+    "hf_vla.checkpoints.base_vlm -> hf_vla.modeling.qwen_fast.action_tokenizer",
+    "hf_vla.checkpoints.base_vlm -> hf_vla.processing.image_layouts",
+    "hf_vla.checkpoints.new_backbone -> hf_vla.processing.new_tokenizer",
+    "hf_vla.checkpoints.starvla -> hf_vla.modeling.qwen_fast.action_tokenizer",
+    "hf_vla.checkpoints.starvla_frameworks -> hf_vla.modeling.qwen_dual",
+    "hf_vla.checkpoints.starvla_frameworks -> hf_vla.modeling.qwen_dual.dinov2_names",
+    "hf_vla.training_args.arguments -> hf_vla.training.run_log",
+    "hf_vla.training_args.peft -> hf_vla.training.adapted_policy",
+    "hf_vla.training_args.peft -> hf_vla.training.patterns",
+}
+MODULES = {
+    ".".join(file.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): file
+    for file in (SOURCE / "hf_vla").rglob("*.py")
+}
+IMPORTS = {}
+for module, file in MODULES.items():
+    package = (module if file.name == "__init__.py" else module.rpartition(".")[0]).split(".")
+    IMPORTS[module] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            IMPORTS[module] |= {alias.name for alias in node.names} & MODULES.keys()
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*above, *filter(None, [node.module])])
+            names = {f"{source}.{alias.name}" for alias in node.names}
+            IMPORTS[module] |= (
+                (names | {source}) & MODULES.keys() if names & MODULES.keys() else {source} & MODULES.keys()
+            )
+
+
+def room(module: str) -> str:
+    _, first, *rest = [*module.split("."), ""]
+    return (
+        "a framework"
+        if first == "modeling" and MODULES.get(f"hf_vla.modeling.{rest[0]}", SOURCE).name == "__init__.py"
+        else first
+    )
+
+
+def test_every_room_has_a_layer():
+    assert {room(module) for module in MODULES if module != "hf_vla"} <= LEVEL.keys()
+
+
+def test_imports_run_downward():
+    upward = {
+        f"{module} -> {target}"
+        for module, targets in IMPORTS.items()
+        for target in targets
+        if "hf_vla" not in (module, target) and room(module) != room(target)
+        if LEVEL[room(target)] >= LEVEL[room(module)]
+    }
+    assert upward <= UNDER_REPAIR, "\n".join(sorted(upward - UNDER_REPAIR))
+
+
+def test_no_circles():
+    packages = {module for module, file in MODULES.items() if file.name == "__init__.py"}
+    TopologicalSorter({m: t - packages - {m} for m, t in IMPORTS.items() if m not in packages}).prepare()
