@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-from hf_vla.registration import FRAMEWORKS, class_of
+from hf_vla.registry import FRAMEWORKS, class_of
 for model_type in FRAMEWORKS:
     config = class_of(model_type, "config")
     assert CONFIG_MAPPING[model_type] is config

@@ -15,14 +15,14 @@ from .registry import FRAMEWORKS, class_of, frameworks
 
 def understand_native_repositories(auto_config) -> None:
     """Let `AutoConfig.from_pretrained` read a native repository; AutoModel and AutoProcessor follow, as they ask it first."""
-    from .checkpoints.starvla import NATIVE_KWARGS, find_repository
-
     original = auto_config.from_pretrained.__func__
     if getattr(original, "_reads_starvla", False):
         return
 
     @functools.wraps(original)
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        from .checkpoints.starvla import NATIVE_KWARGS, find_repository
+
         try:
             return original(cls, pretrained_model_name_or_path, **kwargs)
         except (OSError, ValueError):
@@ -50,13 +50,13 @@ def understand_adapters(auto_model) -> None:
 
     transformers would take the base's, which may be a plain vision-language model.
     """
-    from .checkpoints.adapters import find_adapter
-
     original = auto_model.from_pretrained.__func__
     if getattr(original, "_reads_adapters", False):
         return
 
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        from .checkpoints.adapters import find_adapter
+
         adapter = find_adapter(pretrained_model_name_or_path, **{**kwargs, "adapter_kwargs": None})
         if adapter is None or adapter.model_type not in frameworks():
             return original(cls, pretrained_model_name_or_path, *args, **kwargs)
@@ -116,6 +116,15 @@ class _Loaded(Loader):
         module.__spec__, module.__loader__ = self.spec, self.spec.loader
 
 
+#: How the names of modules begin that define such classes -> the Auto classes' module that they need whole
+_NEEDS = {
+    "configuration": "configuration_auto",
+    "processing": "processing_auto",
+    "modeling": "modeling_auto",
+    "dino": "modeling_auto",
+}
+
+
 def _auto_module_before(fullname: str) -> str | None:
     """The Auto classes' module to load before `fullname`, so that registering ours with them finds no half-imported module.
 
@@ -124,10 +133,10 @@ def _auto_module_before(fullname: str) -> str | None:
     if fullname == "transformers.modeling_layers":
         return "modeling_auto"
     package, _, name = fullname.rpartition(".")
-    if not f"{package}.".startswith(f"{__package__}.modeling.") or name in FRAMEWORKS:
-        return None
-    kind = name.partition("_")[0]
-    return {"configuration": "configuration_auto", "processing": "processing_auto"}.get(kind, "modeling_auto")
+    shared = f"{__package__}.modeling"
+    if package == shared and name not in FRAMEWORKS:
+        return _NEEDS.get(name.partition("_")[0], "modeling_auto")
+    return _NEEDS.get(name.partition("_")[0]) if package.startswith(f"{shared}.") else None
 
 
 class _AfterImport(MetaPathFinder):
