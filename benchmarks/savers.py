@@ -22,7 +22,8 @@ from full_size import IMAGE_TOKEN, QWEN3_VL_4B, VISION_END, VISION_START, batch_
 from transformers import AutoModel
 
 from hf_vla import QwenPIV3Config, QwenPIV3ForActionPrediction
-from hf_vla.training_args.peft import PeftArguments, add_adapter
+from hf_vla.training.lora import add_adapter
+from hf_vla.training_args.peft import PeftArguments
 
 # An eighth of Qwen3-VL-4B's layers' width and a third of their number, and a vocabulary that does not outweigh them.
 SMALL = {

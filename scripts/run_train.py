@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         from hf_vla.training.trainer import VLATrainer
         from hf_vla.training_args.arguments import VLATrainingArguments
         from hf_vla.training_args.evaluation_arguments import EvaluationArguments
-        from hf_vla.training_args.peft import PeftArguments, add_adapter
+        from hf_vla.training_args.peft import PeftArguments
         from hf_vla.training_args.recipe import DataArguments, PolicyArguments, build
 
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -68,6 +68,8 @@ def main(argv: list[str] | None = None) -> None:
         hold_out, rollouts = HoldOut(evaluation), closed_loop(evaluation)
         model, processor, dataset = build(policy, data, args.seed, hold_out, **peft.loading_options(policy, args))
         if peft.use_peft:
+            from hf_vla.training.lora import add_adapter
+
             model = add_adapter(model, policy, peft)
         held_out = hold_out.frames(dataset, data.columns)
         output = Path(args.output_dir)

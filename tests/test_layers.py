@@ -30,9 +30,6 @@ UNDER_REPAIR = {
     "hf_vla.checkpoints.starvla -> hf_vla.modeling.qwen_fast.action_tokenizer",
     "hf_vla.checkpoints.starvla_frameworks -> hf_vla.modeling.qwen_dual",
     "hf_vla.checkpoints.starvla_frameworks -> hf_vla.modeling.qwen_dual.dinov2_names",
-    "hf_vla.training_args.arguments -> hf_vla.training.run_log",
-    "hf_vla.training_args.peft -> hf_vla.training.adapted_policy",
-    "hf_vla.training_args.peft -> hf_vla.training.patterns",
 }
 MODULES = {
     ".".join(file.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): file

@@ -9,7 +9,8 @@ from golden_cases import base_vlm
 from transformers import AutoModel, AutoProcessor
 
 from hf_vla import QwenOFTForActionPrediction
-from hf_vla.training_args.peft import PeftArguments, add_adapter
+from hf_vla.training.lora import add_adapter
+from hf_vla.training_args.peft import PeftArguments
 from hf_vla.training_args.recipe import PolicyArguments
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "merge_adapter.py"

@@ -17,10 +17,11 @@ from hf_vla import Policy
 from hf_vla.checkpoints.adapted_modules import merge, plain_name
 from hf_vla.commands.dataclass_parser import parse_dataclasses
 from hf_vla.registry import FRAMEWORKS, class_of
+from hf_vla.training.lora import add_adapter
 from hf_vla.training.patterns import freeze, learning_rates
 from hf_vla.training.trainer import VLATrainer
 from hf_vla.training_args.arguments import VLATrainingArguments
-from hf_vla.training_args.peft import PeftArguments, add_adapter
+from hf_vla.training_args.peft import PeftArguments
 from hf_vla.training_args.recipe import DataArguments, PolicyArguments, build
 
 HEAD = {"attention_head_dim": 16, "num_future_tokens": 2, "repeated_diffusion_steps": 2}

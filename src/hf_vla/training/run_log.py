@@ -1,7 +1,6 @@
-"""What a run leaves of itself beside its checkpoints: `summary.jsonl`, `loss.png`, `config.yaml`; where else it may report to."""
+"""What a run leaves of itself beside its checkpoints: `summary.jsonl`, `loss.png`, `config.yaml`."""
 
 import dataclasses
-import importlib.util
 import json
 import os
 import time
@@ -18,28 +17,8 @@ from .curves import plot_curves
 
 logger = logging.get_logger(__name__)
 
-#: value of `report_to` -> packages of which one is needed; the first is what to install
-REPORT_PACKAGES = {
-    "tensorboard": ("tensorboard", "tensorboardX"),
-    "wandb": ("wandb",),
-    "trackio": ("trackio",),
-    "mlflow": ("mlflow",),
-    "swanlab": ("swanlab",),
-    "comet_ml": ("comet_ml",),
-}
 # Of this start alone: a run that goes on from a checkpoint is the same run, and to repeat it is to repeat all of it.
 _NOT_RECORDED = ("resume_from_checkpoint", "overwrite_output_dir")
-
-
-def check_report_to(report_to: str | Sequence[str] | None) -> None:
-    """Raise an ImportError where a package that `report_to` needs is not installed: now, not when training begins."""
-    for name in [report_to] if isinstance(report_to, str) else report_to or ():
-        packages = REPORT_PACKAGES.get(name, ())
-        if packages and not any(importlib.util.find_spec(package) for package in packages):
-            raise ImportError(
-                f"report_to names {name}, which is not installed; run pip install {packages[0].replace('_', '-')}, or "
-                "leave it out: summary.jsonl and loss.png are written anyway"
-            )
 
 
 class ShortRunCallback(TrainerCallback):
@@ -159,7 +138,6 @@ __all__ = [
     "ShortRunCallback",
     "LossPlotCallback",
     "SummaryCallback",
-    "check_report_to",
     "read_summary",
     "write_run_config",
 ]

@@ -1,12 +1,22 @@
 """`VLATrainingArguments`: transformers' `TrainingArguments` and what policies need beside them."""
 
+import importlib.util
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from ..training.run_log import check_report_to
+#: value of `report_to` -> packages of which one is needed; the first is what to install
+REPORT_PACKAGES = {
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "wandb": ("wandb",),
+    "trackio": ("trackio",),
+    "mlflow": ("mlflow",),
+    "swanlab": ("swanlab",),
+    "comet_ml": ("comet_ml",),
+}
 
 
 @dataclass
@@ -148,6 +158,17 @@ class VLATrainingArguments(TrainingArguments):
             raise ValueError(f"ema_update_every is {self.ema_update_every}; it must be at least 1")
         if self.label_names is None:
             self.label_names = ["actions"]
+
+
+def check_report_to(report_to: str | Sequence[str] | None) -> None:
+    """Raise an ImportError where a package that `report_to` needs is not installed: now, not when training begins."""
+    for name in [report_to] if isinstance(report_to, str) else report_to or ():
+        packages = REPORT_PACKAGES.get(name, ())
+        if packages and not any(importlib.util.find_spec(package) for package in packages):
+            raise ImportError(
+                f"report_to names {name}, which is not installed; run pip install {packages[0].replace('_', '-')}, or "
+                "leave it out: summary.jsonl and loss.png are written anyway"
+            )
 
 
 def accumulation_steps(global_batch: int, per_device: int, given: int = 1) -> int:
