@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from hf_vla import Policy, QwenGR00TForActionPrediction
-from hf_vla.checkpoints.new_backbone import write_new_backbone
+from hf_vla.processing.new_backbone import write_new_backbone
 
 
 def build(width: int, layers: int) -> Policy:

@@ -15,8 +15,8 @@ import yaml
 from transformers import AutoProcessor
 
 from hf_vla import Policy
-from hf_vla.checkpoints.new_backbone import write_new_backbone
 from hf_vla.checkpoints.sources import check_source
+from hf_vla.processing.new_backbone import write_new_backbone
 from hf_vla.registry import class_of
 from hf_vla.robots.robot_types import ROBOTS
 

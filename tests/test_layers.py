@@ -23,14 +23,6 @@ LAYERS = (
     ("auto", "__main__"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-UNDER_REPAIR = {
-    "hf_vla.checkpoints.base_vlm -> hf_vla.modeling.qwen_fast.action_tokenizer",
-    "hf_vla.checkpoints.base_vlm -> hf_vla.processing.image_layouts",
-    "hf_vla.checkpoints.new_backbone -> hf_vla.processing.new_tokenizer",
-    "hf_vla.checkpoints.starvla -> hf_vla.modeling.qwen_fast.action_tokenizer",
-    "hf_vla.checkpoints.starvla_frameworks -> hf_vla.modeling.qwen_dual",
-    "hf_vla.checkpoints.starvla_frameworks -> hf_vla.modeling.qwen_dual.dinov2_names",
-}
 MODULES = {
     ".".join(file.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): file
     for file in (SOURCE / "hf_vla").rglob("*.py")
@@ -72,7 +64,7 @@ def test_imports_run_downward():
         if "hf_vla" not in (module, target) and room(module) != room(target)
         if LEVEL[room(target)] >= LEVEL[room(module)]
     }
-    assert upward <= UNDER_REPAIR, "\n".join(sorted(upward - UNDER_REPAIR))
+    assert not upward, "\n".join(sorted(upward))
 
 
 def test_no_circles():

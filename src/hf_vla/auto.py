@@ -116,12 +116,13 @@ class _Loaded(Loader):
         module.__spec__, module.__loader__ = self.spec, self.spec.loader
 
 
-#: How the names of modules begin that define such classes -> the Auto classes' module that they need whole
+#: How the names of modules begin that define such classes -> the Auto classes' module that they need whole, if any
 _NEEDS = {
     "configuration": "configuration_auto",
     "processing": "processing_auto",
     "modeling": "modeling_auto",
     "dino": "modeling_auto",
+    "starvla": None,
 }
 
 

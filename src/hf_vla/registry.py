@@ -1,6 +1,7 @@
 """What exists: the frameworks of this package and of its users, by name. Nothing is imported before it is asked for."""
 
 import importlib
+from typing import Any
 
 #: model_type -> stem of the class names; modules are modeling/T/{configuration,modeling,processing}_T.py
 FRAMEWORKS = {
@@ -11,34 +12,49 @@ FRAMEWORKS = {
     "qwen_oft": "QwenOFT",
     "qwen_fast": "QwenFAST",
 }
-#: (model_type, kind) -> class, of the frameworks that users registered
-_REGISTERED: dict[tuple[str, str], type] = {}
+#: StarVLA's `framework.name` -> model_type; mappings are modeling/T/starvla_T.MAPPING. The first of several is written.
+STARVLA_NAMES = {
+    "QwenPI_v3": "qwen_pi_v3",
+    "QwenPI": "qwen_pi",
+    "QwenFM": "qwen_pi",
+    "QwenGR00T": "qwen_gr00t",
+    "QwenDual": "qwen_dual",
+    "QwenOFT": "qwen_oft",
+    "QwenFast": "qwen_fast",
+}
+#: (model_type, kind) -> class, or mapping to StarVLA's format, of the frameworks that users registered
+_REGISTERED: dict[tuple[str, str], Any] = {}
 
 
-def register_framework(model_type: str, config: type, model: type, processor: type) -> None:
+def register_framework(model_type: str, config: type, model: type, processor: type, starvla=None) -> None:
     """Make a framework of your own known to `AutoConfig`, `AutoModel` and `AutoProcessor`, and to training recipes.
 
     Args:
         model_type: its name, the same as `config.model_type`.
         config, model, processor: its classes: a `VLAConfig`, a `VLAPreTrainedModel`, a `VLAProcessor`.
+        starvla: a [`~hf_vla.checkpoints.starvla_mapping.StarVLAMapping`], if StarVLA (or a fork of it) has the framework
+            too: its native checkpoints can then be loaded and written.
 
     Raises:
-        ValueError: the name is taken by a framework of hf_vla or a model of transformers, or is not the configuration's, or
-            the configuration is not the model's.
+        ValueError: the name is taken by a framework of hf_vla or a model of transformers, or is not the configuration's; the
+            configuration is not the model's; or another framework has one of the mapping's names.
     """
     from transformers import AutoConfig, AutoModel, AutoProcessor
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
     if model_type in FRAMEWORKS:
         raise ValueError(f"{model_type!r} is a framework of hf_vla; give yours a name of its own")
+    names = () if starvla is None else starvla.names
+    if taken := [name for name in names if starvla_frameworks().get(name, model_type) != model_type]:
+        raise ValueError(f"StarVLA's framework {taken[0]!r} is mapped already, to {starvla_frameworks()[taken[0]]!r}")
     AutoConfig.register(model_type, config)
     AutoModel.register(config, model)
     AutoProcessor.register(config, processor)
     # AutoProcessor finds a class by its name and takes the oldest: not the one of a notebook's cell that ran before.
     if (older := _REGISTERED.get((model_type, "config"), config)) is not config:
         PROCESSOR_MAPPING._extra_content.pop(older)
-    classes = {"config": config, "model": model, "processor": processor}
-    _REGISTERED.update({(model_type, kind): cls for kind, cls in classes.items()})
+    parts = {"config": config, "model": model, "processor": processor, "starvla": starvla}
+    _REGISTERED.update({(model_type, kind): part for kind, part in parts.items()})
 
 
 def frameworks() -> list[str]:
@@ -56,7 +72,38 @@ def class_of(model_type: str, kind: str) -> type:
         "model": ("modeling", f"{stem}ForActionPrediction"),
         "processor": ("processing", f"{stem}Processor"),
     }[kind]
+    return _of_framework(model_type, module, name)
+
+
+def _of_framework(model_type: str, module: str, name: str) -> Any:
     return getattr(importlib.import_module(f"{__package__}.modeling.{model_type}.{module}_{model_type}"), name)
+
+
+def starvla_frameworks() -> dict[str, str]:
+    """StarVLA's `framework.name` -> our `model_type`, of all frameworks that have a mapping, registered ones included."""
+    registered = {
+        name: model_type
+        for (model_type, kind), mapping in _REGISTERED.items()
+        if kind == "starvla" and mapping is not None
+        for name in mapping.names
+    }
+    return STARVLA_NAMES | registered
+
+
+def starvla_mapping(model_type: str):
+    """A framework's [`~hf_vla.checkpoints.starvla_mapping.StarVLAMapping`].
+
+    Raises:
+        ValueError: StarVLA has no such framework.
+    """
+    mapping = _REGISTERED.get((model_type, "starvla"))
+    if model_type in STARVLA_NAMES.values():
+        mapping = _of_framework(model_type, "starvla", "MAPPING")
+    if mapping is None:
+        raise ValueError(
+            f"StarVLA has no framework for {model_type!r}; it has one for {', '.join(dict.fromkeys(starvla_frameworks().values()))}"
+        )
+    return mapping
 
 
 def model_type_of(processor_class: type) -> str:

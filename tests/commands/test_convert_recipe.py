@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hf_vla.checkpoints.starvla_frameworks import STARVLA_FRAMEWORKS
 from hf_vla.commands.dataclass_parser import parse_dataclasses
-from hf_vla.registry import class_of
+from hf_vla.registry import STARVLA_NAMES, class_of
 from hf_vla.training_args.arguments import VLATrainingArguments
 from hf_vla.training_args.evaluation_arguments import EvaluationArguments
 from hf_vla.training_args.recipe import DataArguments, PolicyArguments
@@ -128,7 +127,7 @@ def test_co_training_is_asked_for(source):
     assert "vlm_dataset" not in convert_recipe(yaml.safe_load(STARVLA)).settings
 
 
-@pytest.mark.parametrize("name", STARVLA_FRAMEWORKS)
+@pytest.mark.parametrize("name", STARVLA_NAMES)
 def test_every_framework_gives_a_recipe_that_parses(script, name, tmp_path):
     """And only fields that its configuration has."""
     content = {
@@ -146,7 +145,7 @@ def test_every_framework_gives_a_recipe_that_parses(script, name, tmp_path):
     file = tmp_path / "ours.yaml"
     file.write_text(converted.as_yaml("theirs.yaml"))
     policy, data, _, args = parse(file)
-    assert policy.framework == STARVLA_FRAMEWORKS[name].model_type and data.use_state is False
+    assert policy.framework == STARVLA_NAMES[name] and data.use_state is False
     fields = class_of(policy.framework, "config").__dataclass_fields__
     assert set(policy.policy_config) <= set(fields)
     assert args.lr_scheduler_kwargs in (None, {})
@@ -178,7 +177,7 @@ def test_patterns_match_a_model_of_that_framework(golden, name):
         name
     ]
     for path in ["qwen_vl_interface.model.visual", "action_model", *theirs.split()]:
-        pattern = module_pattern(path, STARVLA_FRAMEWORKS[name].model_type)
+        pattern = module_pattern(path, STARVLA_NAMES[name])
         assert any(re.search(pattern, parameter) for parameter in names), (path, pattern)
 
 

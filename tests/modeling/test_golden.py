@@ -9,7 +9,7 @@ import pytest
 import torch
 from golden_cases import GOLDEN, Case, Golden
 
-from hf_vla.checkpoints.starvla_frameworks import rename
+from hf_vla.registry import starvla_mapping
 
 #: variant -> how far predictions from the images may differ: Qwen2.5-VL's image resizing is another library's there
 VARIANTS = {
@@ -69,7 +69,7 @@ def test_loss_and_gradients(policy, case):
     loss.backward()
     gradients = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
     for name, norm in case.meta["grad_norm"].items():
-        gradient = gradients.pop(rename(name), None)
+        gradient = gradients.pop(starvla_mapping(policy.config.model_type).rename(name), None)
         ours = 0.0 if gradient is None else gradient.double().norm().item()
         assert abs(ours - norm) < TOLERANCE * max(1, norm), name
     assert not gradients, "parameters with a gradient that have none in StarVLA"
@@ -77,6 +77,7 @@ def test_loss_and_gradients(policy, case):
 
 def test_parameters_without_gradient_are_the_same(policy, case):
     parameters = {name for name, _ in policy.named_parameters()}
+    rename = starvla_mapping(policy.config.model_type).rename
     assert parameters == {rename(name) for name in [*case.meta["grad_norm"], *case.meta["no_grad"]]}
 
 

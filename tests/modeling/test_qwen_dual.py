@@ -8,11 +8,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoProcessor, Dinov2Config, Dinov2Model
 
 from hf_vla import QwenDualConfig, QwenDualForActionPrediction, QwenDualProcessor
-from hf_vla.checkpoints.starvla_frameworks import STARVLA_FRAMEWORKS
 from hf_vla.checkpoints.starvla_writer import save_repository
 from hf_vla.modeling.qwen_dual import dinov2_names as dinov2
 from hf_vla.modeling.qwen_dual.dino import DinoEncoder
 from hf_vla.modeling.qwen_dual.processing_qwen_dual import dino_pixels
+from hf_vla.registry import starvla_mapping
 
 TOLERANCE = 1e-5  # 1e-4 is asked for
 HORIZON, ACTION_DIM, STATE_DIM = 4, 5, 3
@@ -30,7 +30,7 @@ FIELDS = {
     "dino_config": DINO,
     "image_size": [64, 64],
 }
-convert = STARVLA_FRAMEWORKS["QwenDual"].convert
+convert = starvla_mapping("qwen_dual").convert
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +316,7 @@ class TestBadInput:
         finally:
             policy.config.action_hidden_size = size
         assert not (tmp_path / "run").exists()
-        to_config = STARVLA_FRAMEWORKS["QwenDual"].to_config
+        to_config = starvla_mapping("qwen_dual").to_config
         with pytest.raises(ValueError, match="dino_backbone is 'dinov2_vits16'; known are dinov2_vits14"):
             to_config({"framework": {"dino": {"dino_backbone": "dinov2_vits16"}}})
         assert to_config({"framework": {"name": "QwenDual"}})["dino_config"]["hidden_size"] == 384

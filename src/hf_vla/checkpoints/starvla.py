@@ -16,17 +16,15 @@ from huggingface_hub import is_offline_mode
 from transformers.utils import logging
 
 from ..hub import HUB_KWARGS, hub_file
-from ..registry import class_of
-from .base_vlm import load_processor_parts, resizes_to_patches
+from ..registry import class_of, starvla_frameworks, starvla_mapping
 from .run_config import check_tree, hub_name
-from .starvla_frameworks import STARVLA_FRAMEWORKS, lookup
+from .starvla_mapping import StarVLAMapping, lookup
 from .weights import load_tensors
 
 logger = logging.get_logger(__name__)
 
 CONFIG_FILES = ("config.full.yaml", "config.yaml")
 STATISTICS_FILE = "dataset_statistics.json"
-FAST_FOLDER = "fast_tokenizer"  # ours: StarVLA has the published one only
 NATIVE_KWARGS = ("base_vlm", "checkpoint", "fast_tokenizer")
 _CHECKPOINT = re.compile(r"(?:^|/)steps_(\d+)_(pytorch_model\.pt|model\.safetensors)$")
 _FINAL = re.compile(r"(?:^|/)final_model/(pytorch_model\.pt|model\.safetensors)$")
@@ -121,8 +119,13 @@ class StarVLARepository:
         return tree
 
     @property
-    def framework(self):
-        return STARVLA_FRAMEWORKS[self.tree["framework"]["name"]]
+    def model_type(self) -> str:
+        """Our framework."""
+        return starvla_frameworks()[self.tree["framework"]["name"]]
+
+    @property
+    def mapping(self) -> StarVLAMapping:
+        return starvla_mapping(self.model_type)
 
     def _file(self, name: str) -> Path | None:
         """A file of the repository, downloaded where needed, or None where there is no such file."""
@@ -157,14 +160,14 @@ class StarVLARepository:
         """
         from transformers import AutoConfig, AutoTokenizer
 
-        own_class = class_of(self.framework.model_type, "config")
+        own_class = class_of(self.model_type, "config")
         if config_class is not None and not issubclass(own_class, config_class):
             raise ValueError(
                 f"{self.name} holds a {self.tree['framework']['name']} policy ({own_class.__name__}), "
                 f"not one of {config_class.__name__}"
             )
         try:
-            fields = self.framework.to_config(self.tree)
+            fields = self.mapping.to_config(self.tree)
         except (TypeError, ValueError) as error:
             raise ValueError(f"the configuration of {self.name} can't be read: {error}") from error
         base = base_vlm or self.base_vlm
@@ -176,10 +179,10 @@ class StarVLARepository:
                 f"folder or repository that holds the backbone's config, tokenizer and image processor ({error})"
             ) from error
         vlm_config._name_or_path = self.base_vlm  # not where this machine keeps it
-        processor_class = class_of(self.framework.model_type, "processor")
-        if processor_class.tells_config:
-            tokenizer = AutoTokenizer.from_pretrained(base, **self._hub_kwargs_for_base(kwargs))
-            fields |= processor_class.config_fields(tokenizer, **self._fast(processor_class, fast_tokenizer, kwargs))
+        processor_class = class_of(self.model_type, "processor")
+        hub = self._hub_kwargs_for_base(kwargs)
+        loaded = processor_class.load_settings({"fast_tokenizer": fast_tokenizer}, self._file, **hub)
+        fields |= processor_class.native_config_fields(lambda: AutoTokenizer.from_pretrained(base, **hub), loaded)
         unused = {}
         for name, value in kwargs.items():
             if name not in HUB_KWARGS:
@@ -197,18 +200,6 @@ class StarVLARepository:
         kept = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
         return {name: options[name] for name in kept if options.get(name) is not None}
 
-    def _fast(self, processor_class, fast_tokenizer, kwargs: dict) -> dict:
-        """{"fast": …} where the framework writes actions in FAST tokens: by the tokenizer of that name, else by the one in
-        the repository (where `save_repository` put it), else by the published one."""
-        if "fast" not in processor_class.settings():
-            return {}
-        from ..modeling.qwen_fast.action_tokenizer import FILES, FastActionTokenizer
-
-        if fast_tokenizer is None:
-            own = [self._file(f"{FAST_FOLDER}/{name}") for name in FILES]
-            fast_tokenizer = None if None in own else own[0].parent
-        return {"fast": FastActionTokenizer.of(fast_tokenizer, **self._hub_kwargs_for_base(kwargs))}
-
     def processor(
         self,
         processor_class=None,
@@ -224,7 +215,7 @@ class StarVLARepository:
         """
         from ..robots.robot_types import ROBOTS, modes_for
 
-        own_class = class_of(self.framework.model_type, "processor")
+        own_class = class_of(self.model_type, "processor")
         if processor_class is not None and not issubclass(own_class, processor_class):
             raise ValueError(f"{self.name} needs {own_class.__name__}, not {processor_class.__name__}")
         base, hub = base_vlm or self.base_vlm, self._hub_kwargs_for_base({})
@@ -232,12 +223,11 @@ class StarVLARepository:
         config = self.config(base_vlm=base_vlm, fast_tokenizer=fast_tokenizer)
         settings = {
             "prompt_template": lookup(self.tree, "datasets.vla_data.CoT_prompt"),
-            "image_size": self.framework.image_size(self.tree),
-            "resize_to_patches": resizes_to_patches(config.vlm_config),
+            "image_size": self.mapping.image_size(self.tree),
             "action_dim": config.action_dim,
             "state_dim": config.state_dim,
             "action_horizon": config.action_horizon,
-            **self._fast(own_class, fast_tokenizer, {}),
+            **own_class.load_settings({"fast_tokenizer": fast_tokenizer}, self._file, **hub),
         }
         if "statistics" not in overrides:
             statistics = settings["statistics"] = self._statistics()
@@ -259,9 +249,7 @@ class StarVLARepository:
                     "Pass normalization_modes={key: {'action': mode, 'state': mode}} to un-normalise its actions"
                 )
         settings |= overrides
-        return own_class(
-            **(load_processor_parts(base, image_processor_config, own_class.settings(), **hub) | settings)
-        )
+        return own_class.from_backbone(base, config.vlm_config, settings, image_processor_config, **hub)
 
     def _statistics(self) -> dict:
         file = self._file(STATISTICS_FILE)
@@ -318,7 +306,7 @@ class StarVLARepository:
     def state_dict(self, checkpoint: str | os.PathLike | None = None) -> dict[str, torch.Tensor]:
         """The checkpoint's tensors under our names, memory-mapped."""
         file = self.checkpoint(checkpoint)
-        return self.framework.convert(load_tensors(file), to_starvla=False)
+        return self.mapping.convert(load_tensors(file), to_starvla=False)
 
 
 __all__ = ["StarVLARepository", "find_repository"]

@@ -14,19 +14,14 @@ import yaml
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
-from ..registry import class_of
+from ..registry import class_of, starvla_mapping
 from ..robots.robot_types import modes_for
 from ..utils.files import new_folder
-from .base_vlm import image_seq_len, load_processor_parts, resizes_to_patches
-from .starvla import CONFIG_FILES, FAST_FOLDER, STATISTICS_FILE
-from .starvla_frameworks import STARVLA_FRAMEWORKS, Framework, lookup
+from .starvla import CONFIG_FILES, STATISTICS_FILE
+from .starvla_mapping import StarVLAMapping, lookup
 
 logger = logging.get_logger(__name__)
 
-#: Fields of configurations that only training reads.
-_TRAINING_ONLY = {"repeated_diffusion_steps"}
-#: … and that say how to predict: whoever loads the policy chooses them anew.
-_PREDICTION_OPTIONS = {"generation_constraint", "zeros_if_undecodable"}
 #: What a sub-configuration knows of where, and as what, it was loaded.
 _NOT_COMPARED = {"_name_or_path", "architectures", "dtype", "transformers_version"}
 
@@ -47,11 +42,8 @@ def save_repository(model, processor, folder: str | os.PathLike, step: int = 0, 
         OSError: `folder` is not empty, or `base_vlm` can't be loaded.
     """
     config = model.config
-    name, framework = next(
-        (x for x in STARVLA_FRAMEWORKS.items() if x[1].model_type == config.model_type), (None, None)
-    )
-    if framework is None:
-        raise ValueError(f"StarVLA has no framework for {config.model_type!r}")
+    mapping = starvla_mapping(config.model_type)
+    name = mapping.names[0]
     if not (backbone := config.vlm_config.model_type).startswith("qwen"):
         raise ValueError(f"StarVLA's {name} has Qwen-VL backbones only; this policy's is a {backbone!r}")
     if step < 0:
@@ -62,11 +54,13 @@ def save_repository(model, processor, folder: str | os.PathLike, step: int = 0, 
             "this policy's backbone was trained from scratch: a StarVLA checkpoint names a folder or repository with the "
             "backbone's config, tokenizer and image processor, and there is none. Save them, and pass base_vlm="
         )
-    tree = _yaml_tree(name, framework, config, processor, str(base))
-    lost = _lost_of_config(framework, tree, config, processor) | _lost_of_processor(framework, tree, config, processor)
-    if base_vlm is not None or Path(base).is_dir():
-        lost |= _lost_of_backbone(base, config, processor)
-    else:
+    tree = _yaml_tree(mapping, config, processor, str(base))
+    lost = _lost_of_config(mapping, tree, config, processor) | _lost_of_processor(mapping, tree, config, processor)
+    here = base_vlm is not None or Path(base).is_dir()
+    if here:
+        lost |= _lost_of_backbone(base, config)
+    lost |= processor.differences_from_backbone(base if here else None, config.vlm_config)
+    if not here:
         logger.warning(
             f"{folder}: whoever reads it takes the tokenizer and the image processor from {base}, as they are there"
         )
@@ -81,69 +75,62 @@ def save_repository(model, processor, folder: str | os.PathLike, step: int = 0, 
             f"{folder}: the actions of {', '.join(relative)} are differences to the robot's state; this package adds it back, "
             "StarVLA does not"
         )
-    tensors = {key: x.contiguous() for key, x in framework.convert(model.state_dict(), to_starvla=True).items()}
+    tensors = {key: x.contiguous() for key, x in mapping.convert(model.state_dict(), to_starvla=True).items()}
     with new_folder(Path(folder)) as work:
         (work / "checkpoints").mkdir()
         for file in CONFIG_FILES:
             (work / file).write_text(yaml.safe_dump(tree, sort_keys=False))
         (work / STATISTICS_FILE).write_text(json.dumps(processor.statistics, indent=2))
-        if (fast := getattr(processor, "fast", None)) is not None:
-            fast.save_pretrained(work / FAST_FOLDER)
+        processor.save_native(work)
         (work / "summary.jsonl").write_text(json.dumps({"steps": step}) + "\n")
         torch.save(tensors, work / "checkpoints" / f"steps_{step}_pytorch_model.pt")
     return Path(folder)
 
 
-def _yaml_tree(name: str, framework: Framework, config, processor, base_vlm: str) -> dict:
+def _yaml_tree(mapping: StarVLAMapping, config, processor, base_vlm: str) -> dict:
     """What StarVLA's trainer would have written as the run's configuration."""
-    action_model, trainer = framework.to_yaml(config)
+    trees = mapping.to_yaml(config)
     vla_data = {"obs_image_size": processor.image_size}
     if processor.prompt_template is not None:
         vla_data["CoT_prompt"] = processor.prompt_template
     return {
         "framework": {
-            "name": name,
+            "name": mapping.names[0],
             "qwenvl": {
                 "base_vlm": base_vlm,
                 "vl_hidden_dim": config.vlm_hidden_size,
                 "num_vl_layers": config.vlm_num_layers,
             },
-            "action_model": action_model,
-            **framework.more_yaml(config),
+            **trees["framework"],
         },
         "datasets": {"vla_data": vla_data},
-        "trainer": trainer,
+        "trainer": trees["trainer"],
     }
 
 
 # What does not come back: {setting: (as it is, as it would be read)}
 
 
-def _lost_of_config(framework: Framework, tree: dict, config, processor) -> dict[str, tuple]:
+def _lost_of_config(mapping: StarVLAMapping, tree: dict, config, processor) -> dict[str, tuple]:
     """Fields of the configuration."""
-    config_class, processor_class = (class_of(framework.model_type, kind) for kind in ("config", "processor"))
-    fields = framework.to_config(tree)
-    if processor_class.tells_config:
-        fast = {"fast": processor.fast} if hasattr(processor, "fast") else {}
-        fields |= processor_class.config_fields(processor.tokenizer, **fast)
+    config_class = class_of(config.model_type, "config")
+    fields = mapping.to_config(tree) | processor.own_config_fields()
     again = config_class(vlm_config=copy.deepcopy(config.vlm_config), **fields)
     own = set(config_class.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__)
-    own -= {"vlm_config", "vlm_name_or_path"} | _TRAINING_ONLY
+    own -= {"vlm_config", "vlm_name_or_path"} | mapping.training_fields
     values = {name: tuple(_plain(getattr(x, name)) for x in (config, again)) for name in sorted(own)}
     lost = {name: pair for name, pair in values.items() if pair[0] != pair[1]}
-    for name in _PREDICTION_OPTIONS & set(lost):
+    for name in mapping.prediction_options & set(lost):
         logger.warning(f"a StarVLA checkpoint does not hold {name}={lost.pop(name)[0]!r}: pass it again when loading")
     return lost
 
 
-def _lost_of_processor(framework: Framework, tree: dict, config, processor) -> dict[str, tuple]:
+def _lost_of_processor(mapping: StarVLAMapping, tree: dict, config, processor) -> dict[str, tuple]:
     """Settings of the processor. Its sizes only check what is given, so that those which are not set may come back set."""
     sizes = ("action_dim", "state_dim", "action_horizon")
     again = {
-        "image_size": framework.image_size(tree),
+        "image_size": mapping.image_size(tree),
         "prompt_template": lookup(tree, "datasets.vla_data.CoT_prompt"),
-        "resize_to_patches": resizes_to_patches(config.vlm_config),
-        "image_seq_len": image_seq_len(config.vlm_config, processor.image_processor),
         **{name: getattr(config, name) for name in sizes if getattr(processor, name) is not None},
     }
     lost = {name: (getattr(processor, name), x) for name, x in again.items() if getattr(processor, name) != x}
@@ -163,21 +150,12 @@ def _lost_of_processor(framework: Framework, tree: dict, config, processor) -> d
     return lost
 
 
-def _lost_of_backbone(base_vlm: str, config, processor) -> dict[str, tuple]:
-    """What the policy's tokenizer and image processor differ in from those of the backbone's folder or repository."""
+def _lost_of_backbone(base_vlm: str, config) -> dict[str, tuple]:
+    """What the backbone's configuration differs in from that in the backbone's folder or repository."""
     from transformers import AutoConfig
 
-    parts = load_processor_parts(base_vlm)
-    tokenizer, image_processor = parts["tokenizer"], parts["image_processor"]
     here, there = (_plain(x) for x in (config.vlm_config, AutoConfig.from_pretrained(base_vlm)))
-    lost = {f"vlm_config.{k}": (x, there.get(k)) for k, x in here.items() if k in there and x != there[k]}
-    here, there = (x.to_dict() for x in (processor.image_processor, image_processor))
-    lost |= {f"image_processor.{name}": (x, there.get(name)) for name, x in here.items() if x != there.get(name)}
-    if processor.tokenizer.get_vocab() != tokenizer.get_vocab():
-        lost["tokenizer"] = (f"{len(processor.tokenizer)} tokens", f"{len(tokenizer)}, or others")
-    if processor.chat_template != parts["chat_template"]:
-        lost["chat_template"] = (processor.chat_template, parts["chat_template"])
-    return lost
+    return {f"vlm_config.{k}": (x, there.get(k)) for k, x in here.items() if k in there and x != there[k]}
 
 
 def _plain(value):

@@ -281,7 +281,7 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
             ValueError: unknown arguments, or backbone weights that don't fit its configuration.
             OSError: no such folder or repository, or no weights in it.
         """
-        from ..checkpoints.base_vlm import build_from_vlm
+        from ..processing.from_vlm import build_from_vlm
 
         config, processor, hub = build_from_vlm(cls.config_class.model_type, vlm_name_or_path, **kwargs)
         if random_init:

@@ -1,20 +1,22 @@
 """What the processors of all frameworks share: observations in, tensors out; normalised actions in, robot units out."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Integral
+from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
 from ..cards.model_card import LeavesModelCard
-from ..checkpoints.base_vlm import check_image_processor_config
 from ..hub import HUB_KWARGS
+from ..registry import model_type_of
 from ..robots.action_modes import ActionMode
 from ..robots.normalization import Normalizer
 from ..robots.robot_types import modes_for
+from .from_vlm import backbone_settings, build_from_vlm, check_image_processor_config, load_processor_parts
 from .images import resize, to_pil, to_samples
 from .prompt import add_state, apply_template
 from .vlm_inputs import encode, encode_conversations, image_token_positions, readable
@@ -61,8 +63,8 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
     state_in_prompt = False
     #: … or a tensor for the action head (PI, GR00T, Dual)
     state_in_head = False
-    #: whether `config_fields` has something to tell
-    tells_config = False
+    #: Arguments of `load_settings` that are no settings themselves; `from_vlm` and native checkpoints take them.
+    loading_options: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -147,9 +149,6 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
             settings: arguments of `__init__` (`statistics`, `image_size`, `prompt_template`, …), fields of the policy's
                 configuration (`action_dim`, `action_horizon`, …), Hub options, `image_processor_config`.
         """
-        from ..checkpoints.base_vlm import build_from_vlm
-        from ..registry import model_type_of
-
         processor = build_from_vlm(model_type_of(cls), vlm_name_or_path, **settings)[1]
         for name in {"action_dim", "state_dim"} - set(settings):
             setattr(processor, name, None)  # there is no policy yet that values would have to fit
@@ -162,9 +161,60 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
         return [name for name in inspect.signature(cls.__init__).parameters if name not in parts]
 
     @classmethod
-    def config_fields(cls, tokenizer) -> dict:
-        """What the model's configuration must know of the backbone's tokenizer, where `tells_config`."""
+    def load_settings(cls, given: dict, file: Callable[[str], Path | None] = lambda name: None, **hub) -> dict:
+        """Load the settings that have files of their own and that `config_fields` takes; by default none.
+
+        Args:
+            given: what a caller gave; what is loaded here is taken out of it.
+            file: name -> a file of the native checkpoint that is loaded, or None if there is no such file.
+            hub: Hub options.
+        """
         return {}
+
+    @classmethod
+    def config_fields(cls, tokenizer) -> dict:
+        """Return what the model's configuration must know of the backbone's tokenizer; by default nothing."""
+        return {}
+
+    @classmethod
+    def native_config_fields(cls, load_tokenizer: Callable, loaded: dict) -> dict:
+        """Return `config_fields`; the tokenizer is loaded only for a framework that asks for something."""
+        if cls.config_fields.__func__ is VLAProcessor.config_fields.__func__:
+            return {}
+        return cls.config_fields(load_tokenizer(), **loaded)
+
+    @classmethod
+    def from_backbone(cls, base_vlm, vlm_config, settings: dict, image_processor_config: dict | None, **hub):
+        """Make a processor of a backbone's tokenizer and image processor, for native checkpoints."""
+        parts = load_processor_parts(base_vlm, image_processor_config, cls.settings(), **hub)
+        return cls(**(parts | backbone_settings(vlm_config, parts["image_processor"]) | settings))
+
+    def differences_from_backbone(self, base_vlm, vlm_config) -> dict[str, tuple]:
+        """Return what a processor made of a backbone anew would have otherwise, {name: (here, there)}; for native checkpoints.
+
+        Args:
+            base_vlm: folder or repository of the backbone's tokenizer and image processor; None to compare settings only.
+            vlm_config: the backbone's configuration.
+        """
+        again = backbone_settings(vlm_config, self.image_processor)
+        differ = {name: (getattr(self, name), x) for name, x in again.items() if getattr(self, name) != x}
+        if base_vlm is None:
+            return differ
+        parts = load_processor_parts(base_vlm)
+        here, there = (x.to_dict() for x in (self.image_processor, parts["image_processor"]))
+        differ |= {f"image_processor.{name}": (x, there.get(name)) for name, x in here.items() if x != there.get(name)}
+        if self.tokenizer.get_vocab() != parts["tokenizer"].get_vocab():
+            differ["tokenizer"] = (f"{len(self.tokenizer)} tokens", f"{len(parts['tokenizer'])}, or others")
+        if self.chat_template != parts["chat_template"]:
+            differ["chat_template"] = (self.chat_template, parts["chat_template"])
+        return differ
+
+    def own_config_fields(self) -> dict:
+        """Return `config_fields` of this processor."""
+        return self.config_fields(self.tokenizer)
+
+    def save_native(self, folder: Path) -> None:
+        """Write the settings that have files of their own into a native checkpoint; by default none."""
 
     @classmethod
     def extend_tokenizer(cls, tokenizer) -> None:

@@ -11,11 +11,11 @@ import torch
 from transformers import AutoModel, AutoProcessor, set_seed
 
 from ..checkpoints.adapters import find_adapter
-from ..checkpoints.new_backbone import write_new_backbone
 from ..data import DatasetMixture, ImageAugmentation, LeRobotDataset, LlavaDataset
 from ..data.named_mixtures import load_named_mixture
 from ..data.preflight import readable_part
 from ..modeling.qwen_fast.action_tokenizer import FastActionTokenizer
+from ..processing.new_backbone import write_new_backbone
 from ..registry import FRAMEWORKS, class_of, frameworks
 from ..robots.normalization import MODES, Normalizer
 from ..robots.robot_types import modes_for

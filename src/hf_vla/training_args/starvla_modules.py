@@ -2,11 +2,11 @@
 
 import re
 
-from ..checkpoints.starvla_frameworks import rename
+from ..checkpoints.starvla_mapping import BACKBONE
+from ..registry import starvla_mapping
 
-_BACKBONE = "qwen_vl_interface.model"
 # transformers 4.57 lets these be reached without the inner `model`, and so do StarVLA's configurations.
-_SHORTCUTS = (f"{_BACKBONE}.visual", f"{_BACKBONE}.language_model")
+_SHORTCUTS = (f"{BACKBONE}.visual", f"{BACKBONE}.language_model")
 
 
 def module_pattern(path: str, model_type: str) -> str | None:
@@ -22,15 +22,9 @@ def module_pattern(path: str, model_type: str) -> str | None:
         path: dotted, from StarVLA's policy down, as in `trainer.freeze_modules`.
         model_type: our framework.
     """
-    if path in ("qwen_vl_interface", _BACKBONE):
-        return r"^vlm\."
-    if path in ("dino_encoder", "dino_encoder.body"):
-        return r"^dino\."
-    if path == "action_model.model" and model_type == "qwen_oft":
-        return r"^action_head\."
     if any(path == shortcut or path.startswith(f"{shortcut}.") for shortcut in _SHORTCUTS):
-        path = path.replace(_BACKBONE, f"{_BACKBONE}.model", 1)
-    ours = rename(f"{path}.")
+        path = path.replace(BACKBONE, f"{BACKBONE}.model", 1)
+    ours = starvla_mapping(model_type).rename(f"{path}.")
     return None if ours == f"{path}." else "^" + re.escape(ours)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 from ..checkpoints.run_config import check_tree, hub_name
-from ..checkpoints.starvla_frameworks import STARVLA_FRAMEWORKS, lookup
-from ..registry import class_of
+from ..checkpoints.starvla_mapping import lookup
+from ..registry import class_of, starvla_frameworks, starvla_mapping
 from .starvla_modules import module_pattern
 from .starvla_recipe_notes import LEFT_OUT
 from .starvla_tree import Tree, resolve
@@ -78,9 +78,9 @@ def convert_recipe(content: Any, source: str = "the file", vlm_dataset: list[str
     _modules(tree, found, model_type)
     _optimisation(tree, found)
     leaves = tree.leaves()
-    for framework in STARVLA_FRAMEWORKS.values():
+    for other in starvla_frameworks().values():
         try:
-            framework.to_config(of_others)
+            starvla_mapping(other).to_config(of_others)
         except (ValueError, TypeError):
             pass  # what that framework does not take is of no matter: this run has another
     for key, value in leaves.items():
@@ -110,9 +110,9 @@ def _run(tree: Tree, found: ConvertedRecipe) -> None:
 
 
 def _policy(tree: Tree, found: ConvertedRecipe) -> str:
-    framework = STARVLA_FRAMEWORKS[tree["framework"]["name"]]
-    config_class = class_of(framework.model_type, "config")
-    fields = framework.to_config(tree)
+    model_type = starvla_frameworks()[tree["framework"]["name"]]
+    config_class = class_of(model_type, "config")
+    fields = starvla_mapping(model_type).to_config(tree)
     given = lookup(tree, "framework.action_model") or {}
     for name in ("action_dim", "state_dim"):
         if name not in given:
@@ -122,10 +122,10 @@ def _policy(tree: Tree, found: ConvertedRecipe) -> str:
     backbone = lookup(tree, "framework.qwenvl.base_vlm")
     if not backbone:
         raise ValueError("framework.qwenvl.base_vlm is missing: it names the backbone")
-    found.settings |= {"framework": framework.model_type, "base_vlm": hub_name(backbone), "policy_config": config}
+    found.settings |= {"framework": model_type, "base_vlm": hub_name(backbone), "policy_config": config}
     if hub_name(backbone) != backbone:
         found.notes["framework.qwenvl.base_vlm"] = f"taken for {hub_name(backbone)} of the Hub"
-    return framework.model_type
+    return model_type
 
 
 def _data(tree: Tree, found: ConvertedRecipe, vlm_dataset: list[str] | None) -> None:

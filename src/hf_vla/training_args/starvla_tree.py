@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from ..checkpoints.starvla_frameworks import lookup
+from ..checkpoints.starvla_mapping import lookup
 
 # YAML 1.1 takes 1e-05, without a dot, for text; OmegaConf takes it for a number.
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")

@@ -5,12 +5,16 @@ import torch
 from ...processing.processing_vla import VLAProcessor
 from ...processing.vlm_inputs import encode
 from .action_tokenizer import (
+    FILES,
     NUM_ACTION_TOKENS,
     FastActionTokenizer,
     action_token_offset,
     action_word,
     add_action_tokens,
 )
+
+#: Where a native checkpoint of ours has its FAST tokenizer; StarVLA knows the published one only.
+NATIVE_FOLDER = "fast_tokenizer"
 
 
 class QwenFASTProcessor(VLAProcessor):
@@ -30,7 +34,7 @@ class QwenFASTProcessor(VLAProcessor):
         ValueError: the tokenizer has no action words, or has them elsewhere, or too few for the FAST tokenizer.
     """
 
-    tells_config = True
+    loading_options = ("fast_tokenizer",)
 
     def __init__(
         self,
@@ -77,6 +81,21 @@ class QwenFASTProcessor(VLAProcessor):
                 f"the FAST tokenizer has {self.fast.vocab_size} tokens, the backbone's tokenizer words for "
                 f"{NUM_ACTION_TOKENS}; fit one with vocab_size={NUM_ACTION_TOKENS} or less"
             )
+
+    @classmethod
+    def load_settings(cls, given, file=lambda name: None, **hub) -> dict:
+        """Load the FAST tokenizer: the given one, else that in the native checkpoint (where we put it), else the published."""
+        fast = given.pop("fast", None) or given.pop("fast_tokenizer", None)
+        if fast is None:
+            own = [file(f"{NATIVE_FOLDER}/{name}") for name in FILES]
+            fast = None if None in own else own[0].parent
+        return {"fast": FastActionTokenizer.of(fast, **hub)}
+
+    def own_config_fields(self) -> dict:
+        return self.config_fields(self.tokenizer, self.fast)
+
+    def save_native(self, folder) -> None:
+        self.fast.save_pretrained(folder / NATIVE_FOLDER)
 
     @classmethod
     def config_fields(cls, tokenizer, fast=None) -> dict:

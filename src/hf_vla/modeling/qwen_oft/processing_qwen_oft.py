@@ -12,7 +12,6 @@ class QwenOFTProcessor(VLAProcessor):
     """
 
     state_in_prompt = True
-    tells_config = True
 
     def _prompt(self, instruction, state):
         if self.action_horizon is None:

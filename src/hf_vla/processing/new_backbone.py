@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import AutoConfig
 from transformers.utils import is_torchvision_available
 
-from ..processing.new_tokenizer import new_tokenizer
+from .new_tokenizer import new_tokenizer
 
 _TOKEN_IDS = {
     "image_token_id": "<|image_pad|>",

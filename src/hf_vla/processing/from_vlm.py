@@ -5,6 +5,7 @@ from difflib import get_close_matches
 
 from ..hub import HUB_KWARGS
 from ..registry import class_of
+from .image_layouts import layout_for
 
 
 def load_processor_parts(
@@ -59,16 +60,11 @@ def build_from_vlm(model_type: str, base_vlm, image_processor_config: dict | Non
     """
     from transformers import AutoConfig
 
-    from ..modeling.qwen_fast.action_tokenizer import FastActionTokenizer
-    from ..processing.image_layouts import layout_for
-
     config_class, processor_class = class_of(model_type, "config"), class_of(model_type, "processor")
     of_config = set(config_class.__dataclass_fields__) - {"vlm_config", "vlm_name_or_path"}
     of_processor = set(processor_class.settings())
-    if "fast" in of_processor and "fast_tokenizer" in kwargs:  # as from_pretrained calls it
-        kwargs["fast"] = kwargs.pop("fast_tokenizer")
     for name in kwargs:
-        if name not in {*of_config, *of_processor, *HUB_KWARGS}:
+        if name not in {*of_config, *of_processor, *processor_class.loading_options, *HUB_KWARGS}:
             near = get_close_matches(name, [*of_config, *of_processor], n=1)
             raise ValueError(
                 f"{name!r} is no field of {config_class.__name__} and no setting of {processor_class.__name__}"
@@ -81,17 +77,22 @@ def build_from_vlm(model_type: str, base_vlm, image_processor_config: dict | Non
     processor_class.extend_tokenizer(parts["tokenizer"])
     text_config = vlm_config.get_text_config()
     text_config.vocab_size = max(text_config.vocab_size, len(parts["tokenizer"]))
-    fast = {"fast": FastActionTokenizer.of(kwargs.pop("fast", None))} if "fast" in of_processor else {}
-    fields = processor_class.config_fields(parts["tokenizer"], **fast)
+    loaded = processor_class.load_settings(kwargs)
+    fields = processor_class.config_fields(parts["tokenizer"], **loaded)
     fields |= {name: value for name, value in kwargs.items() if name in of_config}
     config = config_class(vlm_config=vlm_config, vlm_name_or_path=str(base_vlm), **fields)
-    settings = {
-        "resize_to_patches": resizes_to_patches(vlm_config),
-        "image_seq_len": image_seq_len(vlm_config, parts["image_processor"]),
-    }
+    settings = backbone_settings(vlm_config, parts["image_processor"])
     settings |= {name: getattr(config, name) for name in ("action_dim", "state_dim", "action_horizon")}
-    settings |= {name: value for name, value in kwargs.items() if name in of_processor} | fast
+    settings |= {name: value for name, value in kwargs.items() if name in of_processor} | loaded
     return config, processor_class(**(parts | settings)), hub
+
+
+def backbone_settings(vlm_config, image_processor) -> dict:
+    """Return the settings of a processor that follow from its backbone."""
+    return {
+        "resize_to_patches": resizes_to_patches(vlm_config),
+        "image_seq_len": image_seq_len(vlm_config, image_processor),
+    }
 
 
 def resizes_to_patches(vlm_config) -> bool:
@@ -107,4 +108,4 @@ def image_seq_len(vlm_config, image_processor) -> int | None:
     return (side // vlm_config.scale_factor) ** 2
 
 
-__all__ = ["build_from_vlm", "load_processor_parts", "resizes_to_patches"]
+__all__ = ["backbone_settings", "build_from_vlm", "check_image_processor_config", "load_processor_parts"]
