@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from hf_vla.evaluation.environments import make_environment
-from hf_vla.evaluation.rollout import Policy, stream_episode
+from hf_vla.evaluation.rollout import RolloutPolicy, stream_episode
 
 SIMULATOR = "metaworld"
 _FRAME_SIZE = 320
@@ -42,7 +42,7 @@ class Frame:
     done: bool
 
 
-def drive(policy: Policy, task: str, seed: int, max_steps: int, simulator: str = SIMULATOR) -> Iterator[Frame]:
+def drive(policy: RolloutPolicy, task: str, seed: int, max_steps: int, simulator: str = SIMULATOR) -> Iterator[Frame]:
     """Let the policy act in one episode of the simulator's task; the simulator is closed at the end, or with the generator.
 
     Raises:

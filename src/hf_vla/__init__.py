@@ -23,6 +23,7 @@ _LAZY = {
     "VisionLanguageActionPipeline": "inference.pipeline",
     "VLATrainer": "training.trainer",
     "VLATrainingArguments": "training_args.arguments",
+    "register_environment": "evaluation.environments",
 }
 for _type, _stem in FRAMEWORKS.items():
     _LAZY[f"{_stem}Config"] = f"modeling.{_type}.configuration_{_type}"

@@ -114,7 +114,7 @@ def test_failed_seeds_are_replaced_and_told(monkeypatch):
     [
         ({"--task": "drawer-opn"}, "unknown MetaWorld task 'drawer-opn'; possible: drawer-open"),
         ({"--task": "drawer-open,drawer-open-v3"}, "each once"),
-        ({"--env": "libera"}, "unknown environment 'libera'; possible: metaworld"),
+        ({"--env": "libera"}, "unknown environment 'libera'; possible: "),
         ({"--episodes": "0"}, "episodes is 0"),
         ({"--noise": "-1"}, "noise is -1"),
         ({"--camera": "corner9"}, "unknown MetaWorld camera 'corner9'"),

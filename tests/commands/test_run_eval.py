@@ -122,7 +122,7 @@ def test_yaml_flags_and_several_tasks(main, tmp_path):
     ("changes", "message"),
     [
         ({"task": "button-pres"}, "unknown MetaWorld task 'button-pres'; possible: button-press"),
-        ({"env": "libero"}, "unknown environment 'libero'; possible: metaworld"),
+        ({"env": "libera"}, "unknown environment 'libera'; possible: "),
         ({"episodes": 0}, "episodes is 0"),
         ({"execute-steps": 0}, "both start at 1"),
         ({"execute-steps": 6}, "set execute_steps to 5 at most"),

@@ -4,8 +4,10 @@ import os
 import sys
 
 import pytest
+from toy import ToyEnvironment
 
-from hf_vla.evaluation import rendering
+import hf_vla
+from hf_vla.evaluation import environments, rendering
 from hf_vla.evaluation.environments import canonical_task, environment_names, make_environment, task_names
 
 
@@ -24,6 +26,57 @@ def test_unknown_task_names_the_nearest_first():
     with pytest.raises(ValueError, match="unknown MetaWorld task 'drawr-open'; possible: drawer-open, ") as error:
         make_environment("metaworld", "drawr-open")
     assert all(task in str(error.value) for task in task_names("metaworld"))
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """An empty register of a user's environments."""
+    monkeypatch.setattr(environments, "_REGISTERED", {})
+
+
+def test_a_registered_environment_is_made_by_name(registered):
+    hf_vla.register_environment("point", ToyEnvironment)
+    hf_vla.register_environment("point", ToyEnvironment)  # as a notebook's cell does that runs again
+    assert "point" in environment_names() and task_names("point") == ["reach", "touch"]
+    assert make_environment("point", "touch", max_steps=7).max_steps == 7
+    with pytest.raises(ValueError, match="unknown environment 'pont'; possible: point, "):
+        make_environment("pont", "reach")
+    with pytest.raises(ValueError, match="point does not take the setting 'max_step'; possible: max_steps"):
+        make_environment("point", "reach", max_step=7)
+
+
+def test_a_class_that_does_not_derive_gets_the_defaults(registered):
+    methods = {
+        name: vars(ToyEnvironment)[name] for name in ("__init__", "reset", "step", "observation", "render", "close")
+    }
+    attributes = {name: value for name, value in vars(ToyEnvironment).items() if not name.startswith("_")}
+    hf_vla.register_environment("point", type("Point", (), attributes | methods))
+    environment = make_environment("point", "reach")
+    assert environment.settings() == {} and environment.evaluation_episodes == 20
+    hf_vla.register_environment("bare", type("Bare", (), methods))
+    with pytest.raises(
+        TypeError, match="'bare' .Bare. lacks the attributes name, instruction, action_low, action_high"
+    ):
+        make_environment("bare", "reach")
+
+
+def test_what_cannot_be_registered(registered):
+    class Half(environments.Environment):
+        def reset(self, seed):
+            pass
+
+    with pytest.raises(TypeError, match="Half cannot be the environment 'half': .*close, observation, render, step;"):
+        hf_vla.register_environment("half", Half)
+    with pytest.raises(TypeError, match="lacks the methods close, observation, render, reset, step"):
+        hf_vla.register_environment("nothing", type("Nothing", (), {}))
+    with pytest.raises(TypeError, match="takes a class, not <toy.ToyEnvironment"):
+        hf_vla.register_environment("point", ToyEnvironment())
+    with pytest.raises(ValueError, match="'metaworld' is one of hf_vla's own"):
+        hf_vla.register_environment("metaworld", ToyEnvironment)
+    hf_vla.register_environment("point", ToyEnvironment)
+    other = type("Other", (ToyEnvironment,), {})
+    with pytest.raises(ValueError, match=r"'point' is registered already, as toy\.ToyEnvironment"):
+        hf_vla.register_environment("point", other)
 
 
 @pytest.fixture

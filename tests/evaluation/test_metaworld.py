@@ -131,11 +131,13 @@ def test_doing_nothing_solves_nothing_and_the_limit_holds():
     environment.reset(0)
     results = [environment.step(np.zeros(4)) for _ in range(12)]
     assert [result.success for result in results] == [False] * 12
-    assert [result.done for result in results] == [False] * 11 + [True]
+    assert [result.truncated for result in results] == [False] * 11 + [True]
+    assert not any(result.terminated for result in results)
+    assert all(result.reward == result.info["unscaled_reward"] > 0 for result in results)
     with pytest.raises(RuntimeError, match="over after 12 steps"):
         environment.step(np.zeros(4))
     environment.reset(0)
-    assert not environment.step(np.zeros(4)).done
+    assert not environment.step(np.zeros(4)).truncated
     environment.close()
 
 

@@ -1,7 +1,7 @@
 """The success rate of a policy that is being trained."""
 
 import pytest
-from toy import SightedPolicy
+from toy import SightedPolicy, ToyEnvironment
 
 from hf_vla.evaluation import environments
 from hf_vla.evaluation.success import SuccessRate
@@ -9,7 +9,7 @@ from hf_vla.evaluation.success import SuccessRate
 
 @pytest.fixture
 def toy_simulator(monkeypatch):
-    monkeypatch.setitem(environments._ENVIRONMENTS, "toy", ("toy", "ToyEnvironment"))
+    monkeypatch.setattr(environments, "_REGISTERED", {"toy": ToyEnvironment})
 
 
 def test_the_success_rate_of_a_model_in_a_simulator(toy_simulator, monkeypatch):
@@ -31,5 +31,5 @@ def test_the_success_rate_of_a_model_in_a_simulator(toy_simulator, monkeypatch):
     assert short("model", "processor")["success"] == 0.75  # the targets are 3, 4, 5 and 6 steps away
     with pytest.raises(ValueError, match="unknown task 'jump'"):
         SuccessRate("toy", ["jump"])
-    with pytest.raises(ValueError, match="toy does not take these settings"):
+    with pytest.raises(ValueError, match="toy does not take the setting 'colour'"):
         SuccessRate("toy", ["reach"], colour="red")

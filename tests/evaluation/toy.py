@@ -20,8 +20,8 @@ class ToyEnvironment(Environment):
         self.observations_drawn = 0
         self.executed = []
 
-    @staticmethod
-    def task_names():
+    @classmethod
+    def task_names(cls):
         return ["reach", "touch"]
 
     def reset(self, seed):
@@ -37,7 +37,13 @@ class ToyEnvironment(Environment):
         self.executed.append(float(action[0]))
         self.position += float(action[0])
         self.steps += 1
-        return StepResult(abs(self.position - self.target) < 0.5, self.steps >= self.max_steps)
+        return StepResult(
+            reward=-abs(self.position - self.target),
+            terminated=False,
+            truncated=self.steps >= self.max_steps,
+            success=abs(self.position - self.target) < 0.5,
+            info={},
+        )
 
     def render(self, size=None):
         return Image.new("RGB", (size or 16,) * 2, (128 + 10 * self.target,) * 3)

@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_vla.evaluation.environments import canonical_task, make_environment
 from hf_vla.evaluation.report import SummaryRow, plot_summary, summarize, write_summary
-from hf_vla.evaluation.rollout import Episode, EpisodeResult, Policy, run_episodes
+from hf_vla.evaluation.rollout import Episode, EpisodeResult, RolloutPolicy, run_episodes
 
 __all__ = ["FIRST_EVALUATION_SEED", "evaluate_with_controls"]
 
@@ -20,7 +20,7 @@ FIRST_EVALUATION_SEED = 10_000
 
 
 def evaluate_with_controls(
-    load_policy: Callable[[], Policy],
+    load_policy: Callable[[], RolloutPolicy],
     output: str | Path,
     env: str,
     tasks: Sequence[str],
@@ -113,7 +113,7 @@ def evaluate_with_controls(
     return rows
 
 
-def _load_untrained(load_policy: Callable[[], Any]) -> Policy:
+def _load_untrained(load_policy: Callable[[], Any]) -> RolloutPolicy:
     return load_policy().untrained(seed=0)
 
 

@@ -21,7 +21,6 @@ __all__ = ["Demonstration", "collect_demonstrations", "record_dataset", "record_
 
 logger = logging.getLogger(__name__)
 
-_STEPS_AFTER_SUCCESS = 5
 # The recorder gives up when the expert solved fewer than one in this many seeds.
 _MAX_SEEDS_AN_EPISODE = 5
 # Finer than a video needs for the eye, since small pictures lose most: 1.4 kB a frame of 96 x 96.
@@ -50,7 +49,7 @@ class Demonstration:
 
 
 def record_demonstration(environment: Environment, seed: int, noise: float = 0.0) -> Demonstration | None:
-    """Let the expert solve one episode, until five steps after its first success.
+    """Let the expert solve one episode, until `environment.steps_after_success` steps after its first success.
 
     Args:
         environment: one with an expert.
@@ -75,16 +74,16 @@ def record_demonstration(environment: Environment, seed: int, noise: float = 0.0
             disturbance = generator.normal(scale=noise, size=action.shape) * half_range
             disturbance[-1] = 0
             executed = np.clip(action + disturbance, environment.action_low, environment.action_high)
-        success, done = environment.step(executed)
+        result = environment.step(executed)
         images.append([np.asarray(image) for image in observation["image"]])
         states.append(observation["state"][0])
         actions.append(action)
-        successes.append(success)
+        successes.append(result.success)
         if steps_left is not None:
             steps_left -= 1
-        elif success:
-            steps_left = _STEPS_AFTER_SUCCESS
-        if done:
+        elif result.success:
+            steps_left = environment.steps_after_success
+        if result.terminated or result.truncated:
             break
     if steps_left is None:
         return None

@@ -1,16 +1,19 @@
-"""What a simulator has to offer, and the registry that makes one by name.
+"""The interface of simulators, and the registry that makes one by name.
 
-* `Environment`: the interface that rollouts, recorders and scripts are written against.
-* `make_environment(name, task)`: a simulator by name; its module is imported only then.
-* `environment_names()`, `task_names(name)`: what is possible.
+* `Environment`: the interface that rollouts, recorders and commands are written against.
+* `StepResult`: what a simulation step returns.
+* `make_environment(name, task)`: make a simulator by name; its module is imported only then.
+* `register_environment(name, cls)`: add one of your own.
+* `environment_class(name)`, `environment_names()`, `task_names(name)`: what is available, and its defaults.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,44 +23,65 @@ __all__ = [
     "Environment",
     "StepResult",
     "canonical_task",
+    "checked_action",
+    "environment_class",
     "environment_names",
     "make_environment",
     "nearest_first",
+    "register_environment",
     "task_names",
 ]
 
-# Name → (module, class). The class takes the task as its first argument.
-_ENVIRONMENTS = {"metaworld": ("hf_vla.evaluation.metaworld", "MetaWorldEnvironment")}
+# Name → (module, class), imported when it is first used.
+_BUILT_IN = {
+    "gymnasium": ("hf_vla.evaluation.gymnasium", "GymnasiumEnvironment"),
+    "metaworld": ("hf_vla.evaluation.metaworld", "MetaWorldEnvironment"),
+}
+_REGISTERED: dict[str, type[Environment]] = {}
 
 
 class StepResult(NamedTuple):
-    """What a simulation step tells. The next observation is asked for by `Environment.observation()`.
+    """What a simulation step returns; the next observation is `Environment.observation()`.
 
     Attributes:
-        success: the simulator's own success flag for the state reached by this step.
-        done: whether the episode's step limit is reached; a further `step` needs a `reset`.
+        reward: the simulator's own reward for this step.
+        terminated: whether the simulator has ended the episode.
+        truncated: whether the episode's step limit is reached; a further `step` needs a `reset`.
+        success: whether the task is solved in the state that this step reached.
+        info: what else the simulator reports.
     """
 
+    reward: float
+    terminated: bool
+    truncated: bool
     success: bool
-    done: bool
+    info: dict[str, Any]
 
 
 class Environment(ABC):
     """One task in one simulator.
 
-    Stepping never renders: a frame is drawn when `observation()` or `render()` asks for it, and an observation asked
-    for twice is drawn once. A policy that executes five actions a chunk therefore pays for one frame in five.
+    Stepping never renders: a frame is rendered when `observation()` or `render()` asks for it, and an observation that
+    is asked for twice is rendered once. A policy that executes five actions per chunk pays for one frame in five.
+
+    A subclass sets the attributes as class attributes or in `__init__`, whose first argument is the task and whose
+    others are settings with defaults: camera, image size and step limit are the environment's own affair.
 
     Attributes:
-        name: the registry's name of the simulator.
+        name: the simulator's name in the registry.
         task: the task's name.
-        instruction: what to tell the policy, in natural language.
+        instruction: the task in natural language, for the policy.
         action_low, action_high: float32 (D,), limits of the actions in robot units.
-        action_names, state_names: names of the D action and S state dimensions.
-        camera_names: names of the images of an observation, in their order.
-        fps: control steps in a simulated second.
+        action_names, state_names: names of the D action and S state dimensions; no state names if there is no state.
+        camera_names: names of an observation's images, in their order.
+        fps: control steps per simulated second.
         max_steps: steps after which an episode is over.
         robot_type: the embodiment's name as written into datasets.
+        evaluation_episodes, first_evaluation_seed: of an evaluation that does not say otherwise. Recordings take seeds
+            from 0, so that no policy is evaluated on an episode that it was shown.
+        practice_settings: settings for everything but an evaluation whose result is reported: recordings, and
+            validation during training. A benchmark with official initial states keeps these for the evaluation.
+        steps_after_success: how many steps a recording goes on after success; 0 if the simulator ends the episode.
     """
 
     name: str
@@ -71,17 +95,30 @@ class Environment(ABC):
     fps: int
     max_steps: int
     robot_type: str
+    evaluation_episodes: int = 20
+    first_evaluation_seed: int = 10_000
+    practice_settings: Mapping[str, Any] = {}
+    steps_after_success: int = 5
 
     @abstractmethod
     def reset(self, seed: int) -> dict[str, Any]:
-        """Start an episode whose objects are placed by `seed` alone, and return its first observation."""
+        """Start an episode and return its first observation.
+
+        Args:
+            seed: determines the initial state alone. For benchmarks with official initial states it is the number of
+                the episode.
+
+        Raises:
+            ValueError: the seed is not an integer from 0, or there is no such episode.
+        """
 
     @abstractmethod
     def observation(self) -> dict[str, Any]:
-        """The present state as a dataset item without action.
+        """Return the current state as a dataset item without an action.
 
         Returns:
-            `{"image": [PIL.Image, one a camera], "lang": str, "state": float32 (1, S) in robot units}`.
+            `{"image": [PIL.Image, one per camera], "lang": str, "state": float32 (1, S) in robot units}`; without
+            "state" if `state_names` is empty.
         """
 
     @abstractmethod
@@ -90,91 +127,184 @@ class Environment(ABC):
 
         Raises:
             ValueError: the action has another shape, or NaN or infinite values.
-            RuntimeError: the episode was not started or is over.
+            RuntimeError: the episode has not been started, or is over.
         """
 
     @abstractmethod
     def render(self, size: int | None = None) -> Image.Image:
-        """The first camera's square view of the present state, `size` pixels wide (default: the observation's)."""
-
-    @staticmethod
-    @abstractmethod
-    def task_names() -> list[str]:
-        """The simulator's tasks."""
-
-    @classmethod
-    def canonical_task(cls, task: str) -> str:
-        """The name in `task_names()` that `task` stands for.
-
-        Raises:
-            ValueError: there is none; the message lists what is possible, nearest names first.
-        """
-        if task not in cls.task_names():
-            raise ValueError(f"unknown task {task!r}; possible: {', '.join(nearest_first(task, cls.task_names()))}")
-        return task
-
-    def expert_action(self) -> np.ndarray:
-        """The scripted expert's action for the present state, float32 (D,) within the limits, where there is one."""
-        raise NotImplementedError(f"{type(self).__name__} has no scripted expert")
-
-    def settings(self) -> dict[str, Any]:
-        """Keyword arguments beside the task that make the same environment again; written into datasets."""
-        return {}
+        """Return the first camera's view of the current state, `size` pixels wide (default: the observation's size)."""
 
     @abstractmethod
     def close(self) -> None:
         """Free what the simulator holds; a closed environment cannot be used again."""
 
+    @classmethod
+    def task_names(cls) -> list[str]:
+        """Return the simulator's tasks; none if it does not list them."""
+        return []
+
+    @classmethod
+    def canonical_task(cls, task: str) -> str:
+        """Return the name in `task_names()` that `task` stands for.
+
+        Raises:
+            ValueError: there is none; the message lists what is possible, nearest names first.
+        """
+        names = cls.task_names()
+        if names and task not in names:
+            raise ValueError(f"unknown task {task!r}; possible: {', '.join(nearest_first(task, names))}")
+        return task
+
+    def expert_action(self) -> np.ndarray:
+        """Return the scripted expert's action for the current state, float32 (D,) within the limits.
+
+        Raises:
+            NotImplementedError: the environment has no scripted expert.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no scripted expert")
+
+    def settings(self) -> dict[str, Any]:
+        """Return the keyword arguments that make the same environment again; they are written into datasets."""
+        return {}
+
+
+_METHODS = ("reset", "step", "observation", "render", "close")
+_ATTRIBUTES = (
+    "name", "task", "instruction", "action_low", "action_high", "action_names", "state_names", "camera_names", "fps",
+    "max_steps", "robot_type",
+)  # fmt: skip
+
+
+def register_environment(name: str, cls: type) -> None:
+    """Make a simulator of your own known to `make_environment`, and to the commands `eval` and `record`.
+
+    Args:
+        name: its name, such as for `--env`.
+        cls: a subclass of `Environment`; of another class with the same methods, one is made. Called with the task and
+            the settings as keyword arguments.
+
+    Raises:
+        ValueError: the name is taken.
+        TypeError: `cls` is not a class, or lacks methods; the message names them.
+
+    Example:
+        >>> class Corridor(hf_vla.evaluation.Environment): ...
+        >>> hf_vla.register_environment("corridor", Corridor)
+        >>> environment = hf_vla.evaluation.make_environment("corridor", "walk", max_steps=50)
+    """
+    if name in _BUILT_IN:
+        raise ValueError(f"the environment {name!r} is one of hf_vla's own; register yours under another name")
+    if not isinstance(cls, type):
+        raise TypeError(f"register_environment({name!r}, …) takes a class, not {cls!r}")
+    missing = sorted(
+        getattr(cls, "__abstractmethods__", set()) | {method for method in _METHODS if not hasattr(cls, method)}
+    )
+    if missing:
+        raise TypeError(
+            f"{cls.__name__} cannot be the environment {name!r}: it lacks the methods {', '.join(missing)}; "
+            "hf_vla.evaluation.Environment describes them"
+        )
+    earlier = _REGISTERED.get(name)
+    # The cell of a notebook that runs again, or a module that is loaded a second time, defines the same class anew.
+    if earlier is not None and (earlier.__module__, earlier.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ValueError(
+            f"the environment {name!r} is registered already, as {earlier.__module__}.{earlier.__qualname__}; "
+            f"register {cls.__module__}.{cls.__qualname__} under another name"
+        )
+    if not issubclass(cls, Environment):
+        cls = type(cls.__name__, (cls, Environment), {"__module__": cls.__module__, "__qualname__": cls.__qualname__})
+    _REGISTERED[name] = cls
+
 
 def environment_names() -> list[str]:
-    """Names that `make_environment` knows."""
-    return sorted(_ENVIRONMENTS)
+    """Return the names that `make_environment` knows."""
+    return sorted({*_BUILT_IN, *_REGISTERED})
 
 
 def nearest_first(name: str, options: Sequence[str]) -> list[str]:
-    """`options` with those first that look most like `name`: for error messages."""
+    """Return `options`, those first that resemble `name` most: for error messages."""
     close = difflib.get_close_matches(name, options, n=5, cutoff=0.4)
     return close + [option for option in options if option not in close]
 
 
 def canonical_task(name: str, task: str) -> str:
-    """The name that simulator `name` itself uses for `task`, such as "drawer-open" for MetaWorld's "drawer-open-v3".
+    """Return the name that simulator `name` itself uses for `task`: "drawer-open" for MetaWorld's "drawer-open-v3".
 
     Raises:
         ValueError: unknown simulator or task; the message lists what is possible, nearest names first.
     """
-    return _environment_class(name).canonical_task(task)
+    return environment_class(name).canonical_task(task)
 
 
 def task_names(name: str) -> list[str]:
-    """The tasks of simulator `name`.
+    """Return the tasks of simulator `name`; none if it does not list them.
 
     Raises:
         ValueError: there is no such simulator.
     """
-    return _environment_class(name).task_names()
+    return environment_class(name).task_names()
 
 
-def make_environment(name: str, task: str, **kwargs: Any) -> Environment:
+def make_environment(name: str, task: str, **settings: Any) -> Environment:
     """Make the environment of simulator `name` for `task`.
 
     Args:
         name: one of `environment_names()`.
         task: one of `task_names(name)`.
-        **kwargs: further arguments of the environment's class, such as `image_size`.
+        **settings: further arguments of the environment's class, such as `image_size`.
 
     Raises:
-        ValueError: unknown simulator or task; the message lists what is possible, nearest names first.
+        ValueError: unknown simulator, task or setting; the message lists what is possible, nearest names first.
         ImportError: the simulator's package is not installed.
         OSError: the simulator cannot render on this machine.
     """
-    return _environment_class(name)(task, **kwargs)
+    cls = environment_class(name)
+    parameters = inspect.signature(cls).parameters
+    if not any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        possible = list(parameters)[1:]
+        for setting in settings:
+            if setting not in possible:
+                raise ValueError(
+                    f"{name} does not take the setting {setting!r}; "
+                    f"possible: {', '.join(nearest_first(setting, possible)) or 'none'}"
+                )
+    environment = cls(task, **settings)
+    if missing := [attribute for attribute in _ATTRIBUTES if not hasattr(environment, attribute)]:
+        raise TypeError(
+            f"the environment {name!r} ({cls.__name__}) lacks the attributes {', '.join(missing)}; "
+            "hf_vla.evaluation.Environment describes them"
+        )
+    return environment
 
 
-def _environment_class(name: str) -> type[Environment]:
-    if name not in _ENVIRONMENTS:
+def environment_class(name: str) -> type[Environment]:
+    """Return the class of simulator `name`, whose attributes are its defaults.
+
+    Raises:
+        ValueError: there is no such simulator; the message lists what is possible, nearest names first.
+    """
+    if name in _REGISTERED:
+        return _REGISTERED[name]
+    if name not in _BUILT_IN:
         raise ValueError(
             f"unknown environment {name!r}; possible: {', '.join(nearest_first(name, environment_names()))}"
         )
-    module, class_name = _ENVIRONMENTS[name]
+    module, class_name = _BUILT_IN[name]
     return getattr(importlib.import_module(module), class_name)
+
+
+def checked_action(action: np.ndarray, environment: Environment) -> np.ndarray:
+    """Return `action` as float32 (D,), clipped to the environment's limits.
+
+    Raises:
+        ValueError: the action has another shape, or NaN or infinite values.
+    """
+    action = np.asarray(action, dtype=np.float32)
+    if action.shape != (len(environment.action_names),):
+        raise ValueError(
+            f"action has shape {action.shape}; {environment.name} takes ({len(environment.action_names)},): "
+            f"{', '.join(environment.action_names)}"
+        )
+    if not np.isfinite(action).all():
+        raise ValueError(f"action has NaN or infinite values: {action.tolist()}")
+    return np.clip(action, environment.action_low, environment.action_high)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hf_vla.evaluation.environments import Environment, StepResult, nearest_first
+from hf_vla.evaluation.environments import Environment, StepResult, checked_action, nearest_first
 from hf_vla.evaluation.rendering import select_mujoco_backend
 
 __all__ = ["MetaWorldEnvironment"]
@@ -106,7 +106,7 @@ class MetaWorldEnvironment(Environment):
     Example:
         >>> environment = MetaWorldEnvironment("drawer-open")
         >>> observation = environment.reset(seed=0)
-        >>> success, done = environment.step(environment.expert_action())
+        >>> result = environment.step(environment.expert_action())
     """
 
     name = "metaworld"
@@ -116,13 +116,14 @@ class MetaWorldEnvironment(Environment):
     state_names = ("x", "y", "z", "gripper")
     robot_type = "metaworld_robot"  # as StarVLA calls it: the key of its statistics and of its normalisation
     fps = 80
+    max_steps = 500  # MetaWorld's own limit
 
     def __init__(
         self,
         task: str,
         camera: str = "corner2",
         image_size: int = 96,
-        max_steps: int = 500,
+        max_steps: int = max_steps,
         view: float | None = None,
     ):
         environments, experts, self._mujoco = _import_metaworld()
@@ -133,8 +134,8 @@ class MetaWorldEnvironment(Environment):
             )
         if not 8 <= image_size <= 2048:
             raise ValueError(f"image_size is {image_size}; possible: 8 to 2048 pixels")
-        if not 1 <= max_steps <= 500:
-            raise ValueError(f"max_steps is {max_steps}; possible: 1 to 500, MetaWorld's own limit")
+        if not 1 <= max_steps <= type(self).max_steps:
+            raise ValueError(f"max_steps is {max_steps}; possible: 1 to {type(self).max_steps}, MetaWorld's own limit")
         view = _DEFAULT_VIEW.get(camera, 1.0) if view is None else view
         if not 0 < view <= 1:
             raise ValueError(f"view is {view}; possible: above 0, up to 1 (the camera's full picture)")
@@ -150,9 +151,9 @@ class MetaWorldEnvironment(Environment):
         self._image: Image.Image | None = None
         self._steps = -1
 
-    @staticmethod
-    def task_names() -> list[str]:
-        """The names of all tasks, without the suffix "-v3"."""
+    @classmethod
+    def task_names(cls) -> list[str]:
+        """Return the names of all tasks, without the suffix "-v3"."""
         return sorted(name.removesuffix(_SUFFIX) for name in _import_metaworld()[0])
 
     @classmethod
@@ -190,18 +191,19 @@ class MetaWorldEnvironment(Environment):
 
     def step(self, action: np.ndarray) -> StepResult:
         self._check_started()
-        action = np.asarray(action, dtype=np.float32)
-        if action.shape != (4,):
-            raise ValueError(f"action has shape {action.shape}; MetaWorld takes (4,): {', '.join(self.action_names)}")
-        if not np.isfinite(action).all():
-            raise ValueError(f"action has NaN or infinite values: {action.tolist()}")
+        action = checked_action(action, self)
         if self._steps >= self.max_steps:
             raise RuntimeError(f"the episode is over after {self.max_steps} steps; call reset(seed)")
-        action = np.clip(action, self.action_low, self.action_high)
-        self._full_observation, _, _, _, info = self._simulator.step(action)
+        self._full_observation, reward, terminated, _, info = self._simulator.step(action)
         self._steps += 1
         self._image = None
-        return StepResult(success=bool(info["success"]), done=self._steps >= self.max_steps)
+        return StepResult(
+            reward=float(reward),
+            terminated=bool(terminated),
+            truncated=self._steps >= self.max_steps,
+            success=bool(info["success"]),
+            info=info,
+        )
 
     def render(self, size: int | None = None) -> Image.Image:
         self._check_started()

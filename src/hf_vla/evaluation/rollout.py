@@ -25,7 +25,7 @@ from hf_vla.evaluation.environments import Environment
 __all__ = [
     "Episode",
     "EpisodeResult",
-    "Policy",
+    "RolloutPolicy",
     "RolloutStep",
     "evaluate",
     "run_episode",
@@ -40,7 +40,7 @@ _VIDEO_SIZE = 256
 _VIDEO_STRIDE = 2
 
 
-class Policy(Protocol):
+class RolloutPolicy(Protocol):
     """What a rollout needs of a policy; `hf_vla.inference.policy.Policy` is one."""
 
     def reset(self, seed: int | None = None) -> None:
@@ -102,7 +102,7 @@ class RolloutStep:
 
 
 def stream_episode(
-    policy: Policy,
+    policy: RolloutPolicy,
     environment: Environment,
     seed: int,
     execute_steps: int | None = None,
@@ -123,10 +123,10 @@ def stream_episode(
             observation = {**observation, "image": images}
         chunk = _checked_chunk(policy.infer(observation), environment, execute_steps)
         for action in np.clip(chunk, environment.action_low, environment.action_high):
-            success, done = environment.step(action)
+            result = environment.step(action)
             number += 1
-            succeeded |= success
-            done |= success and stop_on_success
+            succeeded |= result.success
+            done = result.terminated or result.truncated or (result.success and stop_on_success)
             yield RolloutStep(number, action, succeeded, done)
             if done:
                 break
@@ -135,7 +135,7 @@ def stream_episode(
 
 
 def run_episode(
-    policy: Policy,
+    policy: RolloutPolicy,
     environment: Environment,
     seed: int,
     execute_steps: int | None = None,
@@ -175,7 +175,7 @@ def run_episode(
 
 def run_episodes(
     episodes: Sequence[Episode],
-    policies: Mapping[str, Policy | Callable[[], Policy]],
+    policies: Mapping[str, RolloutPolicy | Callable[[], RolloutPolicy]],
     environments: Mapping[str, Callable[[], Environment]],
     execute_steps: int | None = None,
     stop_on_success: bool = True,
@@ -225,7 +225,7 @@ def run_episodes(
 
 
 def evaluate(
-    policy: Policy | Callable[[], Policy],
+    policy: RolloutPolicy | Callable[[], RolloutPolicy],
     environment: Callable[[], Environment],
     seeds: Iterable[int],
     execute_steps: int | None = None,
@@ -294,7 +294,7 @@ class _Worker:
         self._policies, self._environments = policies, environments
         self._execute_steps, self._stop_on_success = execute_steps, stop_on_success
         self._made: dict[str, Environment] = {}
-        self._last_policy: tuple[str, Policy] | None = None
+        self._last_policy: tuple[str, RolloutPolicy] | None = None
 
     def run(self, episode: Episode) -> EpisodeResult:
         success, length = run_episode(
@@ -314,7 +314,7 @@ class _Worker:
         self._made = {}
         self._last_policy = None
 
-    def _policy(self, key: str) -> Policy:
+    def _policy(self, key: str) -> RolloutPolicy:
         given = self._policies[key]
         if hasattr(given, "infer") and not isinstance(given, type):
             return given

@@ -54,10 +54,7 @@ class SuccessRate:
             t: functools.partial(make_environment, env, t, **environment_arguments) for t in self.tasks
         }
         # Made once here, so that what the simulator does not take is found before training.
-        try:
-            self.environments[self.tasks[0]]().close()
-        except TypeError as error:
-            raise ValueError(f"{env} does not take these settings: {error}") from None
+        self.environments[self.tasks[0]]().close()
         self.seeds = range(first_seed, first_seed + episodes)
         self.unnorm_key, self.execute_steps = unnorm_key, execute_steps
 
