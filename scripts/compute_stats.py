@@ -11,7 +11,6 @@ pooled, every frame counted once. --output takes the layout of StarVLA's dataset
 
 import argparse
 import json
-from pathlib import Path
 
 from hf_vla.commands.parser import ArgumentParser, log_to_console, one_line_errors
 
@@ -37,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     with one_line_errors():
         from hf_vla.commands.dataset_arguments import parse_with_datasets
         from hf_vla.data import DatasetMixture, LeRobotDataset
-        from hf_vla.data.metadata_files import write_whole
+        from hf_vla.utils.files import atomic_write
 
         arguments = parse_with_datasets(make_parser(), argv)
         log_to_console()
@@ -56,7 +55,8 @@ def main(argv: list[str] | None = None) -> None:
         ]
         statistics = DatasetMixture(datasets).statistics
         if arguments.output:
-            write_whole(Path(arguments.output), (json.dumps(statistics, indent=2) + "\n").encode())
+            with atomic_write(arguments.output) as partial:
+                partial.write_text(json.dumps(statistics, indent=2) + "\n", encoding="utf-8")
             print(f"statistics of {', '.join(statistics)} written to {arguments.output}")
             return
         for key, of_key in statistics.items():

@@ -9,7 +9,6 @@ started: name the conversations with --vlm-dataset to co-train.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -34,6 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
     with one_line_errors():
         from hf_vla.training_args.starvla_recipe import convert_recipe
+        from hf_vla.utils.files import atomic_write
 
         output = Path(arguments.output) if arguments.output else None
         if output is not None and output.exists():
@@ -46,10 +46,8 @@ def main(argv: list[str] | None = None) -> None:
         converted = convert_recipe(content, str(source), arguments.vlm_dataset)
         text = converted.as_yaml(source.name)
         if output is not None:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            partial = output.with_name(f".{output.name}")
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, output)
+            with atomic_write(output) as partial:
+                partial.write_text(text, encoding="utf-8")
     for line in converted.report():
         print(line, file=sys.stderr)
     print(text if output is None else f"recipe written to {output}", end="\n" if output else "")

@@ -248,7 +248,7 @@ def test_actions_are_normalised_by_their_key_and_come_back(processor):
     ("key", "message"),
     [
         (None, "several robots; choose one with unnorm_key=: large_arm, small_arm"),
-        ("smal_arm", "unknown unnorm_key 'smal_arm'; known are large_arm, small_arm; did you mean 'small_arm'"),
+        ("smal_arm", "unknown unnorm_key 'smal_arm'; known are large_arm, small_arm; did you mean small_arm"),
         (["small_arm"] * 2, "2 unnorm_keys for 1 samples"),
         (["wrong"], "unknown unnorm_key 'wrong'"),
         (3, "unnorm_key is 3; give one of large_arm, small_arm"),

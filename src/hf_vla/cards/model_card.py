@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 from transformers.utils import logging
 
+from ..utils.files import atomic_write
 from . import sections as card_sections
 
 logger = logging.get_logger(__name__)
@@ -59,9 +60,8 @@ def write_model_card(
         existing = file.read_text(encoding="utf-8")
     text = compose(folder, existing, name, metadata or {}, training, settings)
     if text is not None:
-        temporary = folder / f".{FILE}.partial"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(file)
+        with atomic_write(file) as partial:
+            partial.write_text(text, encoding="utf-8")
     return file
 
 

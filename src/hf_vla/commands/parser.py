@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import logging
 import os
@@ -24,6 +23,8 @@ from typing import Any
 
 import yaml
 from tqdm import tqdm
+
+from ..utils.suggestions import did_you_mean
 
 __all__ = ["ArgumentParser", "log_to_console", "one_line_errors"]
 
@@ -73,7 +74,8 @@ class ArgumentParser(argparse.ArgumentParser):
         namespace, unknown = self.parse_known_args(flags, namespace)
         if unknown:
             known = [option for action in self._actions for option in action.option_strings]
-            self.error(f"unknown argument {unknown[0]!r}{_did_you_mean(unknown[0].split('=')[0], known)}")
+            hint = did_you_mean(unknown[0].split("=")[0], known, f"possible: {', '.join(known)}")
+            self.error(f"unknown argument {unknown[0]!r}{hint}")
         return namespace
 
     def _given(self, flags: Sequence[str]) -> dict[str, Any]:
@@ -115,7 +117,8 @@ class ArgumentParser(argparse.ArgumentParser):
         flags: list[str] = []
         for name, value in content.items():
             if name not in actions:
-                self.error(f"{path}: unknown key {name!r}{_did_you_mean(name, list(actions))}")
+                hint = did_you_mean(name, actions, f"possible: {', '.join(actions)}")
+                self.error(f"{path}: unknown key {name!r}{hint}")
             if value is not None and name not in already:
                 flags += self._as_flags(actions[name], value, f"{path}: {name!r}")
         return flags
@@ -178,8 +181,3 @@ def _message(error: Exception) -> str:
         return text
     messages = list(re.finditer(r"^[\w.]+: ", text, flags=re.MULTILINE))  # one for each error of the chain
     return text[messages[-1].end() :] if messages else text
-
-
-def _did_you_mean(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(close)}?" if close else f"; possible: {', '.join(known)}"

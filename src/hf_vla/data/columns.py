@@ -20,7 +20,6 @@ Three sources, each part of the mapping from the first that has it:
 3. the LeRobot names `observation.state`, `action`, `task_index`.
 """
 
-import difflib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from typing import Any
 import yaml
 
 from ..robots.rotations import SIZES
+from ..utils.suggestions import did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -283,8 +283,7 @@ def _width(column: str, features: Mapping[str, Mapping[str, Any]]) -> int:
 def _check_names(where: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(name, known)
             raise ValueError(f"{where}: unknown entry {name!r}; possible: {', '.join(known)}{hint}")
 
 

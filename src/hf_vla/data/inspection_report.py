@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ..utils.files import atomic_write
 from .inspection import Description
 from .lerobot import LeRobotDataset
-from .metadata_files import write_whole
 
 _MAX_EPISODES = 3
 _MAX_CURVES = 12
@@ -47,7 +47,9 @@ def write_report(output: str | Path, dataset: LeRobotDataset, description: Descr
     output = report_path(output)
     picture = _figure(dataset)
     if output.suffix == ".png":
-        return write_whole(output, picture)
+        with atomic_write(output) as partial:
+            partial.write_bytes(picture)
+        return output
     read = "Every row and frame was read." if checked else "Not every frame was read; --check does that."
     parts = [
         f"<!doctype html><meta charset='utf-8'><title>{escape(dataset.name)}</title><style>{_STYLE}</style>",
@@ -59,7 +61,9 @@ def write_report(output: str | Path, dataset: LeRobotDataset, description: Descr
         "<h2>Instructions</h2>" + _list(dataset.instructions[:50], False),
         f"<h2>Episodes</h2><img src='data:image/png;base64,{base64.b64encode(picture).decode()}'>",
     ]
-    return write_whole(output, "\n".join(parts).encode())
+    with atomic_write(output) as partial:
+        partial.write_text("\n".join(parts), encoding="utf-8")
+    return output
 
 
 def format_description(description: Description) -> str:

@@ -1,7 +1,6 @@
-"""Reads JSON, JSON lines and columns of parquet files, and says what is wrong with them in one line; writes files whole."""
+"""Reads JSON, JSON lines and columns of parquet files, and says what is wrong with them in one line."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,23 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 _WORDS = {int: "an integer", str: "a text"}
-
-
-def write_whole(path: Path, content: bytes) -> Path:
-    """Write a file, and the folders above it, under a temporary name that is renamed when it is complete.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    return path
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ A file is a list with one entry a member:
       columns: my_columns.yaml               # a file beside this one; and whatever else LeRobotDataset takes
 """
 
-import difflib
 import logging
 from collections.abc import Callable
 from importlib.resources import files
@@ -18,6 +17,7 @@ from typing import Any
 import yaml
 
 from ..robots.robot_types import ROBOTS
+from ..utils.suggestions import did_you_mean
 from .checks import is_integer, is_number
 from .lerobot import LeRobotDataset
 
@@ -61,8 +61,7 @@ def read_mixture(name: str | Path) -> list[dict[str, Any]]:
     elif Path(name).is_file():
         text = Path(name).read_bytes()
     else:
-        near = difflib.get_close_matches(str(name), known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name, known)
         raise ValueError(f"{str(name)!r} is no mixture and no YAML file; the mixtures are {', '.join(known)}{hint}")
     try:
         entries = yaml.safe_load(text)
@@ -112,18 +111,17 @@ def load_named_mixture(
         entry.setdefault("frame_cache", frame_cache)
         horizon = action_horizon or entry.pop("action_horizon", None) or (robot and robot.action_horizon)
         entry.pop("action_horizon", None)
-        near = difflib.get_close_matches(str(key), ROBOTS, n=1) if robot is None else []
+        hint = "" if key is None or robot is not None else did_you_mean(key, ROBOTS)
         if not horizon and "delta_indices" not in entry:
-            hint = f", or did you mean {near[0]}?" if near else ""
             raise ValueError(f"{name}: {key!r} is no known robot type; give action_horizon for {dataset}{hint}")
-        if near and key is not None:
+        if hint:
             logger.warning(
                 "%s: %r is no known robot type, and becomes the statistics key of %s with no camera order and modes of its "
-                "own; did you mean %s?",
+                "own%s",
                 name,
                 key,
                 dataset,
-                near[0],
+                hint,
             )
         path = dataset if root is None else Path(root).expanduser() / dataset
         if root is not None and not path.is_dir():

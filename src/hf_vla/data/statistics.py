@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .metadata_files import write_whole
+from ..utils.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,8 @@ def read_cached(root: Path, key: str) -> dict[str, Any] | None:
 def write_cached(root: Path, key: str, statistics: dict[str, Any]) -> None:
     """Write the cache whole or not at all; a folder that cannot be written to costs time on the next run only."""
     try:
-        write_whole(_cache_file(root, key), json.dumps(statistics).encode())
+        with atomic_write(_cache_file(root, key)) as partial:
+            partial.write_text(json.dumps(statistics), encoding="utf-8")
     except OSError as error:
         logger.info("statistics are not cached: %s", error)
 

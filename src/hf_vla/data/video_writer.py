@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import av
 import numpy as np
+
+from ..utils.files import atomic_write
 
 __all__ = ["VideoWriter", "write_video"]
 
@@ -85,15 +86,9 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int) -> Pat
     frames = list(frames)
     if not frames:
         raise ValueError(f"no frames to write into {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    writer = VideoWriter(partial, fps, *frames[0].shape[:2], gop_size=fps)
-    try:
+    with atomic_write(path) as partial:
+        writer = VideoWriter(partial, fps, *frames[0].shape[:2], gop_size=fps)
         for frame in frames:
             writer.add(np.asarray(frame))
         writer.close()
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    os.replace(partial, path)
     return path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from hf_vla.evaluation.environments import canonical_task, make_environment
 from hf_vla.evaluation.report import SummaryRow, plot_summary, summarize, write_summary
 from hf_vla.evaluation.rollout import Episode, EpisodeResult, RolloutPolicy, run_episodes
+from hf_vla.utils.files import atomic_write
 
 __all__ = ["FIRST_EVALUATION_SEED", "evaluate_with_controls"]
 
@@ -122,11 +122,9 @@ def _control(episode: Episode) -> str:
 
 
 def _write_episodes(results: Sequence[EpisodeResult], path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["control", "task", "seed", "success", "length"])
         for result in results:
             episode = result.episode
             writer.writerow([_control(episode), episode.environment, episode.seed, int(result.success), result.length])
-    os.replace(partial, path)

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from abc import ABC, abstractmethod
@@ -19,6 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from hf_vla.utils.suggestions import nearest_first
+
 __all__ = [
     "Environment",
     "StepResult",
@@ -27,7 +28,6 @@ __all__ = [
     "environment_class",
     "environment_names",
     "make_environment",
-    "nearest_first",
     "register_environment",
     "task_names",
 ]
@@ -219,12 +219,6 @@ def register_environment(name: str, cls: type) -> None:
 def environment_names() -> list[str]:
     """Return the names that `make_environment` knows."""
     return sorted({*_BUILT_IN, *_REGISTERED})
-
-
-def nearest_first(name: str, options: Sequence[str]) -> list[str]:
-    """Return `options`, those first that resemble `name` most: for error messages."""
-    close = difflib.get_close_matches(name, options, n=5, cutoff=0.4)
-    return close + [option for option in options if option not in close]
 
 
 def canonical_task(name: str, task: str) -> str:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hf_vla.evaluation.environments import Environment, StepResult, checked_action, nearest_first
+from hf_vla.evaluation.environments import Environment, StepResult, checked_action
 from hf_vla.evaluation.rendering import select_mujoco_backend
+from hf_vla.utils.suggestions import nearest_first
 
 __all__ = ["MetaWorldEnvironment"]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import fmean
 
 from hf_vla.evaluation.rollout import EpisodeResult
+from hf_vla.utils.files import atomic_write
 
 __all__ = ["SummaryRow", "plot_summary", "summarize", "wilson_interval", "write_summary"]
 
@@ -88,15 +88,12 @@ def summarize(policy: str, env: str, task: str, results: Sequence[EpisodeResult]
 def write_summary(rows: Sequence[SummaryRow], path: str | Path) -> Path:
     """Write the rows as a CSV file with the fields of `SummaryRow` as columns; complete or not at all."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(SummaryRow)], lineterminator="\n")
         writer.writeheader()
         for row in rows:
             values = asdict(row)
             writer.writerow({key: f"{v:.6g}" if isinstance(v, float) else v for key, v in values.items()})
-    os.replace(partial, path)
     return path
 
 
@@ -107,7 +104,6 @@ def plot_summary(rows: Sequence[SummaryRow], path: str | Path) -> Path:
     from matplotlib.figure import Figure
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tasks = list(dict.fromkeys(row.task for row in rows))
     policies = list(dict.fromkeys(row.policy for row in rows))
     figure = Figure(figsize=(max(4.5, 1.4 + 0.6 * len(policies) * len(tasks)), 3.6), dpi=150, layout="constrained")
@@ -129,7 +125,6 @@ def plot_summary(rows: Sequence[SummaryRow], path: str | Path) -> Path:
     axes.set_ylabel("success rate (95 % interval)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=min(3, len(policies)), frameon=False, fontsize=8)
-    partial = path.with_name(f".{path.stem}.partial.png")
-    figure.savefig(partial)
-    os.replace(partial, path)
+    with atomic_write(path) as partial:
+        figure.savefig(partial, format="png")
     return path

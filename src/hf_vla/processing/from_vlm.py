@@ -1,10 +1,10 @@
 """Starting a policy from a plain vision-language model: its configuration, tokenizer, image processor and weights."""
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 from ..hub import HUB_KWARGS
 from ..registry import class_of
+from ..utils.suggestions import did_you_mean
 from .image_layouts import layout_for
 
 
@@ -38,11 +38,10 @@ def check_image_processor_config(image_processor, changed: dict, other_settings:
     """
     known = {*image_processor.to_dict(), *image_processor.valid_kwargs.__annotations__}
     for name in sorted(set(changed) - known):
-        near = get_close_matches(name, [*other_settings, *sorted(known)], n=3)
-        possible = ", ".join([*other_settings, *sorted(known)])
+        possible = [*other_settings, *sorted(known)]
         raise ValueError(
-            f"{name!r} is no setting of the processor, and a {type(image_processor).__name__} has no such field; "
-            + (f"did you mean {' or '.join(near)}?" if near else f"possible are {possible}")
+            f"{name!r} is no setting of the processor, and a {type(image_processor).__name__} has no such field"
+            + did_you_mean(name, possible, f"possible are {', '.join(possible)}")
         )
 
 
@@ -65,10 +64,9 @@ def build_from_vlm(model_type: str, base_vlm, image_processor_config: dict | Non
     of_processor = set(processor_class.settings())
     for name in kwargs:
         if name not in {*of_config, *of_processor, *processor_class.loading_options, *HUB_KWARGS}:
-            near = get_close_matches(name, [*of_config, *of_processor], n=1)
             raise ValueError(
                 f"{name!r} is no field of {config_class.__name__} and no setting of {processor_class.__name__}"
-                + (f"; did you mean {near[0]!r}?" if near else "")
+                + did_you_mean(name, sorted({*of_config, *of_processor}))
             )
     hub = {name: value for name, value in kwargs.items() if name in HUB_KWARGS}
     vlm_config = AutoConfig.from_pretrained(base_vlm, **hub)

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from numbers import Integral
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from ..registry import model_type_of
 from ..robots.action_modes import ActionMode
 from ..robots.normalization import Normalizer
 from ..robots.robot_types import modes_for
+from ..utils.suggestions import did_you_mean
 from .from_vlm import backbone_settings, build_from_vlm, check_image_processor_config, load_processor_parts
 from .images import resize, to_pil, to_samples
 from .prompt import add_state, apply_template
@@ -413,9 +413,7 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
         if not isinstance(key, str):
             raise ValueError(f"unnorm_key is {key!r:.80}; give one of {', '.join(known)}, or a list of one a sample")
         if key not in self.statistics:
-            near = get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"unknown unnorm_key {key!r}; known are {', '.join(known)}{hint}")
+            raise ValueError(f"unknown unnorm_key {key!r}; known are {', '.join(known)}{did_you_mean(key, known)}")
         return key
 
     def _keys(self, unnorm_key, batch: int) -> list[str]:

@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..utils.files import atomic_write
+
 _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive")
 
 
@@ -47,11 +49,8 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: str | os.PathLike) -> bool
         axes.legend(fontsize=7, loc="best")
     all_axes[-1].set_xlabel("step")
     all_axes[-1].xaxis.get_major_locator().set_params(integer=True)
-    folder, name = os.path.split(os.fspath(path))
-    os.makedirs(folder or ".", exist_ok=True)
-    partial = os.path.join(folder, f".{name}")
-    figure.savefig(partial, dpi=120, format="png")
-    os.replace(partial, path)
+    with atomic_write(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
     return True
 
 

@@ -1,7 +1,6 @@
 """`EvaluatingTrainer`: transformers' `Trainer` that evaluates policies while it trains them, and keeps the best one."""
 
 import contextlib
-import difflib
 import json
 import os
 import random
@@ -18,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import Trainer
 from transformers.utils import logging
 
+from ..utils.suggestions import did_you_mean
 from .engines import shards_weights
 from .open_loop import EXTRAS, EvaluationCollator, Numbered, action_errors, metric_names, noise_of, sample_errors
 
@@ -166,10 +166,8 @@ class EvaluatingTrainer(Trainer):
             names = ["loss", *metric_names(keys, self.processing_class), *names]
         known = [f"eval_{name}" for name in names]
         if "eval_" + metric.removeprefix("eval_") not in known:
-            near = difflib.get_close_matches(metric, known, n=1)
             raise ValueError(
-                f"metric_for_best_model is {metric!r}; there will be {', '.join(known)}"
-                + (f"; did you mean {near[0]}?" if near else "")
+                f"metric_for_best_model is {metric!r}; there will be {', '.join(known)}{did_you_mean(metric, known)}"
             )
 
     def _determine_best_metric(self, metrics: dict[str, float], trial) -> bool:

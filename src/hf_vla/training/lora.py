@@ -1,7 +1,6 @@
 """Training an adapter (LoRA) of a policy: adding it, and the PEFT model whose folders the Auto classes load as policies."""
 
 import re
-from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from ..cards.model_card import LeavesModelCard
 from ..checkpoints.adapted_modules import fingerprint, has_tied_embeddings, tied_embeddings_shown, uncovered_modules
 from ..checkpoints.adapters import describe_base, find_adapter
 from ..training_args.peft import PeftArguments
+from ..utils.suggestions import did_you_mean
 from .checkpointing import SAVING
 from .patterns import nearest
 
@@ -176,9 +176,8 @@ def _ending(model: nn.Module, end: str, option: str) -> list[str]:
     names = [name for name, _ in model.named_modules() if name == end or name.endswith(f".{end}")]
     if not names:
         ends = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-        near = get_close_matches(end, sorted(ends), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else nearest(model, end)
-        raise ValueError(f"{option}: no module is called {end!r}; {hint}")
+        hint = did_you_mean(end, sorted(ends)) or nearest(model, end)
+        raise ValueError(f"{option}: no module is called {end!r}{hint}")
     return names
 
 

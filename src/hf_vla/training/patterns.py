@@ -5,11 +5,11 @@ In a model with an adapter, names are read as in the policy without it, see [`~h
 
 import re
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 from torch import nn
 
 from ..checkpoints.adapted_modules import plain_name
+from ..utils.suggestions import did_you_mean
 
 #: the group of the parameters that no pattern of `module_learning_rates` matches
 DEFAULT_GROUP = "default"
@@ -30,19 +30,17 @@ def matching_parameters(model: nn.Module, pattern: str, option: str) -> set[str]
         raise ValueError(f"{option}: {pattern!r} is no valid regular expression: {error}") from None
     names = {name for name, _ in model.named_parameters() if regex.search(plain_name(name))}
     if not names:
-        raise ValueError(f"{option}: {pattern!r} matches no parameter; {nearest(model, pattern)}")
+        raise ValueError(f"{option}: {pattern!r} matches no parameter{nearest(model, pattern)}")
     return names
 
 
 def nearest(model: nn.Module, pattern: str) -> str:
-    """For errors: the modules whose names are most like `pattern`, or what there is."""
+    """Return the end of an error: the modules whose names are most like `pattern`, or what there is."""
     parameters = [plain_name(name).split(".")[:-1] for name, _ in model.named_parameters()]
     modules = list(dict.fromkeys(".".join(parts[:i]) for parts in parameters for i in range(1, len(parts) + 1)))
     plain = re.sub(r"[\\^$().*+?\[\]{}|]+", ".", pattern).strip(".")
-    near = get_close_matches(plain, modules, n=3, cutoff=0.5)
-    if near:
-        return f"did you mean {' or '.join(near)}?"
-    return f"modules are {', '.join(name for name in modules if '.' not in name)} and what is below them"
+    known = f"modules are {', '.join(name for name in modules if '.' not in name)} and what is below them"
+    return did_you_mean(plain, modules, known, cutoff=0.5)
 
 
 def freeze(model: nn.Module, patterns: Iterable[str]) -> set[str]:

@@ -13,6 +13,7 @@ import yaml
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from ..utils.files import atomic_write
 from .curves import plot_curves
 
 logger = logging.get_logger(__name__)
@@ -65,9 +66,8 @@ class SummaryCallback(TrainerCallback):
         if not state.is_world_process_zero or not file.exists():
             return
         kept = [row for row in read_summary(file) if row["step"] <= state.global_step] if state.global_step else []
-        partial = file.with_name(f".{file.name}")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        os.replace(partial, file)
+        with atomic_write(file) as partial:
+            partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or not logs:
@@ -126,11 +126,9 @@ def write_run_config(output: Path, recipe: Sequence[Any], given: dict[str, Any])
     for part in recipe:
         settings |= dataclasses.asdict(part)
     settings |= {name: value for name, value in given.items() if name not in _NOT_RECORDED}
-    output.mkdir(parents=True, exist_ok=True)
     file = output / "config.yaml"
-    partial = output / ".config.yaml"
-    partial.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
-    os.replace(partial, file)
+    with atomic_write(file) as partial:
+        partial.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return file
 
 

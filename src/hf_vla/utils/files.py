@@ -1,10 +1,37 @@
-"""Folders and files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
 import contextlib
+import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+
+@contextlib.contextmanager
+def atomic_write(file: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `file`, with the same suffix, that takes its place at the end.
+
+    Folders above are made. Of a write that fails or is killed, the old file stays.
+
+    ```python
+    >>> with atomic_write(folder / "config.json") as partial:  # doctest: +SKIP
+    ...     partial.write_text("{}")
+
+    ```
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.stem}.{uuid.uuid4().hex[:8]}.partial{file.suffix}")
+    try:
+        yield partial
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def refuse_full_folder(folder: Path) -> None:
