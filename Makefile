@@ -21,10 +21,10 @@ $(VENV)/.installed: setup.cfg constraints.txt scripts/install_system_libraries.s
 	touch $@
 
 quickstart: install
-	$(BIN)/python scripts/quickstart.py --output outputs/quickstart
+	$(BIN)/hf-vla quickstart
 
 demo: install
-	$(BIN)/python spaces_demo/app.py
+	$(BIN)/hf-vla demo
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile

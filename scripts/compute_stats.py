@@ -1,77 +1,8 @@
-"""Compute the statistics that normalise a dataset's states and actions.
+"""`hf-vla stats`, by its older name."""
 
-    python scripts/compute_stats.py datasets/my-robot
-    python scripts/compute_stats.py --dataset datasets/a datasets/b --output statistics.json
-    python scripts/compute_stats.py datasets/my-robot --action-mode relative --absolute-dims -1 --action-horizon 16
+import sys
 
-Training computes and caches them by itself; this shows them, or computes them beforehand on a machine of your choice. They
-are exact: mean, standard deviation, min, max, 1 % and 99 % quantile of every dimension. Datasets with the same key are
-pooled, every frame counted once. --output takes the layout of StarVLA's dataset_statistics.json, by key.
-"""
-
-import argparse
-import json
-
-from hf_vla.commands.parser import ArgumentParser, log_to_console, one_line_errors
-
-
-def make_parser() -> argparse.ArgumentParser:
-    parser = ArgumentParser(description=__doc__, usage="%(prog)s DATASET [--flag value ...]")
-    parser.add_argument(
-        "--dataset", nargs="+", help="LeRobot folders or Hub repositories; one may be the first argument"
-    )
-    parser.add_argument("--key", help="statistics key; default the dataset's robot type")
-    parser.add_argument("--columns", help="YAML file that says which columns mean what")
-    parser.add_argument("--episodes", nargs="+", type=int, help="episodes to count; default all")
-    parser.add_argument("--action-mode", default="stored", help="stored, delta or relative; see docs/data.md")
-    parser.add_argument("--absolute-dims", nargs="+", type=int, help="action dimensions that the mode leaves alone")
-    parser.add_argument(
-        "--action-horizon", type=int, default=1, help="steps in a chunk; matters for delta and relative"
-    )
-    parser.add_argument("--output", help="JSON file to write; default: print a table")
-    return parser
-
-
-def main(argv: list[str] | None = None) -> None:
-    with one_line_errors():
-        from hf_vla.commands.dataset_arguments import parse_with_datasets
-        from hf_vla.data import DatasetMixture, LeRobotDataset
-        from hf_vla.utils.files import atomic_write
-
-        arguments = parse_with_datasets(make_parser(), argv)
-        log_to_console()
-        datasets = [
-            LeRobotDataset(
-                path,
-                arguments.action_horizon,
-                cameras=[],
-                key=arguments.key,
-                columns=arguments.columns,
-                episodes=arguments.episodes,
-                action_mode=arguments.action_mode,
-                absolute_dims=arguments.absolute_dims or (),
-            )
-            for path in arguments.dataset
-        ]
-        statistics = DatasetMixture(datasets).statistics
-        if arguments.output:
-            with atomic_write(arguments.output) as partial:
-                partial.write_text(json.dumps(statistics, indent=2) + "\n", encoding="utf-8")
-            print(f"statistics of {', '.join(statistics)} written to {arguments.output}")
-            return
-        for key, of_key in statistics.items():
-            print(f"{key}: {of_key['num_transitions']} frames, {of_key['num_trajectories']} episodes")
-            for part in ("action", "state"):
-                print_table(part, of_key.get(part))
-
-
-def print_table(part: str, statistics: dict[str, list[float]] | None) -> None:
-    if statistics is None:
-        return
-    print("  ".join([f"{part:<8}", *(f"{name:>10}" for name in statistics)]))
-    for dimension, values in enumerate(zip(*statistics.values(), strict=True)):
-        print("  ".join([f"{dimension:<8}", *(f"{value:>10.4g}" for value in values)]))
-
+from hf_vla.commands.stats import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

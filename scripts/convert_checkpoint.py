@@ -1,85 +1,8 @@
-"""Convert a policy between StarVLA's native format and this package's.
+"""`hf-vla convert`, by its older name."""
 
-    python scripts/convert_checkpoint.py StarVLA/Qwen3VL-PI_v3-Bridge-RT-1 my-policy
-    python scripts/convert_checkpoint.py runs/my_run my-policy --base-vlm Qwen/Qwen3-VL-4B-Instruct --checkpoint steps_5000_pytorch_model.pt
-    python scripts/convert_checkpoint.py my-policy my-run --to starvla --step 5000
+import sys
 
-SRC is a folder or Hub repository; its format is recognised. DST must not exist, or be empty; it is written whole or not at all.
-What StarVLA's format cannot hold, and predictions depend on, is an error.
-"""
-
-from pathlib import Path
-
-from hf_vla.commands.parser import ArgumentParser, log_to_console, one_line_errors
-
-
-def make_parser() -> ArgumentParser:
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("src", metavar="SRC", help="folder or Hub repository of a policy, in either format")
-    parser.add_argument("dst", metavar="DST", help="folder to write")
-    parser.add_argument("--to", choices=("hf_vla", "starvla"), default="hf_vla", help="format to write")
-    parser.add_argument(
-        "--base-vlm",
-        help="repository or folder of the backbone's config, tokenizer and image processor: where a native SRC takes them "
-        "from, or, with --to starvla of another SRC, what the written configuration names",
-    )
-    parser.add_argument("--checkpoint", help="which checkpoint file of a native SRC; default: the highest step's")
-    parser.add_argument("--fast-tokenizer", help="FAST tokenizer repository or folder, for native QwenFast")
-    parser.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        default="auto",
-        help="dtype of all that is written; auto is that in SRC, and of parts in different dtypes the first weights'",
-    )
-    parser.add_argument(
-        "--step", type=int, help="step in the name of a native checkpoint, with --to starvla; default: 0"
-    )
-    return parser
-
-
-def convert(arguments) -> tuple[str, int]:
-    """Convert; returns the framework and the number of parameters."""
-    from transformers import AutoConfig, AutoModel, AutoProcessor
-
-    import hf_vla  # noqa: F401  registers the frameworks
-    from hf_vla.checkpoints.saving import save_policy
-    from hf_vla.checkpoints.sources import check_source
-    from hf_vla.checkpoints.starvla import find_repository
-    from hf_vla.checkpoints.starvla_writer import save_repository
-    from hf_vla.modeling.configuration_vla import VLAConfig
-    from hf_vla.utils.files import refuse_full_folder
-
-    to_starvla = arguments.to == "starvla"
-    if arguments.step is not None and not to_starvla:
-        raise ValueError("--step is for --to starvla only: this package's checkpoints have no step in their name")
-    if arguments.step is not None and arguments.step < 0:
-        raise ValueError(f"--step is {arguments.step}; it must be 0 or more")
-    refuse_full_folder(Path(arguments.dst))
-    check_source(arguments.src)
-    given = {name: getattr(arguments, name) for name in ("base_vlm", "fast_tokenizer", "checkpoint")}
-    given = {name: value for name, value in given.items() if value is not None}
-    written_base = None
-    if to_starvla and find_repository(arguments.src) is None:
-        written_base = given.pop("base_vlm", None)
-    config = AutoConfig.from_pretrained(arguments.src, **given)
-    if not isinstance(config, VLAConfig):
-        raise ValueError(f"{arguments.src} holds a {config.model_type!r} model; only policies can be converted")
-    processor = AutoProcessor.from_pretrained(arguments.src, **given)
-    model = AutoModel.from_pretrained(arguments.src, dtype=arguments.dtype, **given)
-    if to_starvla:
-        save_repository(model, processor, arguments.dst, step=arguments.step or 0, base_vlm=written_base)
-    else:
-        save_policy(model, processor, arguments.dst)
-    return model.config.model_type, model.num_parameters()
-
-
-def main(argv: list[str] | None = None) -> None:
-    arguments = make_parser().parse_args(argv)
-    log_to_console()
-    with one_line_errors():
-        framework, parameters = convert(arguments)
-    print(f"{arguments.dst}: {framework}, {parameters:,} parameters, {arguments.to} format")
-
+from hf_vla.commands.convert import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,55 +1,8 @@
-"""Look at a LeRobot dataset before training on it.
+"""`hf-vla inspect`, by its older name."""
 
-    python scripts/inspect_dataset.py datasets/my-robot
-    python scripts/inspect_dataset.py datasets/my-robot --check --output report.html
-
-Prints what it holds, the range of every dimension, and what looks odd: constant dimensions, jumps, outliers, frames that
-repeat, clocks that disagree. --check reads every row and every frame, and ends with status 1 and a list if anything is wrong.
-"""
-
-import argparse
 import sys
 
-from hf_vla.commands.parser import ArgumentParser, log_to_console, one_line_errors
-
-
-def make_parser() -> argparse.ArgumentParser:
-    parser = ArgumentParser(description=__doc__, usage="%(prog)s DATASET [--flag value ...]")
-    parser.add_argument("--dataset", help="LeRobot folder or Hub repository; may also be the first argument")
-    parser.add_argument("--check", action="store_true", help="read everything")
-    parser.add_argument("--output", help="write a report there, .html or .png")
-    parser.add_argument("--columns", help="YAML file that says which columns mean what")
-    parser.add_argument("--cameras", nargs="+", help="cameras to look at; default all")
-    parser.add_argument("--episodes", nargs="+", type=int, help="episodes to look at; default all")
-    return parser
-
-
-def main(argv: list[str] | None = None) -> int:
-    with one_line_errors():
-        from hf_vla.commands.dataset_arguments import parse_with_datasets
-        from hf_vla.data import LeRobotDataset
-        from hf_vla.data.inspection import check, describe
-        from hf_vla.data.inspection_report import format_description, report_path, write_report
-
-        arguments = parse_with_datasets(make_parser(), argv)
-        log_to_console()
-        output = report_path(arguments.output)
-        options = {name: getattr(arguments, name) for name in ("columns", "cameras", "episodes")}
-        problems = check(arguments.dataset, **options) if arguments.check else None
-        for problem in problems or []:
-            print(f"wrong: {problem}")
-        if problems:
-            print(f"error: {len(problems)} things are wrong in {arguments.dataset}", file=sys.stderr)
-            return 1
-        dataset = LeRobotDataset(arguments.dataset, 1, **options)
-        description = describe(dataset)
-        print(format_description(description))
-        if problems is not None:
-            print(f"\nchecked: all {len(dataset)} frames of {dataset.num_episodes} episodes can be read")
-        if output is not None:
-            print(f"report written to {write_report(output, dataset, description, checked=problems is not None)}")
-    return 0
-
+from hf_vla.commands.inspect import main
 
 if __name__ == "__main__":
     sys.exit(main())

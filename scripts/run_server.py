@@ -1,84 +1,8 @@
-"""Serve a policy over WebSocket, for robots and simulators in other processes or on other machines.
+"""`hf-vla serve`, by its older name."""
 
-    python scripts/run_server.py --model outputs/quickstart/policy --port 10093
-
-Clients: hf_vla.serving.PolicyClient, StarVLA's WebsocketClientPolicy, and openpi's, all on the same port. GET /healthz answers 200.
-Cameras of openpi's observations, in the policy's order, where they are not observation/image and observation/wrist_image, and what
-makes up the state where it is not observation/state:
-
-    python scripts/run_server.py --model my_user/droid --port 8000 \\
-        --openpi-state observation/joint_position observation/gripper_position \\
-        --openpi-images observation/exterior_image_1_left observation/wrist_image_left
-
-There is no authentication: whoever reaches the port can use the policy. --host 127.0.0.1 keeps it on this machine.
-"""
-
-import asyncio
-import os
-import signal
 import sys
 
-from hf_vla.commands.parser import ArgumentParser, log_to_console, one_line_errors
-
-
-def make_parser() -> ArgumentParser:
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--model", required=True, help="folder or Hub repository of the policy")
-    parser.add_argument("--port", type=int, default=10093, help="0 takes a free one; openpi's clients expect 8000")
-    parser.add_argument("--host", default="0.0.0.0", help="address to listen on")
-    parser.add_argument("--unnorm-key", help="which of the model's statistics holds where a request names none")
-    parser.add_argument("--device", help="device of the policy, such as cpu or cuda; default: a GPU if there is one")
-    parser.add_argument(
-        "--dtype", default="auto", help="dtype of the weights, such as bfloat16; auto: the checkpoint's"
-    )
-    parser.add_argument(
-        "--base-vlm", help="where a native StarVLA checkpoint's backbone config and processor come from"
-    )
-    parser.add_argument("--max-batch-size", type=int, default=8, help="observations predicted together")
-    parser.add_argument(
-        "--openpi-images", nargs="+", help="camera keys of openpi's observations, in the policy's order"
-    )
-    parser.add_argument(
-        "--openpi-state", nargs="+", help="keys of openpi's observations that make up the state, in order"
-    )
-    return parser
-
-
-async def serve(server, host: str, port: int) -> None:
-    from hf_vla.serving.server import run
-
-    stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    await run(server, host, port, stopped)
-
-
-def main(argv: list[str] | None = None) -> None:
-    arguments = make_parser().parse_args(argv)
-    log_to_console()
-    with one_line_errors():
-        from hf_vla import Policy
-        from hf_vla.serving.protocols import OpenpiKeys
-        from hf_vla.serving.server import PolicyServer
-
-        if not 0 <= arguments.port <= 65535:
-            raise ValueError(f"port is {arguments.port}; possible: 0 to 65535")
-        if arguments.max_batch_size < 1:
-            raise ValueError(f"max_batch_size is {arguments.max_batch_size}; give 1 or more")
-        loading = {} if arguments.base_vlm is None else {"base_vlm": arguments.base_vlm}
-        policy = Policy.from_pretrained(
-            arguments.model, arguments.unnorm_key, device=arguments.device, dtype=arguments.dtype, **loading
-        )
-        keys = OpenpiKeys(
-            *(tuple(given) if given else None for given in (arguments.openpi_images, arguments.openpi_state))
-        )
-        server = PolicyServer(policy, arguments.model, arguments.max_batch_size, keys)
-        asyncio.run(serve(server, arguments.host, arguments.port))
-    if server.batcher.calling:  # a call whose answer nobody waits for; Python would wait for its thread
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
-
+from hf_vla.commands.serve import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

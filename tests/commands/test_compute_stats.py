@@ -1,24 +1,13 @@
-"""`scripts/compute_stats.py`: the numbers, where they go, and bad input."""
+"""`hf-vla stats`: the numbers, where they go, and bad input."""
 
-import importlib.util
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hf_vla.commands.stats import main
 from hf_vla.data import LeRobotDataset, LeRobotWriter
-
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "compute_stats.py"
-
-
-@pytest.fixture(scope="module")
-def main():
-    spec = importlib.util.spec_from_file_location("compute_stats", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
 
 
 @pytest.fixture
@@ -37,7 +26,7 @@ def numbers(tmp_path):
     return tmp_path / "arm", np.array(written, dtype=np.float64)
 
 
-def test_prints_a_table(main, numbers, capsys):
+def test_prints_a_table(numbers, capsys):
     root, actions = numbers
     main([str(root)])
     printed = capsys.readouterr().out
@@ -56,7 +45,7 @@ def test_prints_a_table(main, numbers, capsys):
     assert (root / ".hf_vla").is_dir()  # training finds them there
 
 
-def test_writes_what_the_datasets_have(main, numbers, tmp_path):
+def test_writes_what_the_datasets_have(numbers, tmp_path):
     root, _ = numbers
     output = tmp_path / "new" / "statistics.json"
     config = tmp_path / "stats.yaml"
@@ -71,7 +60,7 @@ def test_writes_what_the_datasets_have(main, numbers, tmp_path):
     assert pooled["action"]["min"] == LeRobotDataset(root, 4).statistics["action"]["min"]
 
 
-def test_bad_input(main, numbers, tmp_path, capsys):
+def test_bad_input(numbers, tmp_path, capsys):
     root, _ = numbers
     bad = [[], [str(tmp_path / "nowhere")], [str(root), "--action-mode", "fast"], [str(root), "--episodes", "7"]]
     for arguments in bad:

@@ -1,6 +1,5 @@
-"""`scripts/convert_checkpoint.py`: both directions keep every tensor; bad input is one line and leaves nothing behind."""
+"""`hf-vla convert`: both directions keep every tensor; bad input is one line and leaves nothing behind."""
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -9,15 +8,7 @@ import torch
 from golden_cases import base_vlm
 from transformers import AutoModel, AutoProcessor
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "convert_checkpoint.py"
-
-
-@pytest.fixture(scope="module")
-def main():
-    spec = importlib.util.spec_from_file_location("convert_checkpoint", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+from hf_vla.commands.convert import main
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +17,7 @@ def native(golden) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ours(main, native, tmp_path_factory) -> Path:
+def ours(native, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("converted") / "policy"
     main([str(native), str(folder), "--base-vlm", str(base_vlm())])
     return folder
@@ -41,7 +32,7 @@ def tensors(folder: Path, step: int) -> dict[str, torch.Tensor]:
     return torch.load(folder / "checkpoints" / f"steps_{step}_pytorch_model.pt", weights_only=True)
 
 
-def test_both_directions(main, native, ours, tmp_path, capsys):
+def test_both_directions(native, ours, tmp_path, capsys):
     main([str(ours), str(tmp_path / "run"), "--to", "starvla", "--step", "7", "--base-vlm", str(base_vlm())])
     assert re.fullmatch(r".*run: qwen_pi_v3, [\d,]+ parameters, starvla format\n", capsys.readouterr().out)
     given, written = tensors(native, 10), tensors(tmp_path / "run", 7)
@@ -53,7 +44,7 @@ def test_both_directions(main, native, ours, tmp_path, capsys):
     assert before.to_dict() == after.to_dict()
 
 
-def test_dtype(main, native, tmp_path):
+def test_dtype(native, tmp_path):
     main([str(native), str(tmp_path / "half"), "--base-vlm", str(base_vlm()), "--dtype", "bfloat16"])
     assert {p.dtype for p in AutoModel.from_pretrained(tmp_path / "half", dtype="auto").parameters()} == {
         torch.bfloat16
@@ -87,7 +78,7 @@ def full(folder: Path) -> Path:
         (["{native}"], "required: DST"),
     ],
 )
-def test_bad_input(main, native, ours, tmp_path, capsys, arguments, message):
+def test_bad_input(native, ours, tmp_path, capsys, arguments, message):
     full(tmp_path / "full")
     places = {"native": native, "ours": ours, "tmp": tmp_path, "vlm": base_vlm()}
     with pytest.raises(SystemExit) as exit:

@@ -1,6 +1,5 @@
-"""`scripts/convert_episodes.py`: from folders of images and numbers to a dataset that reads back equal."""
+"""`hf-vla convert-episodes`: from folders of images and numbers to a dataset that reads back equal."""
 
-import importlib.util
 import pickle
 import re
 import shlex
@@ -11,19 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_vla.commands.convert_episodes import main
+from hf_vla.commands.main import main as hf_vla
 from hf_vla.data import LeRobotDataset
 from hf_vla.data.inspection import check
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "convert_episodes.py"
 LENGTHS = [4, 6]
-
-
-@pytest.fixture(scope="module")
-def main():
-    spec = importlib.util.spec_from_file_location("convert_episodes", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
 
 
 def picture(episode, frame, camera, size=(48, 32)):
@@ -56,13 +48,13 @@ def recordings(request, tmp_path):
     return source, actions, states
 
 
-def convert(main, source, output, *more):
+def convert(source, output, *more):
     main(["--input", str(source), "--output", str(output), "--fps", "10", *more])
 
 
-def test_reads_back_equal(main, recordings, tmp_path, capsys):
+def test_reads_back_equal(recordings, tmp_path, capsys):
     source, actions, states = recordings
-    convert(main, source, tmp_path / "dataset", "--robot-type", "my_arm")
+    convert(source, tmp_path / "dataset", "--robot-type", "my_arm")
     assert "dataset written to" in capsys.readouterr().out
     dataset = LeRobotDataset(tmp_path / "dataset", action_horizon=3, cameras=["front", "wrist"])
     assert (len(dataset), dataset.key, dataset.fps, dataset.num_episodes) == (10, "my_arm", 10, 2)
@@ -79,11 +71,11 @@ def test_reads_back_equal(main, recordings, tmp_path, capsys):
     assert check(tmp_path / "dataset") == []
 
 
-def test_size_and_one_instruction_for_all(main, recordings, tmp_path):
+def test_size_and_one_instruction_for_all(recordings, tmp_path):
     source = recordings[0]
     for folder in source.iterdir():
         (folder / "instruction.txt").unlink()
-    convert(main, source, tmp_path / "small", "--image-size", "16", "24", "--instruction", "open it")
+    convert(source, tmp_path / "small", "--image-size", "16", "24", "--instruction", "open it")
     item = LeRobotDataset(tmp_path / "small", 3)[0]
     assert (item["image"][0].size, item["lang"]) == ((16, 24), "open it")
 
@@ -185,10 +177,10 @@ def npz(path, name):
         ("dimensions", "action dimensions of .*episode_001 are 5, those of .*episode_000 2"),
     ],
 )
-def test_one_clear_error_and_nothing_left_behind(main, recordings, tmp_path, capsys, name, message):
+def test_one_clear_error_and_nothing_left_behind(recordings, tmp_path, capsys, name, message):
     damage(name)(recordings[0])
     with pytest.raises(SystemExit) as exit:
-        convert(main, recordings[0], tmp_path / "dataset")
+        convert(recordings[0], tmp_path / "dataset")
     assert exit.value.code == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert re.search(f"error: .*{message}", error)
@@ -196,7 +188,7 @@ def test_one_clear_error_and_nothing_left_behind(main, recordings, tmp_path, cap
 
 
 @pytest.mark.parametrize("recordings", ["csv"], indirect=True)
-def test_texts_of_spreadsheets_and_editors(main, recordings, tmp_path):
+def test_texts_of_spreadsheets_and_editors(recordings, tmp_path):
     """With a byte order mark, which is no part of the first column's name, and a blank line at the end."""
     for folder in recordings[0].iterdir():
         table, text = folder / "data.csv", folder / "instruction.txt"
@@ -204,59 +196,55 @@ def test_texts_of_spreadsheets_and_editors(main, recordings, tmp_path):
         rows = [",".join(line.split(",")[1:]) for line in lines]  # a state comes first
         table.write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*rows, "", ""]).encode())
         text.write_bytes(b"\xef\xbb\xbf" + text.read_bytes())
-    convert(main, recordings[0], tmp_path / "dataset")
+    convert(recordings[0], tmp_path / "dataset")
     dataset = LeRobotDataset(tmp_path / "dataset", 1)
     assert dataset.state_names == ["x", "y", "z"]
     assert dataset.instructions == ["task 0", "task 1"]
 
 
 @pytest.mark.parametrize("recordings", ["npz"], indirect=True)
-def test_images_may_be_named_by_their_times(main, recordings, tmp_path):
+def test_images_may_be_named_by_their_times(recordings, tmp_path):
     times = ["1.5", "1.55", "1.6", "1.65", "1.7", "1.75"]
     for folder in recordings[0].iterdir():
         for time, file in zip(times, sorted((folder / "front").iterdir()), strict=False):
             file.rename(file.with_name(f"{time}.png"))
-    convert(main, recordings[0], tmp_path / "dataset")
+    convert(recordings[0], tmp_path / "dataset")
     red, green, _ = LeRobotDataset(tmp_path / "dataset", 1, cameras=["front"])[3]["image"][0].getpixel((20, 20))
     assert abs(red - 20) < 8 and abs(green - 90) < 8
 
 
-def test_image_size_of_videos(main, recordings, tmp_path, capsys):
+def test_image_size_of_videos(recordings, tmp_path, capsys):
     for size in (("33", "32"), ("0", "32")):
         with pytest.raises(SystemExit):
-            convert(main, recordings[0], tmp_path / "dataset", "--image-size", *size)
+            convert(recordings[0], tmp_path / "dataset", "--image-size", *size)
         assert f"the image size is {size[0]} x 32; videos need even sizes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("recordings", ["npz"], indirect=True)
-def test_nan_is_found_before_anything_is_written(main, recordings, tmp_path, capsys):
+def test_nan_is_found_before_anything_is_written(recordings, tmp_path, capsys):
     damage("nan")(recordings[0])
     with pytest.raises(SystemExit):
-        convert(main, recordings[0], tmp_path / "dataset")
+        convert(recordings[0], tmp_path / "dataset")
     assert re.search(r"episode_001: action\[1\] at frame 3 is nan", capsys.readouterr().err)
 
 
-def test_empty_and_missing_folders(main, tmp_path, capsys):
+def test_empty_and_missing_folders(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for source, message in ((tmp_path / "empty", "holds no folders"), (tmp_path / "none", "is no folder")):
         with pytest.raises(SystemExit):
-            convert(main, source, tmp_path / "dataset")
+            convert(source, tmp_path / "dataset")
         assert message in capsys.readouterr().err
 
 
-def test_the_guide_leads_to_a_dataset(main, tmp_path, monkeypatch, capsys):
-    guide = (SCRIPT.parents[1] / "docs" / "your_dataset.md").read_text()
+def test_the_guide_leads_to_a_dataset(tmp_path, monkeypatch, capsys):
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "your_dataset.md").read_text()
     (recording,) = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     exec(recording, {})
-    commands = re.findall(r"^python (scripts/(?:convert|inspect).*)$", guide, flags=re.MULTILINE)
+    commands = re.findall(r"^hf-vla ((?:convert-episodes|inspect) .*)$", guide, flags=re.MULTILINE)
     assert len(commands) == 2
     for command in commands:
-        script, *arguments = shlex.split(command)
-        spec = importlib.util.spec_from_file_location("script", SCRIPT.parents[1] / script)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        assert not module.main(arguments)
+        assert hf_vla(shlex.split(command)) == 0
     assert "all 40 frames of 2 episodes can be read" in capsys.readouterr().out
     assert (tmp_path / "datasets/my-robot.html").is_file()
     assert LeRobotDataset("datasets/my-robot", 16)[0]["lang"] == "wave at the camera"

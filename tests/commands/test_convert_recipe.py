@@ -1,12 +1,12 @@
-"""scripts/convert_recipe.py: a StarVLA configuration in, a recipe out that run_train.py accepts."""
+"""`hf-vla convert-recipe`: a StarVLA configuration in, a recipe out that `hf-vla train` accepts."""
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from hf_vla.commands.convert_recipe import main
 from hf_vla.commands.dataclass_parser import parse_dataclasses
 from hf_vla.registry import STARVLA_NAMES, class_of
 from hf_vla.training_args.arguments import VLATrainingArguments
@@ -14,8 +14,6 @@ from hf_vla.training_args.evaluation_arguments import EvaluationArguments
 from hf_vla.training_args.recipe import DataArguments, PolicyArguments
 from hf_vla.training_args.starvla_modules import module_pattern
 from hf_vla.training_args.starvla_recipe import convert_recipe
-
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "convert_recipe.py"
 
 # As text: `1e-05` is text to YAML 1.1, and the reference is OmegaConf's.
 STARVLA = """
@@ -65,14 +63,6 @@ trainer:
 """
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("convert_recipe", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def source(tmp_path) -> Path:
     file = tmp_path / "starvla.yaml"
@@ -85,9 +75,9 @@ def parse(file):
     return parse_dataclasses(types, [str(file), "--use_cpu", "true", "--bf16", "false"])[0]
 
 
-def test_the_recipe_says_what_starvla_says(script, source, tmp_path, capsys):
+def test_the_recipe_says_what_starvla_says(source, tmp_path, capsys):
     output = tmp_path / "src" / "hf_vla" / "recipes" / "ours.yaml"
-    script.main([str(source), str(output)])
+    main([str(source), str(output)])
     policy, data, _, args = parse(output)
     assert (policy.framework, policy.base_vlm) == ("qwen_pi_v3", "Qwen/Qwen3-VL-4B-Instruct")
     assert policy.policy_config == {
@@ -128,7 +118,7 @@ def test_co_training_is_asked_for(source):
 
 
 @pytest.mark.parametrize("name", STARVLA_NAMES)
-def test_every_framework_gives_a_recipe_that_parses(script, name, tmp_path):
+def test_every_framework_gives_a_recipe_that_parses(name, tmp_path):
     """And only fields that its configuration has."""
     content = {
         "framework": {"name": name, "qwenvl": {"base_vlm": "Qwen/Qwen2.5-VL-3B-Instruct"}},
@@ -193,17 +183,17 @@ def test_patterns_match_a_model_of_that_framework(golden, name):
         ("a: [", "is no valid YAML"),
     ],
 )
-def test_bad_input_is_one_line(script, tmp_path, text, message, capsys):
+def test_bad_input_is_one_line(tmp_path, text, message, capsys):
     file = tmp_path / "starvla.yaml"
     file.write_text(text)
     with pytest.raises(SystemExit) as ended:
-        script.main([str(file)])
+        main([str(file)])
     error = capsys.readouterr().err
     assert ended.value.code == 2 and message in error and error.count("\n") == 1
 
 
-def test_a_recipe_is_not_overwritten(script, source, tmp_path, capsys):
+def test_a_recipe_is_not_overwritten(source, tmp_path, capsys):
     (tmp_path / "mine.yaml").write_text("mine")
     with pytest.raises(SystemExit):
-        script.main([str(source), str(tmp_path / "mine.yaml")])
+        main([str(source), str(tmp_path / "mine.yaml")])
     assert "exists" in capsys.readouterr().err and (tmp_path / "mine.yaml").read_text() == "mine"

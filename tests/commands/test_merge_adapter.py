@@ -1,6 +1,5 @@
-"""scripts/merge_adapter.py: a policy that stands alone and predicts the same; bad input is one line."""
+"""`hf-vla merge`: a policy that stands alone and predicts the same; bad input is one line."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -9,20 +8,12 @@ from golden_cases import base_vlm
 from transformers import AutoModel, AutoProcessor
 
 from hf_vla import QwenOFTForActionPrediction
+from hf_vla.commands.merge import main
 from hf_vla.training.lora import add_adapter
 from hf_vla.training_args.peft import PeftArguments
 from hf_vla.training_args.recipe import PolicyArguments
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "merge_adapter.py"
 INPUTS = {"images": [[torch.zeros(32, 32, 3, dtype=torch.uint8).numpy()]], "text": ["go"], "normalized": True}
-
-
-@pytest.fixture(scope="module")
-def main():
-    spec = importlib.util.spec_from_file_location("merge_adapter", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +39,7 @@ def predicted(folder: Path) -> torch.Tensor:
     return AutoModel.from_pretrained(folder).predict_action(**processor(**INPUTS))
 
 
-def test_the_merged_policy_stands_alone_and_predicts_the_same(main, folders, tmp_path, capsys):
+def test_the_merged_policy_stands_alone_and_predicts_the_same(folders, tmp_path, capsys):
     expected = predicted(folders / "adapter")
     assert not torch.allclose(predicted(folders / "base"), expected, atol=1e-4)
     main([str(folders / "adapter"), str(tmp_path / "merged")])
@@ -60,7 +51,7 @@ def test_the_merged_policy_stands_alone_and_predicts_the_same(main, folders, tmp
     assert AutoModel.from_pretrained(tmp_path / "half").dtype == torch.bfloat16
 
 
-def test_bad_input_is_one_line_and_leaves_nothing(main, folders, tmp_path, capsys):
+def test_bad_input_is_one_line_and_leaves_nothing(folders, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "note.txt").write_text("keep me")
     cases = {

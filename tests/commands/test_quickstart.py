@@ -1,4 +1,4 @@
-"""scripts/quickstart.py end to end, as small as it goes: one demonstration, two steps, one episode; and going on after that."""
+"""`hf-vla quickstart` end to end, as small as it goes: one demonstration, two steps, one episode; and going on after that."""
 
 import json
 import subprocess
@@ -7,12 +7,21 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "quickstart.py"
-
 
 def quickstart(output: Path, *flags: str) -> subprocess.CompletedProcess:
     small = ["--tasks", "drawer-open", "--demonstrations", "1", "--episodes", "1", "--max-steps", "6"]
-    command = [sys.executable, str(SCRIPT), "--output", str(output), "--train-steps", "2", *small, *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "hf_vla",
+        "quickstart",
+        "--output",
+        str(output),
+        "--train-steps",
+        "2",
+        *small,
+        *flags,
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

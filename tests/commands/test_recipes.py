@@ -1,6 +1,5 @@
 """The recipes that come with the package run: here on stand-ins for their data and backbones."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -9,20 +8,13 @@ import pytest
 import yaml
 from tiny_vlms import write_tiny_vlm
 
+from hf_vla.commands.train import main
 from hf_vla.data import LeRobotWriter
 from hf_vla.data.named_mixtures import read_mixture
 from hf_vla.robots.robot_types import ROBOTS
 from hf_vla.training.run_log import read_summary
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def run_train(*arguments) -> None:
-    """`scripts/run_train.py` in this process."""
-    spec = importlib.util.spec_from_file_location("run_train", ROOT / "scripts" / "run_train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +55,7 @@ def test_recipe_runs(recipe, framework, backbone, tmp_path):
     narrow |= {"action_hidden_size": 64, "output_dim": 64} | (
         {} if framework == "qwen_pi_v3" else {"num_action_layers": 2}
     )
-    run_train(path, *small, "--eval_steps", 2, "--policy_config", json.dumps(narrow))
+    main([str(a) for a in (path, *small, "--eval_steps", 2, "--policy_config", json.dumps(narrow))])
     row = read_summary(tmp_path / "out" / "summary.jsonl")[-2]
     keys = sorted({entry["robot"] for entry in read_mixture(settings["mixture"])})
     assert {f"eval_action_error/{key}/gripper" for key in keys} <= set(row)

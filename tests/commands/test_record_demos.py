@@ -1,10 +1,9 @@
-"""Recording demonstrations by the script: the dataset, its independence of workers, bad input."""
+"""Recording demonstrations by the command: the dataset, its independence of workers, bad input."""
 
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import av
 import numpy as np
@@ -12,16 +11,16 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from hf_vla.commands.record import main
 from hf_vla.evaluation.demonstrations import collect_demonstrations, record_demonstration
 from hf_vla.evaluation.environments import make_environment
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "record_demos.py"
 TASKS = ["handle-press", "coffee-button"]  # the experts' shortest
 CAMERA = "observation.images.corner2"
 
 
 def run(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    command = [sys.executable, "-m", "hf_vla", "record", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
@@ -137,14 +136,9 @@ def test_existing_output_is_kept(tmp_path):
 
 
 def failure(capsys, arguments) -> str:
-    """Run the script's main in this process, where it must end with status 2 and one error line."""
-    sys.path.insert(0, str(SCRIPT.parent))
-    try:
-        import record_demos
-    finally:
-        sys.path.remove(str(SCRIPT.parent))
+    """Run the command's main in this process, where it must end with status 2 and one error line."""
     with pytest.raises(SystemExit) as stopped:
-        record_demos.main(arguments)
+        main(arguments)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert stopped.value.code == 2 and len(lines) == 1
     return lines[0]

@@ -1,25 +1,15 @@
-"""Evaluating by the script: seeds, controls, table, figure, videos, bad input. Policies are made up here."""
+"""Evaluating by the command: seeds, controls, table, figure, videos, bad input. Policies are made up here."""
 
 import csv
 import subprocess
 import sys
-from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-
-
-@pytest.fixture
-def main(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    import run_eval
-
-    return run_eval.main
-
+from hf_vla.commands.eval import main
 
 # Least squares over 30 seeds: where on the table (x, y in metres) the yellow box is that corner2's default view shows at
 # (row, column, 1), to within 5 mm.
@@ -56,7 +46,7 @@ class Idle(ButtonPresser):
 
 
 def load(model, unnorm_key, device):
-    """In place of `Policy.from_pretrained`; importable by the script's worker processes."""
+    """In place of `Policy.from_pretrained`; importable by the command's worker processes."""
     assert (model, unnorm_key, device) == ("somewhere/presser", "key", "cpu")
     return ButtonPresser()
 
@@ -72,7 +62,7 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-def test_policy_and_controls(main, tmp_path, capsys):
+def test_policy_and_controls(tmp_path, capsys):
     ButtonPresser.seeds.clear()
     output = tmp_path / "evaluation"
     main([*flags(output, **{"num-videos": 1}), "--blind"], load=load)
@@ -103,7 +93,7 @@ def test_policy_and_controls(main, tmp_path, capsys):
     assert "presser (blind)" in capsys.readouterr().out
 
 
-def test_yaml_flags_and_several_tasks(main, tmp_path):
+def test_yaml_flags_and_several_tasks(tmp_path):
     recipe = tmp_path / "evaluate.yaml"
     recipe.write_text(
         "model: somewhere/presser\nunnorm-key: key\ndevice: cpu\ntask: [button-press-topdown-v3, reach]\n"
@@ -130,27 +120,27 @@ def test_yaml_flags_and_several_tasks(main, tmp_path):
         ({"episode": 1}, "did you mean --episodes"),
     ],
 )
-def test_bad_input_is_one_line(main, tmp_path, capsys, changes, message):
-    assert message in failure(capsys, main, flags(tmp_path / "out", **changes))
+def test_bad_input_is_one_line(tmp_path, capsys, changes, message):
+    assert message in failure(capsys, flags(tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_model_that_is_not_there(tmp_path):
     arguments = ["--model", tmp_path / "nowhere", "--task", "reach", "--output", tmp_path / "out"]
-    command = [sys.executable, SCRIPTS / "run_eval.py", *arguments]
+    command = [sys.executable, "-m", "hf_vla", "eval", *arguments]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 2 and len(errors) == 1 and "nowhere" in errors[0]
     assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
 
 
-def test_an_earlier_evaluation_is_kept(main, tmp_path, capsys):
+def test_an_earlier_evaluation_is_kept(tmp_path, capsys):
     (tmp_path / "success_summary.csv").write_text("mine")
-    assert "holds an evaluation already" in failure(capsys, main, flags(tmp_path))
+    assert "holds an evaluation already" in failure(capsys, flags(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["success_summary.csv"]
 
 
-def failure(capsys, main, arguments) -> str:
+def failure(capsys, arguments) -> str:
     with pytest.raises(SystemExit) as stopped:
         main(arguments, load=load)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]

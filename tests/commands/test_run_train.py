@@ -1,25 +1,22 @@
-"""scripts/run_train.py as a user calls it."""
+"""`hf-vla train` as a user calls it."""
 
-import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 
 from hf_vla.commands.dataclass_parser import parse_dataclasses
+from hf_vla.commands.train import main
 from hf_vla.training.run_log import read_summary, write_run_config
 from hf_vla.training_args.arguments import VLATrainingArguments
 from hf_vla.training_args.evaluation_arguments import EvaluationArguments
 from hf_vla.training_args.recipe import DataArguments, PolicyArguments
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "run_train.py"
-
 
 def run_train(*arguments) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "hf_vla", "train", *map(str, arguments)], capture_output=True, text=True, check=False
     )
 
 
@@ -103,11 +100,8 @@ def test_bad_input_is_one_line(recipe, arguments, message):
     ],
 )
 def test_what_evaluation_and_reports_need_is_known_before_training(recipe, flags, message, capsys):
-    spec = importlib.util.spec_from_file_location("run_train", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     with pytest.raises(SystemExit) as ended:
-        script.main([str(recipe), *flags])
+        main([str(recipe), *flags])
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert ended.value.code == 2 and len(errors) == 1 and message in errors[0]
 

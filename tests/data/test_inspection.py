@@ -1,9 +1,7 @@
-"""`scripts/inspect_dataset.py`: what it finds odd, what it finds wrong, and its report."""
+"""`hf-vla inspect`: what it finds odd, what it finds wrong, and its report."""
 
-import importlib.util
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,18 +10,9 @@ import pytest
 from PIL import Image
 from synthetic_v3 import LENGTHS, edit_json, encode, rewrite
 
+from hf_vla.commands.inspect import main as inspect
 from hf_vla.data import LeRobotDataset, LeRobotWriter
 from hf_vla.data.inspection import check, describe
-
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "inspect_dataset.py"
-
-
-@pytest.fixture(scope="module")
-def inspect():
-    spec = importlib.util.spec_from_file_location("inspect_dataset", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
 
 
 def write(root, episodes, repeat_every=0, fps=10):
@@ -147,7 +136,7 @@ def test_a_shared_file_that_cannot_be_opened_is_listed_once(v3):
     assert f"{sum(LENGTHS[1:4]) - 1} more frames in 3 episodes" in problem
 
 
-def test_script_prints_and_writes_a_report(inspect, copied, capsys, tmp_path):
+def test_script_prints_and_writes_a_report(copied, capsys, tmp_path):
     root = copied("v21_video")
     for name in ("report.html", "report.png"):
         assert inspect([str(root), "--check", "--output", str(tmp_path / "new" / name)]) == 0
@@ -161,7 +150,7 @@ def test_script_prints_and_writes_a_report(inspect, copied, capsys, tmp_path):
         assert min(picture.size) > 400
 
 
-def test_report_of_any_text_is_written_whole(inspect, v3, capsys, tmp_path):
+def test_report_of_any_text_is_written_whole(v3, capsys, tmp_path):
     texts = ["pay $5 for $x^", "pick <b>, _ and " + "more " * 60]
     pq.write_table(pa.table({"task_index": [0, 1], "task": texts}), v3 / "meta/tasks.parquet")
     report = tmp_path / "report.html"
@@ -175,7 +164,7 @@ def test_report_of_any_text_is_written_whole(inspect, v3, capsys, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "v3"]  # nothing half-written
 
 
-def test_script_ends_with_a_list_and_a_status(inspect, copied, capsys, tmp_path):
+def test_script_ends_with_a_list_and_a_status(copied, capsys, tmp_path):
     root = copied("v21_video")
     cut = root / "videos/chunk-000/observation.images.front/episode_000001.mp4"
     cut.write_bytes(cut.read_bytes()[:500])

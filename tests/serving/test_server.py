@@ -24,6 +24,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from hf_vla import Policy
+from hf_vla.commands.eval import main as evaluate
+from hf_vla.commands.serve import main as serve
 from hf_vla.serving import PolicyClient, PolicyServer
 from hf_vla.serving.protocols import OpenpiKeys
 from hf_vla.serving.server import run
@@ -310,17 +312,14 @@ def test_episodes_of_a_served_policy_are_reproducible(port):
         assert not np.allclose(episode(None), episode(None))
 
 
-def test_a_served_policy_is_evaluated(port, tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    import run_eval
-
+def test_a_served_policy_is_evaluated(port, tmp_path, capsys):
     command = ["--model", f"ws://127.0.0.1:{port}", "--task", "drawer-open", "--episodes", "1", "--max-steps", "4"]
     command += ["--output", str(tmp_path / "out"), "--num-videos", "0"]
     with pytest.raises(SystemExit) as ended:
-        run_eval.main(command)
+        evaluate(command)
     assert ended.value.code == 2 and "--no-untrained-baseline" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
-        run_eval.main([*command, "--no-untrained-baseline"])
+        evaluate([*command, "--no-untrained-baseline"])
     # This policy is of two dimensions, the simulator takes four.
     assert ended.value.code == 2 and "4" in capsys.readouterr().err.splitlines()[-1]
 
@@ -469,7 +468,7 @@ def test_no_server_and_one_that_does_not_answer():
 
 def test_the_command(tmp_path, policy):
     policy.save_pretrained(str(tmp_path / "policy"))
-    script = [sys.executable, str(ROOT / "scripts" / "run_server.py"), "--model", str(tmp_path / "policy")]
+    script = [sys.executable, "-m", "hf_vla", "serve", "--model", str(tmp_path / "policy")]
     process = subprocess.Popen([*script, "--host", "127.0.0.1", "--port", "0"], stderr=subprocess.PIPE, text=True)
     try:
         line = next(line for line in process.stderr if "serving on" in line)
@@ -491,9 +490,9 @@ def test_the_command(tmp_path, policy):
 def test_the_command_stops_while_a_call_runs(tmp_path, policy):
     policy.save_pretrained(str(tmp_path))
     code = (
-        f"import sys, time; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import run_server; from hf_vla import Policy; "
+        "import time; from hf_vla.commands.serve import main; from hf_vla import Policy; "
         "Policy.infer = lambda *_, **__: time.sleep(300); "
-        f"run_server.main(['--model', {str(tmp_path)!r}, '--host', '127.0.0.1', '--port', '0'])"
+        f"main(['--model', {str(tmp_path)!r}, '--host', '127.0.0.1', '--port', '0'])"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     try:
@@ -519,13 +518,10 @@ def test_the_command_stops_while_a_call_runs(tmp_path, policy):
         (["--prot", "1"], "unknown argument '--prot'"),
     ],
 )
-def test_the_command_refuses(tmp_path, policy, flags, said, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    import run_server
-
+def test_the_command_refuses(tmp_path, policy, flags, said, capsys):
     policy.save_pretrained(str(tmp_path))
     with pytest.raises(SystemExit) as ended:
-        run_server.main(["--model", str(tmp_path), *flags])
+        serve(["--model", str(tmp_path), *flags])
     last = capsys.readouterr().err.splitlines()[-1]
     assert ended.value.code == 2 and last.startswith("error: ") and said in last
 

@@ -4,11 +4,9 @@ torchrun --nproc_per_node 2 engine_worker.py train '[["recipe.yaml", "--max_step
 torchrun --nproc_per_node 2 engine_worker.py sharded '{"zero3": …, "fsdp2": …}'    # models and gradients in shares
 """
 
-import importlib.util
 import json
 import os
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import deepspeed
@@ -18,16 +16,13 @@ from torch.distributed.device_mesh import init_device_mesh
 import hf_vla  # noqa: F401 - registers the policies
 from hf_vla import QwenOFTForActionPrediction
 from hf_vla.checkpoints.zero3 import not_partitioned
+from hf_vla.commands.train import main
 from hf_vla.training.trainer import load_pretrained
 
 
 def train(runs: list[list[str]]) -> None:
-    script = Path(__file__).resolve().parents[2] / "scripts" / "run_train.py"
-    spec = importlib.util.spec_from_file_location("run_train", script)
-    run_train = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(run_train)
     for arguments in runs:
-        run_train.main(arguments)
+        main(arguments)
 
 
 def whole(parameter: torch.Tensor) -> torch.Tensor:

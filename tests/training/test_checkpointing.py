@@ -1,10 +1,8 @@
 """Checkpoints are complete or absent, belong to one run, and nothing is overwritten unasked."""
 
 import json
-import runpy
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow
 import pyarrow.parquet as parquet
@@ -17,6 +15,7 @@ from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_vla.commands.dataclass_parser import parse_dataclasses
+from hf_vla.commands.train import main
 from hf_vla.training import checkpointing
 from hf_vla.training.checkpointing import checkpoint_to_resume, find_checkpoint
 from hf_vla.training_args.arguments import VLATrainingArguments, accumulation_steps
@@ -221,19 +220,17 @@ def test_global_batch_size(tmp_path, monkeypatch, processes, options, expected):
 
 def test_flags_of_one_start_are_not_kept(settings, run):
     """OUTPUT/config.yaml repeats the run, it does not resume it."""
-    scripts = Path(__file__).resolve().parents[2] / "scripts"
-    run_train = SimpleNamespace(**runpy.run_path(str(scripts / "run_train.py")))
     flags = [str(settings), "--output_dir", str(run), "--max_steps", "7"]
     with pytest.raises(SystemExit):
-        run_train.main(flags)
+        main(flags)
     assert names(run) == ["checkpoint-3", "checkpoint-6"] and not (run / "config.yaml").exists()
     with pytest.raises(SystemExit):
-        run_train.main([*flags, "--resume_from_checkpoint", "true", "--seed", "1"])
+        main([*flags, "--resume_from_checkpoint", "true", "--seed", "1"])
     assert not (run / "config.yaml").exists()
-    run_train.main([*flags, "--resume_from_checkpoint", "true"])
+    main([*flags, "--resume_from_checkpoint", "true"])
     assert names(run) == ["checkpoint-3", "checkpoint-6", "checkpoint-7"]
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["max_steps"] == 7 and "resume_from_checkpoint" not in config
-    run_train.main([*flags, "--overwrite_output_dir", "true", "--max_steps", "3"])
+    main([*flags, "--overwrite_output_dir", "true", "--max_steps", "3"])
     assert names(run) == ["checkpoint-3"]
     assert parse_dataclasses(TYPES, [str(run / "config.yaml")])[0][2].overwrite_output_dir is False

@@ -1,6 +1,5 @@
 """Co-training through the trainer: one step of both kinds of samples, however its samples are dealt out."""
 
-import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +8,7 @@ import torch
 import yaml
 
 from hf_vla.commands.dataclass_parser import parse_dataclasses
+from hf_vla.commands.train import main
 from hf_vla.training.co_training import refuse_plain_text
 from hf_vla.training.trainer import VLATrainer
 from hf_vla.training_args.arguments import VLATrainingArguments
@@ -112,7 +112,6 @@ class TestRefused:
             trainer_for(cotraining_recipe)
 
     def test_a_scale_of_no_loss(self, recipe, capsys):
-        main = runpy.run_path(str(Path(__file__).resolve().parents[2] / "scripts" / "run_train.py"))["main"]
         with pytest.raises(SystemExit):
             main([str(recipe), "--vlm_loss_scale", "0.5"])
         assert "error: vlm_loss_scale weighs the loss of vlm_dataset's conversations" in capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 from hf_vla import QwenPIV3Config, QwenPIV3ForActionPrediction
 from hf_vla.commands.dataclass_parser import parse_dataclasses
+from hf_vla.commands.train import main as train
 from hf_vla.training.engines import float32_sums, prepare_accelerator, prepare_arguments
 from hf_vla.training_args.arguments import VLATrainingArguments
 
@@ -46,7 +46,6 @@ def history(folder: Path) -> list[dict]:
 
 def test_ddp_and_deepspeed_train_as_one_process_does(cotraining_recipe, recipe, tmp_path):
     """The same losses and weights for the same global batches, co-training included, and after resuming under ZeRO-2."""
-    train = runpy.run_path(str(ROOT / "scripts" / "run_train.py"))["main"]
     start, alone = tmp_path / "policy", tmp_path / "alone"
     train([str(cotraining_recipe), "--max_steps", "1"])
     settings = yaml.safe_load(cotraining_recipe.read_text()) | {"policy": str(start)}
@@ -131,7 +130,7 @@ def cotraining_batch(processor, seed: int) -> dict:
 
 def environment(name: str) -> dict[str, str]:
     """What `accelerate launch --config_file configs/NAME.yaml` tells its processes."""
-    command = ["--config_file", str(CONFIGS / f"{name}.yaml"), str(ROOT / "scripts" / "run_train.py"), "recipe.yaml"]
+    command = ["--config_file", str(CONFIGS / f"{name}.yaml"), "-m", "hf_vla", "train", "recipe.yaml"]
     arguments = launch_command_parser().parse_args(command)
     arguments, file, _ = _validate_launch_command(arguments)
     arguments.deepspeed_fields_from_accelerate_config = ",".join(file.deepspeed_config or ())  # as accelerate goes on

@@ -20,11 +20,10 @@ from transformers import TrainerState
 from hf_vla.training.resuming import whole_batches
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "run_train.py"
-# run_train.py to its end, then once more, with losses that are NaN in one of the processes.
-TWICE = f"""
+# `hf-vla train` to its end, then once more, with losses that are NaN in one of the processes.
+TWICE = """
 import sys
-sys.path.insert(0, {str(SCRIPT.parent)!r})
-from run_train import main
+from hf_vla.commands.train import main
 from transformers import Trainer
 
 main(sys.argv[1:])

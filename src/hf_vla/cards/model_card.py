@@ -66,12 +66,12 @@ def write_model_card(
 
 
 def add_results(folder: str | os.PathLike, summary: str | os.PathLike) -> Path:
-    """Put an evaluation's table (the success_summary.csv of `scripts/run_eval.py`) beside a policy and into its card."""
+    """Put an evaluation's table (the success_summary.csv of `hf-vla eval`) beside a policy and into its card."""
     folder = Path(folder)
     if not card_sections.policy_config(folder):
         raise ValueError(f"{folder} holds no policy that results could belong to")
     if not card_sections.read_summary(Path(summary)):
-        raise ValueError(f"{summary} is no table of scripts/run_eval.py: it has other columns, or no rows")
+        raise ValueError(f"{summary} is no table of hf-vla eval: it has other columns, or no rows")
     shutil.copyfile(summary, folder / card_sections.SUMMARY)
     return write_model_card(folder)
 

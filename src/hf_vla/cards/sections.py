@@ -199,7 +199,7 @@ def recipe(facts: Mapping | None, settings: str | None) -> str | None:
     parts = ["## Training", _facts(facts or {})]
     if settings:
         parts.append(
-            "<details><summary>The recipe, for <code>scripts/run_train.py</code></summary>\n\n"
+            "<details><summary>The recipe, for <code>hf-vla train</code></summary>\n\n"
             f"```yaml\n{settings.strip()}\n```\n\n</details>"
         )
     return "\n\n".join(part for part in parts if part)

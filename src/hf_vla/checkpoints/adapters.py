@@ -106,7 +106,7 @@ class Adapter:
         if Path(base).is_absolute() or base.startswith(".") or base.count("/") > 1:
             raise OSError(
                 f"{self.name} is an adapter of {base}, and there is no such folder: pass base_model= with the place it was "
-                "moved to. To have a policy that needs no other, merge them with scripts/merge_adapter.py"
+                "moved to. To have a policy that needs no other, merge them with hf-vla merge"
             )
         return base
 

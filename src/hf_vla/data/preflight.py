@@ -79,7 +79,7 @@ def check_images(dataset: LeRobotDataset) -> None:
     """Open every video of the dataset and compare when it begins and ends with the tables; look for the columns of images.
 
     Takes about half a millisecond a file. Success is cached in `.hf_vla/` beside the dataset, under a key of the files' sizes
-    and modification times. Damage inside a file is found by `scripts/inspect_dataset.py --check`.
+    and modification times. Damage inside a file is found by `hf-vla inspect --check`.
 
     Raises:
         OSError: a file is truncated or damaged, begins after its first episode, or ends before its last; a column of images

@@ -11,7 +11,7 @@ from hf_vla.evaluation.rollout import Episode, run_episodes
 
 __all__ = ["FIRST_VALIDATION_SEED", "SuccessRate"]
 
-# Apart from demonstrations, which start at 0, and from scripts/run_eval.py, which starts at 10,000: the best of a run's
+# Apart from demonstrations, which start at 0, and from hf-vla eval, which starts at 10,000: the best of a run's
 # policies must not be chosen on the episodes on which it is reported.
 FIRST_VALIDATION_SEED = 1_000_000
 

@@ -16,7 +16,7 @@ from .packing import pack, unpack
 
 
 class PolicyClient:
-    """Asks a server of StarVLA's protocol, such as `scripts/run_server.py`, for actions.
+    """Asks a server of StarVLA's protocol, such as `hf-vla serve`, for actions.
 
     Args:
         host, port: of the server; or its whole address, "ws://host:port" or "wss://…", as `host`.

@@ -15,7 +15,7 @@ def prepare_arguments(args: VLATrainingArguments) -> None:
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs are visible to one process. Start one process a GPU, `python -m torch.distributed.run "
-            "--standalone --nproc_per_node gpu scripts/run_train.py …`, or choose one by CUDA_VISIBLE_DEVICES=0"
+            "--standalone --nproc_per_node gpu -m hf_vla train …`, or choose one by CUDA_VISIBLE_DEVICES=0"
         )
     if args.ddp_find_unused_parameters is None:
         # Some parameters of a policy take no part in its loss: output heads that its checkpoints hold unused, the

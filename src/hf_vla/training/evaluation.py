@@ -143,7 +143,7 @@ class EvaluatingTrainer(Trainer):
         if shards_weights(self.accelerator):
             raise ValueError(
                 "closed-loop evaluation runs on one process, which under FSDP and ZeRO-3 has a part of the weights only; "
-                "leave eval_env out and evaluate checkpoints with scripts/run_eval.py"
+                "leave eval_env out and evaluate checkpoints with hf-vla eval"
             )
 
     # ----------------------------------------------------------------- best policy

@@ -114,7 +114,7 @@ def read_summary(file: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def write_run_config(output: Path, recipe: Sequence[Any], given: dict[str, Any]) -> Path:
-    """Write `config.yaml`, from which `scripts/run_train.py` repeats the run.
+    """Write `config.yaml`, from which `hf-vla train` repeats the run.
 
     Args:
         output: the run's folder.

@@ -60,7 +60,7 @@ class VLATrainingArguments(TrainingArguments):
         global_batch_size (`int`, *optional*):
             Samples of an optimizer step over all processes; `gradient_accumulation_steps` follows from it.
         overwrite_output_dir (`bool`, *optional*, defaults to `False`):
-            `run_train.py` removes the checkpoints of an earlier run in `output_dir`; else it refuses to mix runs.
+            `hf-vla train` removes the checkpoints of an earlier run in `output_dir`; else it refuses to mix runs.
 
     With `lr_scheduler_type="cosine_with_min_lr"`, every parameter group ends at `lr_scheduler_kwargs["min_lr"]` itself.
     """

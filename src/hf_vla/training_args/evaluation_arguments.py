@@ -1,4 +1,4 @@
-"""What `scripts/run_train.py` reads about evaluation while training; when it happens is `eval_strategy` and `eval_steps`."""
+"""What `hf-vla train` reads about evaluation while training; when it happens is `eval_strategy` and `eval_steps`."""
 
 from dataclasses import dataclass, field
 
@@ -20,7 +20,7 @@ class EvaluationArguments:
         eval_tasks: its tasks.
         eval_env_episodes: episodes of each task.
         eval_env_config: further settings of the simulator, such as image_size.
-        eval_execute_steps: actions of a chunk to execute; by default as scripts/run_eval.py.
+        eval_execute_steps: actions of a chunk to execute; by default as hf-vla eval.
         eval_unnorm_key: whose statistics the simulated robot has, where the policy has several.
     """
 

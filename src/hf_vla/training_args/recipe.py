@@ -1,4 +1,4 @@
-"""What `scripts/run_train.py` reads besides the training arguments: which policy, which data; and how both are built."""
+"""What `hf-vla train` reads besides the training arguments: which policy, which data; and how both are built."""
 
 import json
 import tempfile
@@ -184,7 +184,7 @@ def build(
         if find_adapter(policy.policy) is not None:
             raise ValueError(
                 f"{policy.policy} is an adapter, without its base; to train on from it, merge them first "
-                f"(scripts/merge_adapter.py {policy.policy} MERGED), or resume its run with resume_from_checkpoint"
+                f"(hf-vla merge {policy.policy} MERGED), or resume its run with resume_from_checkpoint"
             )
         model = AutoModel.from_pretrained(policy.policy, dtype=policy.dtype, **loading_options)
         processor = AutoProcessor.from_pretrained(policy.policy)

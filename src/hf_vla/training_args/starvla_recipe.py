@@ -1,4 +1,4 @@
-"""StarVLA's training configurations as recipes of `scripts/run_train.py` (StarVLA's semantics, sections 3, 8 and 9)."""
+"""StarVLA's training configurations as recipes of `hf-vla train` (StarVLA's semantics, sections 3, 8 and 9)."""
 
 import re
 from dataclasses import dataclass, field
@@ -39,9 +39,7 @@ class ConvertedRecipe:
 
     def as_yaml(self, source: str) -> str:
         """The recipe as a file, with the report as comments."""
-        launch = (
-            "StarVLA starts it under ZeRO-2: accelerate launch --config_file configs/zero2.yaml scripts/run_train.py …"
-        )
+        launch = "StarVLA starts it under ZeRO-2: accelerate launch --config_file configs/zero2.yaml -m hf_vla train …"
         comments = [f"Made of StarVLA's {source}. {launch}", *self.report()]
         text = "".join(f"# {line}\n" for line in comments)
         return text + yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True, width=120)

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 
 import gradio as gr
 import numpy as np
-from episodes import SIMULATOR, Frame, drive
-from observation import MAX_SEED, read_count
-from parts import connect_cancel, html_part
 from PIL import Image
-from plots import image_tag
-from policies import EXAMPLES, Policies, title
-from worker import Worker, errors_as_messages
 
-from hf_vla import Policy
-from hf_vla.evaluation.benchmark import FIRST_EVALUATION_SEED
-from hf_vla.evaluation.environments import task_names
+from ..evaluation.benchmark import FIRST_EVALUATION_SEED
+from ..evaluation.environments import task_names
+from ..inference.policy import Policy
+from .episodes import SIMULATOR, Frame, drive
+from .observation import MAX_SEED, read_count
+from .parts import connect_cancel, html_part
+from .plots import image_tag
+from .policies import EXAMPLES, Policies, title
+from .worker import Worker, errors_as_messages
 
 _STEP_LIMIT, _MAX_STEPS = 250, 500
 _PAST, _STILLS, _STILL_SIZE = 8, 4, 96

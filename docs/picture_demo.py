@@ -1,6 +1,6 @@
 """Pictures of the demo for the README, made from the running app in a headless Chromium.
 
-python scripts/picture_demo.py --model outputs/quickstart/policy --output docs/images
+python docs/picture_demo.py --model outputs/quickstart/policy --output docs/images
 """
 
 import os
@@ -20,7 +20,6 @@ from PIL import Image
 
 from hf_vla.commands.parser import ArgumentParser, one_line_errors
 
-APP = Path(__file__).resolve().parents[1] / "spaces_demo" / "app.py"
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # Chromium asks nobody but the app.
 _FLAGS = (
@@ -52,7 +51,9 @@ def running_app(model: str = "", log: Path | None = None, **environment: str) ->
     with tempfile.TemporaryDirectory() as folder:
         log = log or Path(folder) / "app.log"
         with open(log, "w") as file:
-            app = subprocess.Popen([sys.executable, str(APP)], stdout=file, stderr=file, env=os.environ | settings)
+            app = subprocess.Popen(
+                [sys.executable, "-m", "hf_vla", "demo"], stdout=file, stderr=file, env=os.environ | settings
+            )
         try:
             _wait(app, address, log)
             yield address

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from hf_vla.evaluation.environments import make_environment
-from hf_vla.evaluation.rollout import RolloutPolicy, stream_episode
+from ..evaluation.environments import make_environment
+from ..evaluation.rollout import RolloutPolicy, stream_episode
 
 SIMULATOR = "metaworld"
 _FRAME_SIZE = 320

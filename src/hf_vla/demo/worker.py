@@ -17,7 +17,7 @@ import gradio as gr
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-logger = logging.getLogger("spaces_demo")
+logger = logging.getLogger(__name__)
 
 _LONGEST_MESSAGE = 600
 

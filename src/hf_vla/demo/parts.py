@@ -1,7 +1,8 @@
 """Small pieces of the page that several tabs use."""
 
 import gradio as gr
-from worker import Worker
+
+from .worker import Worker
 
 
 def html_part(name: str, value: str = "") -> gr.HTML:

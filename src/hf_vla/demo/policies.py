@@ -14,19 +14,19 @@ import torch
 import yaml
 from transformers import AutoProcessor
 
-from hf_vla import Policy
-from hf_vla.checkpoints.sources import check_source
-from hf_vla.processing.new_backbone import write_new_backbone
-from hf_vla.registry import class_of
-from hf_vla.robots.robot_types import ROBOTS
+from ..checkpoints.sources import check_source
+from ..inference.policy import Policy
+from ..processing.new_backbone import write_new_backbone
+from ..registry import class_of
+from ..robots.robot_types import ROBOTS
 
-logger = logging.getLogger("spaces_demo")
+logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).resolve().parent
-RECIPE = HERE / "quickstart.yaml"
+RECIPE = HERE.parent / "recipes" / "quickstart.yaml"
 EXAMPLES = json.loads((HERE / "examples" / "examples.json").read_text(encoding="utf-8"))
-#: Where `make quickstart` leaves its policy.
-TRAINED = HERE.parent / "outputs" / "quickstart" / "policy"
+#: Where the quickstart leaves its policy, from the folder that both are started in.
+TRAINED = Path("outputs") / "quickstart" / "policy"
 #: Stands for the policy that is made here.
 UNTRAINED = "untrained"
 
@@ -59,13 +59,14 @@ class Policies:
         self._loaded.move_to_end(name)
         return self._loaded[name]
 
-    def first(self) -> tuple[str, str]:
-        """Load what the app starts with: `MODEL_ID`, else the quickstart's policy, else an untrained one.
+    def first(self, wanted: str | None = None) -> tuple[str, str]:
+        """Load what the app starts with: `wanted`, else `MODEL_ID`, else the quickstart's policy, else an untrained one.
 
         Returns:
-            The policy's name, and why it isn't the one that `MODEL_ID` names, or "".
+            The policy's name, and why it isn't the one that was asked for, or "".
         """
-        wanted = os.environ.get("MODEL_ID") or (str(TRAINED) if (TRAINED / "config.json").is_file() else UNTRAINED)
+        wanted = wanted or os.environ.get("MODEL_ID")
+        wanted = wanted or (str(TRAINED) if (TRAINED / "config.json").is_file() else UNTRAINED)
         try:
             self.get(wanted)
             return wanted, ""

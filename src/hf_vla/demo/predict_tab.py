@@ -7,13 +7,13 @@ from dataclasses import dataclass, fields
 
 import gradio as gr
 import numpy as np
-from observation import MAX_SEED, make_observation, read_count
-from parts import connect_cancel, html_part
-from plots import chunk_plots, path_plots, position_dimensions
-from policies import EXAMPLES, HERE, Policies, denoising_steps, state_dim, statistics_keys
-from worker import Worker, errors_as_messages
 
-from hf_vla import Policy
+from ..inference.policy import Policy
+from .observation import MAX_SEED, make_observation, read_count
+from .parts import connect_cancel, html_part
+from .plots import chunk_plots, path_plots, position_dimensions
+from .policies import EXAMPLES, HERE, Policies, denoising_steps, state_dim, statistics_keys
+from .worker import Worker, errors_as_messages
 
 _MAX_SAMPLES, _MAX_STEPS = 16, 50
 _POSITIONS, _DISPLACEMENTS = "positions", "displacements"

@@ -2,16 +2,17 @@
 
 import threading
 
-import episodes
 import gradio as gr
 import pytest
 import torch
-from observation import MAX_PIXELS, MAX_SIDE, read_images
 from PIL import Image
-from plots import position_dimensions
-from policies import UNTRAINED, Policies
 from toy import IdlePolicy, ToyEnvironment
-from worker import Cancelled, Worker, errors_as_messages
+
+from hf_vla.demo import episodes
+from hf_vla.demo.observation import MAX_PIXELS, MAX_SIDE, read_images
+from hf_vla.demo.plots import position_dimensions
+from hf_vla.demo.policies import UNTRAINED, Policies
+from hf_vla.demo.worker import Cancelled, Worker, errors_as_messages
 
 
 def test_a_cancelled_prediction_ends_between_two_layers():

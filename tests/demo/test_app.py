@@ -11,10 +11,10 @@ import numpy as np
 from picture_demo import PHONE, choose, look_inside, predict, running_app, watch
 from PIL import Image
 from playwright.sync_api import TimeoutError
-from policies import EXAMPLES, HERE
 from transformers import pipeline
 
 from hf_vla import Policy
+from hf_vla.demo.policies import EXAMPLES, HERE
 
 
 def upload(page, *files) -> None:

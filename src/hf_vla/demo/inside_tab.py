@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 import gradio as gr
 import numpy as np
-from parts import connect_cancel, html_part
 from PIL import Image
-from plots import formation_plots, heat_map
-from policies import Policies
-from predict_tab import Inputs, predict, read
-from worker import Worker, errors_as_messages
+
+from .parts import connect_cancel, html_part
+from .plots import formation_plots, heat_map
+from .policies import Policies
+from .predict_tab import Inputs, predict, read
+from .worker import Worker, errors_as_messages
 
 _ALL_SIZE, _LARGE_SIZE = 112, 448
 

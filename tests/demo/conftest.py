@@ -7,10 +7,11 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / folder) for folder in ("spaces_demo", "scripts", "tests/evaluation")]
+sys.path[:0] = [str(ROOT / folder) for folder in ("docs", "tests/evaluation")]
 
 from picture_demo import DESKTOP, open_chromium, running_app  # noqa: E402
-from policies import RECIPE, make_untrained  # noqa: E402
+
+from hf_vla.demo.policies import RECIPE, make_untrained  # noqa: E402
 
 #: Screenshots are kept: they are there to be looked at.
 SCREENSHOTS = ROOT / "outputs" / "test_screenshots"

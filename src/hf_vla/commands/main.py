@@ -1,0 +1,54 @@
+"""`hf-vla COMMAND`: find the command, and run it. Nothing heavy is imported before the command is known."""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+#: By name, what a command does; its module has the same name, "-" as "_".
+COMMANDS = {
+    "quickstart": "demonstrations, training and evaluation, end to end",
+    "train": "train a policy by a recipe",
+    "eval": "evaluate a policy in closed loop",
+    "serve": "serve a policy over WebSocket",
+    "record": "record a scripted expert's demonstrations as a dataset",
+    "demo": "open the demo: predict, watch, look inside",
+    "inspect": "look at a dataset before training on it",
+    "stats": "compute a dataset's statistics",
+    "convert": "convert a policy between StarVLA's format and this package's",
+    "convert-episodes": "make a dataset of folders of recorded episodes",
+    "convert-recipe": "convert a training configuration of StarVLA to a recipe",
+    "merge": "merge an adapter (LoRA) into its base",
+}
+
+
+def help_text() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: hf-vla COMMAND [arguments]",
+            "",
+            "Vision-language-action policies: train, evaluate, serve.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "hf-vla COMMAND --help tells a command's arguments.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that `argv`, by default the command line, names; returns the exit status."""
+    name, *rest = sys.argv[1:] if argv is None else argv or ["--help"]
+    if name in ("-h", "--help", "help"):
+        print(help_text())
+        return 0
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"possible: {', '.join(COMMANDS)}"
+        sys.stderr.write(f"error: unknown command {name!r}; {hint} (see hf-vla --help)\n")
+        return 2
+    module = importlib.import_module(f"{__package__}.{name.replace('-', '_')}")
+    return module.main(rest) or 0

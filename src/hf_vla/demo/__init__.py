@@ -1,0 +1,1 @@
+"""The demo: a Gradio app that shows a policy think and move."""
