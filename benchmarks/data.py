@@ -3,7 +3,7 @@
     python benchmarks/data.py                       # makes its own data: 224 x 224, AV1 and H.264, 1, 2 and 4 cameras
     python benchmarks/data.py --codecs h264 --cameras 1 --seconds 5
     python benchmarks/data.py --content simulator   # MetaWorld's pictures, in place of a texture that is harder to decode
-    python benchmarks/data.py --dataset ../shared/datasets/v21_video ../shared/datasets/v20_bridge_like
+    python benchmarks/data.py --dataset tests/reference/datasets/v21_video tests/reference/datasets/v20_bridge_like
 
 Both give the same frames and chunks of 16 actions. The other loader reads the episode's parquet file, opens its mp4, seeks to
 the key frame and decodes on from there, with one thread, as ours does. "tables" is without any camera. They are measured in

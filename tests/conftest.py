@@ -2,6 +2,7 @@
 
 import copy
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported: no test needs the Hub
@@ -13,15 +14,13 @@ import yaml
 from hf_vla.data import LeRobotWriter
 
 RECIPE = Path(__file__).resolve().parents[1] / "src" / "hf_vla" / "recipes" / "quickstart.yaml"
+DATASETS = Path(__file__).resolve().parent / "reference" / "datasets"
 
 
 @pytest.fixture(scope="session")
-def shared_dir() -> Path:
-    """The folder of shared reference material beside the repository. Without it the tests fail: none is skipped."""
-    folder = Path(__file__).resolve().parents[2] / "shared"
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is missing: the tests need the shared reference material there")
-    return folder
+def reference_datasets(tmp_path_factory) -> Path:
+    """The datasets of tests/reference, copied: reading one leaves a cache in its folder. Not to be changed otherwise."""
+    return shutil.copytree(DATASETS, tmp_path_factory.mktemp("reference") / "datasets")
 
 
 @pytest.fixture(scope="session")
@@ -92,8 +91,8 @@ def write_recipe(dataset: Path, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def golden(tmp_path_factory):
-    """StarVLA's recorded variants; each is written and loaded once a session."""
-    from golden_cases import Golden
+def reference(tmp_path_factory):
+    """StarVLA's recorded variants; each is written and loaded once per session."""
+    from reference_cases import ReferenceCases
 
-    return Golden(tmp_path_factory.mktemp("golden"))
+    return ReferenceCases(tmp_path_factory.mktemp("reference"))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from reference_cases import base_vlm
 from tiny_policies import build, observation
 from tiny_vlms import write_tiny_vlm
 from transformers import AutoConfig, AutoModel, AutoProcessor
@@ -64,11 +65,10 @@ def framework(smolvlm, tmp_path_factory):
 
 
 @pytest.fixture(params=["Qwen3-VL", "Qwen2.5-VL", "SmolVLM2"])
-def policy_and_processor(request, framework, smolvlm, shared_dir):
-    vlms = shared_dir / "golden" / "base_vlms"
+def policy_and_processor(request, framework, smolvlm):
     folder = {
-        "Qwen3-VL": vlms / "Qwen3-VL-4B-Instruct",
-        "Qwen2.5-VL": vlms / "Qwen2.5-VL-3B-Instruct",
+        "Qwen3-VL": base_vlm("Qwen3-VL-4B-Instruct"),
+        "Qwen2.5-VL": base_vlm("Qwen2.5-VL-3B-Instruct"),
         "SmolVLM2": smolvlm,
     }[request.param]
     torch.manual_seed(0)

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 import torch
-from golden_cases import base_vlm
+from reference_cases import base_vlm
 
 from hf_vla import Policy
 from hf_vla.modeling.qwen_fast.action_tokenizer import FastActionTokenizer

@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 import pytest
 import yaml
-from golden_cases import Golden
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import EntryNotFoundError
+from reference_cases import ReferenceCases
 from tiny_policies import OWN, build
 from transformers import AutoModel, AutoProcessor
 
@@ -55,7 +55,7 @@ def test_what_a_card_tells(framework, tmp_path):
     assert f"| all | {model.num_parameters():,} |" in card.text
     assert "| `arm` | 2 | 2 | min_max |" in card.text
     assert re.search(r"## Architecture\n\nQwen\w+:? .*->", card.text)
-    assert "shared/golden" not in card.text  # where this machine keeps the backbone
+    assert "tests/reference" not in card.text  # where this machine keeps the backbone
 
 
 def test_the_example_of_use_runs(tmp_path, monkeypatch):
@@ -143,9 +143,9 @@ def test_a_folder_without_a_policy(tmp_path):
     assert not (tmp_path / "README.md").exists()
 
 
-def test_a_native_checkpoint(golden: Golden, tmp_path):
-    options = {"base_vlm": str(golden.base_vlm("QwenPI_v3"))}
-    folder = golden.run_folder("QwenPI_v3")
+def test_a_native_checkpoint(reference: ReferenceCases, tmp_path):
+    options = {"base_vlm": str(reference.base_vlm("QwenPI_v3"))}
+    folder = reference.run_folder("QwenPI_v3")
     AutoModel.from_pretrained(folder, **options).save_pretrained(tmp_path)
     AutoProcessor.from_pretrained(folder, **options).save_pretrained(tmp_path)
     card = card_of(tmp_path)

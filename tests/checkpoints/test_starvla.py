@@ -20,17 +20,14 @@ FILE = "checkpoints/steps_10_pytorch_model.pt"
 
 
 @pytest.fixture(scope="session")
-def base_vlm(shared_dir) -> str:
-    return str(shared_dir / "golden" / "base_vlms" / "Qwen3-VL-4B-Instruct")
+def base_vlm(reference) -> str:
+    return str(reference.base_vlm(VARIANT))
 
 
 @pytest.fixture(scope="session")
-def pristine_run(shared_dir, tmp_path_factory) -> Path:
+def pristine_run(reference) -> Path:
     """The recorded variant as StarVLA's trainer leaves it."""
-    out = tmp_path_factory.mktemp("native")
-    script = shared_dir / "golden" / "materialize.py"
-    subprocess.run([sys.executable, str(script), str(out), VARIANT], check=True, capture_output=True)
-    return out / VARIANT
+    return reference.run_folder(VARIANT)
 
 
 @pytest.fixture

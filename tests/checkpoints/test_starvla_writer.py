@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import yaml
-from golden_cases import base_vlm
+from reference_cases import FAST_TOKENIZER, base_vlm
 from transformers import AutoConfig, AutoProcessor
 
 from hf_vla.checkpoints.starvla_writer import save_repository
@@ -57,19 +57,19 @@ def test_settings_without_a_place_are_named_together(tmp_path):
     refused(tmp_path, policy, processor, "hidden_states_convention", modes, *others)
 
 
-def test_masked_padding_of_dual(golden, tmp_path, monkeypatch):
-    policy, processor = golden.policy("QwenDual"), golden.processor("QwenDual")
+def test_masked_padding_of_dual(reference, tmp_path, monkeypatch):
+    policy, processor = reference.policy("QwenDual"), reference.processor("QwenDual")
     monkeypatch.setattr(policy.config, "mask_padding", True)
     refused(tmp_path, policy, processor, "mask_padding")
 
 
-def test_prediction_options_are_noted(golden, tmp_path, monkeypatch, caplog):
+def test_prediction_options_are_noted(reference, tmp_path, monkeypatch, caplog):
     native = {
-        "base_vlm": str(base_vlm("Qwen3-VL-4B-Instruct-Action")),
-        "fast_tokenizer": str(base_vlm().parents[1] / "fast_tokenizer"),
+        "base_vlm": str(reference.action_backbone()),
+        "fast_tokenizer": str(FAST_TOKENIZER),
     }
     model_class, processor_class = class_of("qwen_fast", "model"), class_of("qwen_fast", "processor")
-    run = golden.run_folder("QwenFast")
+    run = reference.run_folder("QwenFast")
     policy = model_class.from_pretrained(run, generation_constraint="length", **native)
     save_repository(policy, processor_class.from_pretrained(run, **native), tmp_path / "run")
     assert "does not hold generation_constraint='length'" in caplog.text

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_cases import base_vlm
+from reference_cases import base_vlm
 from transformers import AutoModel, AutoProcessor
 
 from hf_vla.commands.convert import main
 
 
 @pytest.fixture(scope="module")
-def native(golden) -> Path:
-    return golden.run_folder("QwenPI_v3")
+def native(reference) -> Path:
+    return reference.run_folder("QwenPI_v3")
 
 
 @pytest.fixture(scope="module")

@@ -159,9 +159,9 @@ def test_module_paths(path, model_type, pattern):
 
 
 @pytest.mark.parametrize("name", ["QwenPI_v3", "QwenDual", "QwenOFT"])
-def test_patterns_match_a_model_of_that_framework(golden, name):
+def test_patterns_match_a_model_of_that_framework(reference, name):
     """Of every first-level module of StarVLA's, by its tensors' names."""
-    model = golden.policy(name)
+    model = reference.policy(name)
     names = [name for name, _ in model.named_parameters()]
     theirs = {"QwenPI_v3": "project_layers", "QwenDual": "dino_encoder dino_pro", "QwenOFT": "action_model.model"}[
         name

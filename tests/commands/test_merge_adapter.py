@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_cases import base_vlm
+from reference_cases import base_vlm
 from transformers import AutoModel, AutoProcessor
 
 from hf_vla import QwenOFTForActionPrediction

@@ -1,9 +1,12 @@
 """Datasets to read, and copies of them to damage."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from synthetic_v3 import CODECS, write_v3
+
+DATASETS = Path(__file__).resolve().parents[1] / "reference" / "datasets"
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +23,6 @@ def v3(written, tmp_path):
 
 
 @pytest.fixture
-def copied(shared_dir, tmp_path):
-    """A function that copies one of the shared datasets."""
-    return lambda name: shutil.copytree(shared_dir / "datasets" / name, tmp_path / name)
+def copied(tmp_path):
+    """A function that copies one of the reference datasets."""
+    return lambda name, to=None: shutil.copytree(DATASETS / name, tmp_path / (to or name))

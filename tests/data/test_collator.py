@@ -75,8 +75,8 @@ def test_empty_batch():
         VLADataCollator(RecordingProcessor())([])
 
 
-def test_items_of_a_real_dataset(shared_dir):
-    dataset = LeRobotDataset(shared_dir / "datasets" / "v21_video", 6, cameras=["front"])
+def test_items_of_a_real_dataset(reference_datasets):
+    dataset = LeRobotDataset(reference_datasets / "v21_video", 6, cameras=["front"])
     processor = RecordingProcessor()
     batch = VLADataCollator(processor)([dataset[0], dataset[9], dataset[-1]])
     assert processor.arguments["actions"].shape == (3, 6, 7)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
 from PIL import Image
+from reference_cases import base_vlm
 from torch.utils.data import DataLoader, Dataset
 
 from hf_vla import QwenPIV3ForActionPrediction
@@ -21,10 +22,11 @@ TURNS = [
 
 
 @pytest.fixture(scope="module")
-def policy_and_processor(shared_dir):
+def policy_and_processor():
     torch.manual_seed(0)
-    base = shared_dir / "golden" / "base_vlms" / "Qwen3-VL-4B-Instruct"
-    return QwenPIV3ForActionPrediction.from_vlm(base, random_init=True, action_hidden_size=16, attention_head_dim=8)
+    return QwenPIV3ForActionPrediction.from_vlm(
+        base_vlm(), random_init=True, action_hidden_size=16, attention_head_dim=8
+    )
 
 
 @pytest.fixture

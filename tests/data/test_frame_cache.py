@@ -34,8 +34,8 @@ def first_of_batch(items):
 
 
 @pytest.mark.parametrize("source", ["v21_video", "libx264", "libsvtav1"])
-def test_each_frame_is_decoded_once(written, shared_dir, source, tmp_path, decoded):
-    root = written[source][0] if source in written else shared_dir / "datasets" / source
+def test_each_frame_is_decoded_once(written, reference_datasets, source, tmp_path, decoded):
+    root = written[source][0] if source in written else reference_datasets / source
     expected = pixels(LeRobotDataset(root, 4))
     decoded.clear()
     dataset = LeRobotDataset(root, 4, frame_cache=tmp_path)
@@ -56,8 +56,8 @@ def test_each_frame_is_decoded_once(written, shared_dir, source, tmp_path, decod
     assert len(decoded) == 2 * len(dataset)
 
 
-def test_workers_share_it(shared_dir, tmp_path, decoded):
-    root = shared_dir / "datasets" / "v21_video"
+def test_workers_share_it(reference_datasets, tmp_path, decoded):
+    root = reference_datasets / "v21_video"
     expected = pixels(LeRobotDataset(root, 4))
     dataset = LeRobotDataset(root, 4, frame_cache=tmp_path)
     for _ in DataLoader(dataset, batch_size=1, num_workers=2, collate_fn=first_of_batch):
@@ -165,10 +165,10 @@ def test_a_full_disk_costs_time_only(v3, tmp_path, monkeypatch, caplog):
     assert caplog.text.count("No space left on device") == 1
 
 
-def test_mixtures_take_it(shared_dir, tmp_path, decoded):
+def test_mixtures_take_it(reference_datasets, tmp_path, decoded):
     entries = tmp_path / "mixture.yaml"
     entries.write_text("- {dataset: v21_video, robot: synthetic, action_horizon: 4}\n")
-    options = {"root": shared_dir / "datasets", "frame_cache": tmp_path / "cache"}
+    options = {"root": reference_datasets, "frame_cache": tmp_path / "cache"}
     mixture = DatasetMixture.from_name(entries, **options)
     expected = pixels(mixture)
     decoded.clear()
@@ -176,8 +176,8 @@ def test_mixtures_take_it(shared_dir, tmp_path, decoded):
     assert not decoded
 
 
-def test_recipes_take_it(shared_dir, tmp_path, decoded):
-    root = shared_dir / "datasets" / "v21_video"
+def test_recipes_take_it(reference_datasets, tmp_path, decoded):
+    root = reference_datasets / "v21_video"
     expected = pixels(LeRobotDataset(root, 4, frame_cache=tmp_path), [0, 40])
     decoded.clear()
     mixture = DataArguments(dataset=[str(root)], frame_cache=str(tmp_path)).build(4, seed=0)

@@ -139,8 +139,8 @@ def test_images_beside_tables_are_read_exactly(written, tmp_path):
 
 
 @pytest.mark.parametrize("source", [*SHARED, *CODECS])
-def test_order_of_access_and_number_of_decoders_change_nothing(written, shared_dir, source):
-    root = written[source][0] if source in written else shared_dir / "datasets" / source
+def test_order_of_access_and_number_of_decoders_change_nothing(written, reference_datasets, source):
+    root = written[source][0] if source in written else reference_datasets / source
     dataset = LeRobotDataset(root, HORIZON)
     in_order = [np.concatenate([np.asarray(image).ravel() for image in item["image"]]) for item in dataset]
     few_decoders = LeRobotDataset(root, HORIZON, max_open_videos=1)
@@ -151,8 +151,8 @@ def test_order_of_access_and_number_of_decoders_change_nothing(written, shared_d
 
 
 @pytest.mark.parametrize("source", [*SHARED, "libx264"])
-def test_reading_in_order_seeks_once_per_file(written, shared_dir, source, monkeypatch):
-    root = written[source][0] if source in written else shared_dir / "datasets" / source
+def test_reading_in_order_seeks_once_per_file(written, reference_datasets, source, monkeypatch):
+    root = written[source][0] if source in written else reference_datasets / source
     seeks = []
     seek = VideoReader._seek
     monkeypatch.setattr(VideoReader, "_seek", lambda reader, *args: (seeks.append(reader.path), seek(reader, *args)))
@@ -176,8 +176,8 @@ def test_nearest_frame_is_taken_off_the_grid(v3):
         np.testing.assert_array_equal(np.asarray(dataset[index]["image"][1]), expected[index])
 
 
-def test_cameras_by_name_and_order(shared_dir):
-    root = shared_dir / "datasets" / "v21_video"
+def test_cameras_by_name_and_order(reference_datasets):
+    root = reference_datasets / "v21_video"
     front, wrist = LeRobotDataset(root, HORIZON)[4]["image"]
     dataset = LeRobotDataset(root, HORIZON, cameras=["wrist", "observation.images.front"])
     assert dataset.cameras == ["observation.images.wrist", "observation.images.front"]
@@ -209,8 +209,8 @@ def test_chosen_episodes(copied, v3, source):
         LeRobotDataset(root, HORIZON, episodes=[])
 
 
-def test_indices_out_of_range_and_bad_horizon(shared_dir):
-    root = shared_dir / "datasets" / "v21_video"
+def test_indices_out_of_range_and_bad_horizon(reference_datasets):
+    root = reference_datasets / "v21_video"
     dataset = LeRobotDataset(root, HORIZON)
     assert dataset[-1]["image"] == dataset[76]["image"]
     for index in (77, -78):
@@ -518,11 +518,11 @@ def test_download_that_breaks_off(monkeypatch):
         LeRobotDataset("lab/robot", HORIZON)
 
 
-def test_neither_folder_nor_repository(tmp_path, shared_dir):
+def test_neither_folder_nor_repository(tmp_path, reference_datasets):
     with pytest.raises(FileNotFoundError, match="no local folder"):
         LeRobotDataset(tmp_path / "nowhere" / "at" / "all", HORIZON)
     with pytest.raises(ValueError, match="local folder"):
-        LeRobotDataset(shared_dir / "datasets" / "v21_video", HORIZON, revision="main")
+        LeRobotDataset(reference_datasets / "v21_video", HORIZON, revision="main")
 
 
 def test_what_the_writer_writes(tmp_path):

@@ -219,9 +219,9 @@ def test_errors_are_raised_unless_skipping_is_asked_for(caplog):
         mixture[0]
 
 
-def test_named_mixtures(shared_dir, tmp_path):
+def test_named_mixtures(copied, tmp_path):
     for name in ("bridge_orig_1.0.0_lerobot", "fractal20220817_data_0.1.0_lerobot"):
-        root = shutil.copytree(shared_dir / "datasets" / "v20_bridge_like", tmp_path / name)
+        root = copied("v20_bridge_like", name)
     info = root / "meta/info.json"  # of the second, whose camera has another name
     info.write_text(info.read_text().replace("observation.images.image_0", "observation.images.image"))
     (root / "meta/modality.json").unlink()
@@ -305,10 +305,8 @@ def test_members_that_cannot_share_a_batch(what):
         DatasetMixture([Numbers("a", 3), odd])
 
 
-def test_real_members(shared_dir, tmp_path):
-    roots = [
-        shutil.copytree(shared_dir / "datasets" / name, tmp_path / name) for name in ("v20_bridge_like", "v21_video")
-    ]
+def test_real_members(copied, tmp_path):
+    roots = [copied(name) for name in ("v20_bridge_like", "v21_video")]
     bridge, video = (LeRobotDataset(root, 4) for root in roots)
     mixture = DatasetMixture([bridge, video], [2, 1])
     assert mixture.statistics == {"widowx": bridge.statistics, "synthetic": video.statistics}
@@ -317,8 +315,8 @@ def test_real_members(shared_dir, tmp_path):
     assert mixture.report()[0]["dataset"] == str(roots[0])
 
 
-def test_members_share_what_they_keep_open(shared_dir):
-    paths = [shared_dir / "datasets" / name for name in ("v21_video", "v20_bridge_like", "v21_video")]
+def test_members_share_what_they_keep_open(reference_datasets):
+    paths = [reference_datasets / name for name in ("v21_video", "v20_bridge_like", "v21_video")]
     members = [LeRobotDataset(path, 4, max_open_videos=size) for path, size in zip(paths, (2, 5, 3), strict=True)]
     expected = [[np.asarray(image) for image in member[7]["image"]] for member in members]
     mixture = DatasetMixture(members)
@@ -329,8 +327,8 @@ def test_members_share_what_they_keep_open(shared_dir):
             np.testing.assert_array_equal(image, there)
 
 
-def test_shared_key_pools_statistics(shared_dir, tmp_path):
-    root = shutil.copytree(shared_dir / "datasets" / "v21_video", tmp_path / "v21_video")
+def test_shared_key_pools_statistics(copied, tmp_path):
+    root = copied("v21_video")
     parts = [LeRobotDataset(root, 4, episodes=episodes) for episodes in ([0, 2], [1, 3])]
     pooled = DatasetMixture(parts, [5, 1]).statistics
     whole = LeRobotDataset(root, 4).statistics
@@ -341,15 +339,15 @@ def test_shared_key_pools_statistics(shared_dir, tmp_path):
             np.testing.assert_allclose(pooled["synthetic"][name][key], values, rtol=1e-12, atol=1e-15)
 
 
-def test_shared_key_needs_one_action_mode(shared_dir, tmp_path):
-    root = shutil.copytree(shared_dir / "datasets" / "v21_video", tmp_path / "v21_video")
+def test_shared_key_needs_one_action_mode(copied, tmp_path):
+    root = copied("v21_video")
     parts = [LeRobotDataset(root, 4), LeRobotDataset(root, 4, action_mode="relative")]
     with pytest.raises(ValueError, match="'synthetic' must agree in action_mode: 'stored' of.*'relative' of"):
         _ = DatasetMixture(parts).statistics
 
 
-def test_check_before_training(shared_dir, tmp_path):
-    root = shutil.copytree(shared_dir / "datasets" / "v21_video", tmp_path / "v21_video")
+def test_check_before_training(copied, tmp_path):
+    root = copied("v21_video")
     videos = root / "videos/chunk-000/observation.images.wrist"
     DatasetMixture([LeRobotDataset(root, 4)]).check()
     whole = (videos / "episode_000001.mp4").read_bytes()
@@ -370,8 +368,8 @@ def test_check_before_training(shared_dir, tmp_path):
     DatasetMixture([LeRobotDataset(root, 4)]).check()
 
 
-def test_check_goes_on_where_items_are_skipped(shared_dir, tmp_path, caplog):
-    root = shutil.copytree(shared_dir / "datasets" / "v21_video", tmp_path / "v21_video")
+def test_check_goes_on_where_items_are_skipped(copied, tmp_path, caplog):
+    root = copied("v21_video")
     video = root / "videos/chunk-000/observation.images.wrist/episode_000001.mp4"
     video.write_bytes(video.read_bytes()[:900])
     mixture = DatasetMixture([LeRobotDataset(root, 4)], on_error="skip")

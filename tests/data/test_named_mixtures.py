@@ -6,13 +6,13 @@ from hf_vla.data import DatasetMixture
 
 
 @pytest.fixture
-def mixture(shared_dir, tmp_path):
+def mixture(reference_datasets, tmp_path):
     """A function that opens the mixture of one member with these further fields."""
 
     def open_mixture(fields, member="v21_video"):
         file = tmp_path / "mixture.yaml"
         file.write_text(f"- {{dataset: {member}, action_horizon: 4, {fields}}}")
-        return DatasetMixture.from_name(file, shared_dir / "datasets")
+        return DatasetMixture.from_name(file, reference_datasets)
 
     return open_mixture
 
@@ -54,17 +54,17 @@ def test_member_that_is_no_name(mixture, member):
         mixture("weight: 1", member)
 
 
-def test_horizon_of_another_type(mixture, tmp_path, shared_dir):
+def test_horizon_of_another_type(mixture, tmp_path, reference_datasets):
     for horizon in ("'4'", "0", "2.5"):
         (tmp_path / "mixture.yaml").write_text(f"- {{dataset: v21_video, action_horizon: {horizon}}}")
         with pytest.raises(ValueError, match="action_horizon.*not a positive whole number"):
-            DatasetMixture.from_name(tmp_path / "mixture.yaml", shared_dir / "datasets")
+            DatasetMixture.from_name(tmp_path / "mixture.yaml", reference_datasets)
 
 
-def test_robot_type_that_is_mistyped(tmp_path, shared_dir):
+def test_robot_type_that_is_mistyped(tmp_path, reference_datasets):
     (tmp_path / "mixture.yaml").write_text("- {dataset: v21_video, robot: oxe_brigde}")
     with pytest.raises(ValueError, match="'oxe_brigde' is no known robot type.*did you mean oxe_bridge"):
-        DatasetMixture.from_name(tmp_path / "mixture.yaml", shared_dir / "datasets")
+        DatasetMixture.from_name(tmp_path / "mixture.yaml", reference_datasets)
 
 
 def test_unknown_robot_that_is_nearly_a_known_one_is_told(mixture, caplog):

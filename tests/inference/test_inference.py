@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from golden_cases import base_vlm
 from PIL import Image
+from reference_cases import base_vlm
 
 from hf_vla import Policy, QwenOFTForActionPrediction
 

@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+from reference_cases import FAST_TOKENIZER, meta_of, recorded_arrays
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
@@ -18,13 +19,8 @@ from hf_vla.modeling.qwen_fast.action_tokenizer import (
 
 
 @pytest.fixture(scope="module")
-def golden(shared_dir):
-    return shared_dir / "golden"
-
-
-@pytest.fixture(scope="module")
-def fast(golden):
-    return FastActionTokenizer.from_pretrained(golden / "fast_tokenizer")
+def fast():
+    return FastActionTokenizer.from_pretrained(FAST_TOKENIZER)
 
 
 def chunks(number=64, horizon=8, dim=7, seed=0):
@@ -34,9 +30,9 @@ def chunks(number=64, horizon=8, dim=7, seed=0):
 
 
 @pytest.mark.parametrize("case", ["a", "b"])
-def test_recorded_tokens(golden, fast, case):
-    recorded = np.load(golden / "QwenFast" / f"case_{case}.npz")
-    expected = json.loads((golden / "QwenFast" / "meta.json").read_text())["cases"][case]["fast_tokens"]
+def test_recorded_tokens(fast, case):
+    recorded = recorded_arrays("QwenFast", case)
+    expected = meta_of("QwenFast")["cases"][case]["fast_tokens"]
     actions = np.stack([recorded["action_0"], recorded["action_1"]])
     assert fast.encode(actions) == expected
     decoded = np.stack([fast.decode(ids, time_horizon=8, action_dim=7) for ids in expected])

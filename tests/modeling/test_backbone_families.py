@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from golden_cases import base_vlm
+from reference_cases import base_vlm
 from tiny_vlms import FRAME, IMAGE_SEQ_LEN, write_tiny_vlm
 from transformers import (
     AutoImageProcessor,

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from golden_cases import base_vlm
+from reference_cases import base_vlm
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from hf_vla.checkpoints.starvla_writer import save_repository
@@ -36,7 +36,7 @@ OWN = {
     "qwen_dual": {**DIT, "dino_config": DINO, "mask_padding": True},
     "qwen_oft": {},
 }
-GOLDEN_VARIANT = {
+REFERENCE_VARIANT = {
     "qwen_pi_v3": "QwenPI_v3",
     "qwen_pi": "QwenPI",
     "qwen_gr00t": "QwenGR00T",
@@ -147,9 +147,9 @@ def test_the_whole_path(framework, tmp_path):
 
 
 @frameworks
-def test_native_checkpoints_come_back_tensor_for_tensor(framework, golden, tmp_path):
-    run = golden.run_folder(GOLDEN_VARIANT[framework])
-    policy, processor = golden.policy(run.name), golden.processor(run.name)
+def test_native_checkpoints_come_back_tensor_for_tensor(framework, reference, tmp_path):
+    run = reference.run_folder(REFERENCE_VARIANT[framework])
+    policy, processor = reference.policy(run.name), reference.processor(run.name)
     assert policy.config.model_type == framework
     folder = save_repository(policy, processor, tmp_path / "run", step=10)
     written, given = (
@@ -158,19 +158,19 @@ def test_native_checkpoints_come_back_tensor_for_tensor(framework, golden, tmp_p
     assert set(written) == set(given)
     assert all(torch.equal(written[name], given[name]) for name in given)
     assert json.loads((folder / "dataset_statistics.json").read_text()) == processor.statistics
-    config = AutoConfig.from_pretrained(folder, base_vlm=str(golden.base_vlm(run.name)))
+    config = AutoConfig.from_pretrained(folder, base_vlm=str(reference.base_vlm(run.name)))
     assert fields(config) == fields(policy.config)
 
 
 @frameworks
-def test_a_backbone_of_another_width_does_not_load(framework, golden, tmp_path):
+def test_a_backbone_of_another_width_does_not_load(framework, reference, tmp_path):
     other = tmp_path / "base"
-    shutil.copytree(golden.base_vlm(GOLDEN_VARIANT[framework]), other)
+    shutil.copytree(reference.base_vlm(REFERENCE_VARIANT[framework]), other)
     config = json.loads((other / "config.json").read_text())
     config["text_config"] |= {"hidden_size": 32, "intermediate_size": 64}
     config["vision_config"]["out_hidden_size"] = 32
     (other / "config.json").write_text(json.dumps(config))
-    run = golden.run_folder(GOLDEN_VARIANT[framework])
+    run = reference.run_folder(REFERENCE_VARIANT[framework])
     with pytest.raises(ValueError, match="mismatched keys.*instead of"):
         AutoModel.from_pretrained(run, base_vlm=str(other))
 

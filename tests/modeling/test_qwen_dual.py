@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from golden_cases import GOLDEN, base_vlm
+from reference_cases import REFERENCE, base_vlm
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoProcessor, Dinov2Config, Dinov2Model
 
@@ -34,18 +34,18 @@ convert = starvla_mapping("qwen_dual").convert
 
 
 @pytest.fixture(scope="module")
-def policy(golden):
-    return golden.policy("QwenDual")
+def policy(reference):
+    return reference.policy("QwenDual")
 
 
 @pytest.fixture(scope="module")
-def processor(golden):
-    return golden.processor("QwenDual")
+def processor(reference):
+    return reference.processor("QwenDual")
 
 
 @pytest.fixture(scope="module")
-def case(golden):
-    return golden.case("QwenDual", "a")
+def case(reference):
+    return reference.case("QwenDual", "a")
 
 
 @pytest.fixture(scope="module")
@@ -106,19 +106,19 @@ class TestRecorded:
             actions = policy.predict_action(**given, noise=draw)
             assert (actions - case.tensor("predict/normalized_actions")).abs().max() < TOLERANCE
 
-    def test_a_seed_gives_the_same_draw(self, golden, policy, processor, case):
+    def test_a_seed_gives_the_same_draw(self, reference, policy, processor, case):
         inputs = processor(case.images(), case.meta["lang"], normalized=True)
-        torch.manual_seed(golden.meta("QwenDual")["seed_predict"])
+        torch.manual_seed(reference.meta("QwenDual")["seed_predict"])
         actions = policy.predict_action(**inputs)
         assert (actions - case.tensor("predict/normalized_actions")).abs().max() < TOLERANCE
 
     def test_unnormalised_actions(self, processor):
-        recorded = np.load(GOLDEN / "QwenDual" / "unnorm_oxe_bridge.npz")
+        recorded = np.load(REFERENCE / "QwenDual" / "unnorm_oxe_bridge.npz")
         actions = processor.unnormalize_actions(recorded["normalized"], unnorm_key="oxe_bridge")
         assert np.abs(actions - recorded["unnormalized"]).max() < TOLERANCE
 
-    def test_native_and_back(self, golden, policy, processor, tmp_path):
-        run = golden.run_folder("QwenDual")
+    def test_native_and_back(self, reference, policy, processor, tmp_path):
+        run = reference.run_folder("QwenDual")
         folder = save_repository(policy, processor, tmp_path / "run", step=10)
         written, given = (
             torch.load(path / "checkpoints" / "steps_10_pytorch_model.pt", weights_only=True) for path in (folder, run)
@@ -129,8 +129,8 @@ class TestRecorded:
         assert {**again.to_dict(), "_name_or_path": ""} == {**config.to_dict(), "_name_or_path": ""}
         assert AutoProcessor.from_pretrained(folder, base_vlm=str(base_vlm())).image_size == [96, 64]
 
-    def test_bf16(self, golden, processor, case):
-        run = golden.run_folder("QwenDual")
+    def test_bf16(self, reference, processor, case):
+        run = reference.run_folder("QwenDual")
         policy = AutoModel.from_pretrained(run, base_vlm=str(base_vlm()), dtype=torch.bfloat16)
         assert {p.dtype for p in policy.parameters()} == {torch.bfloat16}
         inputs = processor(case.images(), case.meta["lang"], normalized=True)
@@ -307,7 +307,7 @@ class TestBadInput:
             with pytest.raises(ValueError, match="dino_pixel_values have shape .*; 3 prompts need"):
                 policy.predict_action(**inputs, dino_pixel_values=wrong)
 
-    def test_a_dino_that_starvla_does_not_know(self, tiny, golden, tmp_path):
+    def test_a_dino_that_starvla_does_not_know(self, tiny, reference, tmp_path):
         policy, processor = tiny
         size, policy.config.action_hidden_size = policy.config.action_hidden_size, 768
         try:

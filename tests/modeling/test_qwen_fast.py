@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from golden_cases import GOLDEN, base_vlm
+from reference_cases import FAST_TOKENIZER, base_vlm, recorded_arrays
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from hf_vla import QwenFASTConfig, QwenFASTForActionPrediction, QwenFASTProcessor
@@ -18,33 +18,38 @@ from hf_vla.registry import starvla_mapping
 
 TOLERANCE = 1e-5
 OFFSET, END = 151669, 151645
-NATIVE = {"base_vlm": str(base_vlm("Qwen3-VL-4B-Instruct-Action")), "fast_tokenizer": str(GOLDEN / "fast_tokenizer")}
 STATISTICS = {"robot": {"action": {"min": [-1.0] * 7, "max": [3.0] * 7}}}
 MODES = {"robot": {"action": "min_max"}}
 
 
 @pytest.fixture(scope="module")
-def run(golden):
-    return golden.run_folder("QwenFast")
+def native(reference):
+    """What a native run folder of QwenFast does not hold."""
+    return {"base_vlm": str(reference.action_backbone()), "fast_tokenizer": str(FAST_TOKENIZER)}
 
 
 @pytest.fixture(scope="module")
-def policy(run):
-    return AutoModel.from_pretrained(run, **NATIVE).eval()
+def run(reference):
+    return reference.run_folder("QwenFast")
 
 
 @pytest.fixture(scope="module")
-def processor(run):
-    return AutoProcessor.from_pretrained(run, **NATIVE)
+def policy(run, native):
+    return AutoModel.from_pretrained(run, **native).eval()
+
+
+@pytest.fixture(scope="module")
+def processor(run, native):
+    return AutoProcessor.from_pretrained(run, **native)
 
 
 @pytest.fixture(scope="module", params=["a", "b"])
-def case(request, golden):
+def case(request, reference):
     """A recorded case; `observation` is what the processor is given."""
-    z = dict(np.load(GOLDEN / "QwenFast" / f"case_{request.param}.npz"))
+    z = recorded_arrays("QwenFast", request.param)
     images = [[z[f"image_{i}_{v}"] for v in range(2) if f"image_{i}_{v}" in z] for i in range(2)]
     state = np.stack([z["state_0"], z["state_1"]]) if "state_0" in z else None
-    meta = golden.meta("QwenFast")["cases"][request.param]
+    meta = reference.meta("QwenFast")["cases"][request.param]
 
     def inputs(mode):
         prefix = f"{mode}/vlm_in_"
@@ -203,17 +208,17 @@ class TestFiles:
         assert torch.equal(loaded(**batch).loss, policy(**before).loss)
         assert torch.equal(loaded.predict_action(**batch), policy.predict_action(**before))
 
-    def test_native_and_back(self, policy, processor, run, tmp_path):
+    def test_native_and_back(self, policy, processor, run, tmp_path, native):
         folder = save_repository(policy, processor, tmp_path / "run", step=10)
         written, given = (
             torch.load(path / "checkpoints" / "steps_10_pytorch_model.pt", weights_only=True) for path in (folder, run)
         )
         assert set(written) == set(given) and all(torch.equal(written[name], given[name]) for name in given)
         # The FAST tokenizer lies in the folder, so that it need not be named.
-        config = AutoConfig.from_pretrained(folder, base_vlm=NATIVE["base_vlm"])
+        config = AutoConfig.from_pretrained(folder, base_vlm=native["base_vlm"])
         assert config.fast_codebook == policy.config.fast_codebook
         assert (config.action_horizon, config.action_dim) == (8, 7)
-        processor_again = AutoProcessor.from_pretrained(folder, base_vlm=NATIVE["base_vlm"])
+        processor_again = AutoProcessor.from_pretrained(folder, base_vlm=native["base_vlm"])
         assert processor_again.fast.to_dict() == processor.fast.to_dict()
         assert processor_again.image_size is processor.image_size is None
 
@@ -222,8 +227,8 @@ class TestFiles:
         with pytest.raises(ValueError, match=r"image_size is \[64, 64\], read again None"):
             save_repository(policy, processor, tmp_path / "run")
 
-    def test_bf16(self, run, case):
-        policy = AutoModel.from_pretrained(run, dtype=torch.bfloat16, **NATIVE)
+    def test_bf16(self, run, case, native):
+        policy = AutoModel.from_pretrained(run, dtype=torch.bfloat16, **native)
         assert {p.dtype for p in policy.parameters()} == {torch.bfloat16}
         loss = policy(**case.inputs("forward")).loss
         assert abs(loss.item() - case.meta["loss"]) < 0.05
@@ -274,17 +279,17 @@ class TestFromPlainBackbone:
         assert np.abs(robot_units - actions).max() < 0.5
 
     def test_the_new_tokenizer_is_saved(self, backbone, tmp_path):
-        _, processor = QwenFASTForActionPrediction.from_vlm(backbone, fast_tokenizer=NATIVE["fast_tokenizer"])
+        _, processor = QwenFASTForActionPrediction.from_vlm(backbone, fast_tokenizer=str(FAST_TOKENIZER))
         processor.save_pretrained(tmp_path)
         assert AutoProcessor.from_pretrained(tmp_path).token_offset == processor.token_offset
         config = json.loads((tmp_path / "processor_config.json").read_text())
         assert config["token_offset"] == processor.token_offset
 
-    def test_a_native_policy_needs_a_backbone_with_action_tokens(self, run):
-        native = {**NATIVE, "base_vlm": str(base_vlm())}
+    def test_a_native_policy_needs_a_backbone_with_action_tokens(self, run, native):
+        plain = {**native, "base_vlm": str(base_vlm())}
         for loader in (AutoModel, QwenFASTProcessor):
             with pytest.raises((OSError, ValueError), match="has no <robot_action_0>; a FAST policy needs"):
-                loader.from_pretrained(run, **native)
+                loader.from_pretrained(run, **plain)
 
 
 class TestBadInput:

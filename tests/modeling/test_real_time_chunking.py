@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from golden_cases import base_vlm
+from reference_cases import base_vlm
 
 from hf_vla.inference.policy import Policy
 from hf_vla.modeling import flow_matching

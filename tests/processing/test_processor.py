@@ -1,12 +1,12 @@
 """What processors accept, and what they refuse: each bad input is a ValueError that names what was given."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from reference_cases import base_vlm
 from transformers import AutoProcessor
 
 from hf_vla import QwenOFTProcessor, QwenPIProcessor, QwenPIV3Processor
@@ -33,13 +33,8 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def base_vlm() -> Path:
-    return Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "base_vlms" / "Qwen3-VL-4B-Instruct"
-
-
-@pytest.fixture(scope="module")
-def shared_processor(base_vlm) -> QwenPIProcessor:
-    return QwenPIProcessor.from_vlm(base_vlm, **SETTINGS)
+def shared_processor() -> QwenPIProcessor:
+    return QwenPIProcessor.from_vlm(base_vlm(), **SETTINGS)
 
 
 @pytest.fixture
@@ -303,7 +298,7 @@ def test_bad_predictions(processor, actions, message):
         processor.unnormalize_actions(actions, "small_arm")
 
 
-def test_other_settings(processor, base_vlm):
+def test_other_settings(processor):
     with pytest.raises(ValueError, match="return_tensors is 'np'"):
         call(processor, return_tensors="np")
     for size in ([64], [0, 64], 64, "64", [64.5, 64]):
@@ -311,7 +306,7 @@ def test_other_settings(processor, base_vlm):
             QwenPIProcessor(processor.image_processor, processor.tokenizer, image_size=size)
 
 
-def test_where_the_state_goes(processor, base_vlm):
+def test_where_the_state_goes(processor):
     state = np.array([[-2.0, 0.0]])
     in_head = call(processor, state=state)
     assert torch.equal(in_head["state"], torch.tensor([[[-2.0, 0.0]]]))
@@ -353,9 +348,9 @@ class TestOverrides:
     """Settings that `from_pretrained` is given in place of those that were saved."""
 
     @pytest.fixture(scope="class")
-    def saved(self, base_vlm, tmp_path_factory):
+    def saved(self, tmp_path_factory):
         folder = tmp_path_factory.mktemp("saved")
-        QwenPIProcessor.from_vlm(base_vlm, **SETTINGS).save_pretrained(folder)
+        QwenPIProcessor.from_vlm(base_vlm(), **SETTINGS).save_pretrained(folder)
         return folder
 
     @pytest.mark.parametrize("load", [AutoProcessor.from_pretrained, QwenPIProcessor.from_pretrained])

@@ -160,8 +160,8 @@ def test_statistics_that_make_no_sense(entries, message):
         policy.infer(observation())
 
 
-def test_starvla_is_told(golden, tmp_path, caplog):
-    model, processor = golden.policy("QwenOFT"), copy.deepcopy(golden.processor("QwenOFT"))
+def test_starvla_is_told(reference, tmp_path, caplog):
+    model, processor = reference.policy("QwenOFT"), copy.deepcopy(reference.processor("QwenOFT"))
     key = next(iter(processor.statistics))
     processor.statistics[key] |= ActionMode("delta").entries()
     with caplog.at_level("WARNING"):

@@ -14,7 +14,7 @@ import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
-from golden_cases import base_vlm
+from reference_cases import base_vlm
 from safetensors.torch import load_file, save_file
 from tiny_policy import tiny_trainer
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, TrainerCallback, TrainingArguments
@@ -80,7 +80,7 @@ def test_ddp_and_deepspeed_train_as_one_process_does(cotraining_recipe, recipe, 
     assert len(state["log_history"]) == 2
 
 
-def test_sharded_models_hold_and_learn_what_whole_ones_do(golden, tmp_path):
+def test_sharded_models_hold_and_learn_what_whole_ones_do(reference, tmp_path):
     """ZeRO-3: loading and making policies. FSDP2: gradients of a co-training step."""
     torch.manual_seed(0)
     settings = {
@@ -110,7 +110,7 @@ def test_sharded_models_hold_and_learn_what_whole_ones_do(golden, tmp_path):
     gradients = {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
     torch.save({"batches": batches, "gradients": gradients}, tmp_path / "batches.pt")
     zero3 = {name: str(tmp_path / name) for name in ("other", "too_much", "vlm")}
-    zero3 |= {"folder": str(tmp_path / "policy"), "native": str(golden.run_folder("QwenGR00T"))}
+    zero3 |= {"folder": str(tmp_path / "policy"), "native": str(reference.run_folder("QwenGR00T"))}
     fsdp2 = {"folder": zero3["folder"], "batches": str(tmp_path / "batches.pt"), "environment": environment("fsdp2")}
     fsdp2["blocks"] = ["Qwen3VLTextDecoderLayer", "Qwen3VLVisionBlock", "DiffusionTransformerBlock"]
     two_processes("sharded", {"zero3": zero3 | {"base_vlm": str(base_vlm())}, "fsdp2": fsdp2})

@@ -67,12 +67,12 @@ FROZEN = {
 
 
 @pytest.mark.parametrize("frozen", FROZEN)
-def test_checkpointed_activations_leave_the_gradients(golden, frozen):
+def test_checkpointed_activations_leave_the_gradients(reference, frozen):
     """In backbone and head, under dropout, whatever is frozen; recomputed where gradients pass, and only there."""
-    inputs = golden.case("QwenPI_v3", next(iter(golden.meta("QwenPI_v3")["cases"]))).model_inputs("forward")
+    inputs = reference.case("QwenPI_v3", next(iter(reference.meta("QwenPI_v3")["cases"]))).model_inputs("forward")
     results = {}
     for checkpointed in (False, True):
-        model = copy.deepcopy(golden.policy("QwenPI_v3"))
+        model = copy.deepcopy(reference.policy("QwenPI_v3"))
         if checkpointed:
             model.activation_checkpointing_enable()
         for name, parameter in model.named_parameters():
@@ -103,8 +103,8 @@ def test_checkpointed_activations_leave_the_gradients(golden, frozen):
     assert other_calls == {"visual": passed, "language_model": passed, "head": 2}
 
 
-def test_reentrant_checkpoints_get_inputs_that_require_gradients(golden):
-    model = copy.deepcopy(golden.policy("QwenPI_v3"))
+def test_reentrant_checkpoints_get_inputs_that_require_gradients(reference):
+    model = copy.deepcopy(reference.policy("QwenPI_v3"))
     ids = torch.tensor([[1, 2]])
     model.vlm.requires_grad_(False)
     model.activation_checkpointing_enable({"use_reentrant": True})

@@ -23,8 +23,8 @@ def test_weight_decay_is_for_matrices_only(tmp_path):
 
 
 @pytest.mark.parametrize("variant", ["QwenDual", "QwenPI_v3", "QwenPI_v3__qwen25"])
-def test_weight_decay_of_real_policies(golden, variant):
-    model = golden.policy(variant)
+def test_weight_decay_of_real_policies(reference, variant):
+    model = reference.policy(variant)
     decayed = set(decayed_parameters(model))
     modules = dict(model.named_modules())
     for name, parameter in model.named_parameters():

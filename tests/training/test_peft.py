@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden_cases import GOLDEN, base_vlm
+from reference_cases import FAST_TOKENIZER, base_vlm
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 
@@ -33,7 +33,7 @@ OWN = {
     "qwen_gr00t": DIT,
     "qwen_dual": {**DIT, "dino_config": DINO},
     "qwen_oft": {},
-    "qwen_fast": {"fast_tokenizer": str(GOLDEN / "fast_tokenizer"), "generation_constraint": "length"},
+    "qwen_fast": {"fast_tokenizer": str(FAST_TOKENIZER), "generation_constraint": "length"},
 }
 RANGE = {"min": [-1.0] * 2, "max": [1.0] * 2}
 COMMON = {
@@ -195,9 +195,9 @@ def test_a_new_policy_on_a_backbone_is_rebuilt_from_adapter_and_backbone(framewo
             adapted(from_vlm(framework, tmp_path / "vlm")[0], tmp_path / "vlm", modules_to_save=[name], steps=0)
 
 
-def test_native_base(golden, tmp_path):
+def test_native_base(reference, tmp_path):
     native = {"base_vlm": str(base_vlm())}
-    run = golden.run_folder("QwenOFT")
+    run = reference.run_folder("QwenOFT")
     policy = AutoModel.from_pretrained(run, **native)
     shutil.copytree(run, tmp_path / "run")
     model = add_adapter(policy, PolicyArguments(policy=str(tmp_path / "run")), PeftArguments(use_peft=True))
@@ -205,10 +205,10 @@ def test_native_base(golden, tmp_path):
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=0.1)
     model.save_pretrained(tmp_path / "adapter")
-    inputs = golden.case("QwenOFT", "a").model_inputs("predict")
+    inputs = reference.case("QwenOFT", "a").model_inputs("predict")
     expected = model.eval().predict_action(**inputs)
     assert torch.equal(AutoModel.from_pretrained(tmp_path / "adapter").predict_action(**inputs), expected)
-    assert not torch.allclose(golden.policy("QwenOFT").predict_action(**inputs), expected)
+    assert not torch.allclose(reference.policy("QwenOFT").predict_action(**inputs), expected)
 
 
 def test_the_loaded_policy_predicts_in_robot_units_and_has_an_untrained_twin(adapter):
