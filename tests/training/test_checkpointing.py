@@ -115,7 +115,7 @@ def test_a_new_run_does_not_mix_with_an_older_one(settings, run, tmp_path):
         (["--learning_rate", 1e-4], "optimizer.learning_rate is 0.001 in the checkpoint, 0.0001 now"),
         (["--prompt_template", "Do: {instruction}"], "processor.prompt_template"),
         (["--policy_config", "SMALLER"], "model.parameters.action_head"),
-        (["--max_steps", 6], "of step 6 of 6: that run is finished"),
+        (["--max_steps", 6], "is step 6 of 6: that run is finished"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(settings, whole, dataset, tmp_path, flags, message):

@@ -9,7 +9,7 @@ import yaml
 
 from hf_vla.commands.dataclass_parser import parse_dataclasses
 from hf_vla.commands.train import main
-from hf_vla.training.co_training import refuse_plain_text
+from hf_vla.training.co_training_setup import refuse_plain_text
 from hf_vla.training.trainer import VLATrainer
 from hf_vla.training_args.arguments import VLATrainingArguments
 from hf_vla.training_args.recipe import DataArguments, PolicyArguments, build

@@ -265,7 +265,7 @@ def test_action_error_is_better_the_smaller_it_is(recipe, tmp_path):
         ([*EVALUATED, "--metric_for_best_model", "eval_action_eror"], "did you mean eval_action_error"),
         (
             [*EVALUATED, "--metric_for_best_model", "eval_success"],
-            "there will be eval_loss, eval_action_error, eval_a",
+            "the metrics will be eval_loss, eval_action_error, eval_a",
         ),
         (["--metric_for_best_model", "eval_loss"], "nothing is evaluated"),
     ],

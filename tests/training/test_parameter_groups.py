@@ -1,6 +1,5 @@
-"""Parameter groups: what decays, which settings have no effect, what is logged of each group and at the start."""
+"""Parameter groups: which parameters a pattern names, what decays, and settings that have no effect."""
 
-import logging
 import math
 
 import pytest
@@ -8,9 +7,53 @@ import torch
 from tiny_policy import TinyPolicy, tiny_trainer, weights
 from torch import nn
 
-from hf_vla.registry import class_of
-from hf_vla.training.overview import human, overview
-from hf_vla.training.parameter_groups import decayed_parameters
+from hf_vla.training.parameter_groups import decayed_parameters, freeze, matching_parameters, rate_groups
+
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.vlm = nn.ModuleDict({"visual": nn.Linear(2, 2), "language_model": nn.Linear(2, 2)})
+        self.action_head = nn.Linear(2, 2)
+
+
+def test_a_pattern_is_searched_in_the_whole_name():
+    assert matching_parameters(Tiny(), "visual", "x") == {"vlm.visual.weight", "vlm.visual.bias"}
+    assert matching_parameters(Tiny(), r"^vlm\..*bias$", "x") == {"vlm.visual.bias", "vlm.language_model.bias"}
+
+
+def test_first_match_wins_and_the_rest_is_the_default_group():
+    groups = rate_groups(Tiny(), ["visual", "^vlm"])
+    assert groups["vlm.visual.weight"] == "visual"
+    assert groups["vlm.language_model.bias"] == "^vlm"
+    assert groups["action_head.weight"] == "default"
+
+
+def test_frozen_parameters_are_exactly_those_named():
+    model = Tiny()
+    frozen = freeze(model, ["visual", "action_head.bias"])
+    assert frozen == {"vlm.visual.weight", "vlm.visual.bias", "action_head.bias"}
+    assert {n for n, p in model.named_parameters() if not p.requires_grad} == frozen
+    assert set(rate_groups(model, [])) == {n for n, _ in model.named_parameters()} - frozen
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("action_model", "did you mean action_head"),
+        ("vlm.visul", "did you mean vlm.visual"),
+        ("zzz", "modules are vlm, action_head"),
+        ("(", "not a valid regular expression"),
+    ],
+)
+def test_a_pattern_that_names_nothing_is_an_error(pattern, message):
+    with pytest.raises(ValueError, match=message):
+        matching_parameters(Tiny(), pattern, "freeze_modules")
+
+
+def test_freezing_everything_is_an_error():
+    with pytest.raises(ValueError, match="leave something to train"):
+        freeze(Tiny(), ["."])
 
 
 def test_weight_decay_is_for_matrices_only(tmp_path):
@@ -76,75 +119,6 @@ def test_an_optimizer_that_is_passed_in_has_its_own_rates(tmp_path):
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     with pytest.raises(ValueError, match="no effect on an optimizer that is passed in"):
         VLATrainer(model, given.args, data_collator=given.data_collator, optimizers=(optimizer, None))
-
-
-def test_logged_of_each_group_and_loss(tmp_path):
-    trainer = tiny_trainer(tmp_path, module_learning_rates={"^action": 1e-3}, max_grad_norm=0.01, warmup_steps=2)
-    trainer.train()
-    rows = [row for row in trainer.state.log_history if "loss" in row]
-    assert len(rows) == 6
-    for step, row in enumerate(rows):
-        share = step / 2 if step < 2 else (6 - step) / 4
-        assert row["learning_rate/default"] == row["learning_rate"] == pytest.approx(1e-2 * share)
-        assert row["learning_rate/^action"] == pytest.approx(1e-3 * share)
-        both = math.hypot(row["grad_norm/default"], row["grad_norm/^action"])
-        assert both == pytest.approx(row["grad_norm"], rel=1e-3) and both > 0.01
-        assert row["action_loss"] == pytest.approx(row["loss"], rel=1e-6) and "vlm_loss" not in row
-
-
-def test_tensorboard_shows_every_group(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    (tmp_path / "logs").mkdir()
-    trainer = tiny_trainer(
-        tmp_path, module_learning_rates={"^action_head|queries": 1e-3}, report_to="tensorboard", max_steps=2
-    )
-    trainer.train()
-    (file,) = tmp_path.rglob("events.out.tfevents.*")
-    events = EventAccumulator(str(file))
-    events.Reload()
-    shown = [tag for tag in events.Tags()["scalars"] if "learning_rate/" in tag]
-    assert sorted(shown) == ["train/learning_rate/^action_head|queries", "train/learning_rate/default"]
-
-
-def test_the_table_is_logged_once_at_the_start(tmp_path, caplog):
-    trainer = tiny_trainer(
-        tmp_path, freeze_modules=["vlm.0"], module_learning_rates={"^action": 5e-4}, weight_decay=0.01, max_steps=2
-    )
-    with caplog.at_level(logging.INFO, logger="hf_vla"):
-        trainer.train()
-    (record,) = [record for record in caplog.records if "what is trained" in record.message]
-    assert record.message.splitlines()[1:] == [
-        "module             parameters  trainable    learning rate  weight decay",
-        "(the model's own)  4           yes          0.0005         -",
-        "vlm.0              20          no           -              -",
-        "vlm.1,3            28          yes          0.01           0.01 of 57.1 %",
-        "action_head.*      30          yes          0.0005         0.01 of 80.0 %",
-        "all                82          62 (75.6 %)",
-    ]
-
-
-def test_the_table_of_five_billion_parameters_fits_a_screen():
-    text = {"hidden_size": 2560, "num_hidden_layers": 36, "intermediate_size": 9728, "num_attention_heads": 32}
-    text |= {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936}
-    vision = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "out_hidden_size": 2560}
-    vlm = {"model_type": "qwen3_vl", "text_config": text, "vision_config": vision, "tie_word_embeddings": True}
-    with torch.device("meta"):
-        model = class_of("qwen_pi_v3", "model")(class_of("qwen_pi_v3", "config")(vlm_config=vlm))
-    model.vlm.model.visual.requires_grad_(False)
-    lines = overview(model, 1e-5, {"^action_head|^projectors": 1e-4}, 1e-8).splitlines()
-    assert 12 <= len(lines) <= 20 and max(map(len, lines)) <= 120
-    cells = {line.split()[0]: line for line in lines}
-    layers = cells["vlm.model.language_model.layers.*"]
-    assert "3.63 B" in layers and "yes" in layers and "1e-05" in layers and "1e-08 of 100.0 %" in layers
-    assert "no" in cells["vlm.model.visual.blocks.*"].split() and "0.0001" in cells["projectors"]
-    total = sum(p.numel() for p in model.parameters())
-    assert lines[-1].startswith("all") and human(total) in lines[-1]
-
-
-def test_human_numbers():
-    numbers = (7, 999, 1000, 12345, 999_960, 1_234_567, 5_070_000_000)
-    assert [human(n) for n in numbers] == ["7", "999", "1.00 k", "12.3 k", "1.00 M", "1.23 M", "5.07 B"]
 
 
 def test_a_rate_of_zero_leaves_the_weights(tmp_path):

@@ -18,7 +18,7 @@ from hf_vla.checkpoints.adapted_modules import merge, plain_name
 from hf_vla.commands.dataclass_parser import parse_dataclasses
 from hf_vla.registry import FRAMEWORKS, class_of
 from hf_vla.training.lora import add_adapter
-from hf_vla.training.patterns import freeze, learning_rates
+from hf_vla.training.parameter_groups import freeze, rate_groups
 from hf_vla.training.trainer import VLATrainer
 from hf_vla.training_args.arguments import VLATrainingArguments
 from hf_vla.training_args.peft import PeftArguments
@@ -293,7 +293,7 @@ def test_an_incomplete_adapter_raises(adapter, tmp_path):
     ("settings", "message"),
     [
         ({"lora_target_modules": ["q_prj"]}, "lora_target_modules: no module is called 'q_prj'; did you mean .*q_proj"),
-        ({"lora_target_modules": ["self_attn"]}, "'self_attn' is no linear layer but a .*Attention"),
+        ({"lora_target_modules": ["self_attn"]}, "'self_attn' is not a linear layer but a .*Attention"),
         ({"lora_target_modules": ["fc1"]}, "'fc1' is in action_head.fc1, which modules_to_save trains in full"),
         ({"lora_target_modules": ["lm_head"]}, "lm_head holds the word embeddings"),
         ({"modules_to_save": ["action_model"]}, "modules_to_save: no module is called 'action_model'; did you mean action_head"),
@@ -325,13 +325,14 @@ def test_settings_reach_the_adapter(base):
 
 def test_patterns_are_of_the_policys_own_names(base):
     model = adapted(AutoModel.from_pretrained(base("qwen_pi_v3")), base("qwen_pi_v3"), steps=0)
-    rates = learning_rates(model, 1.0, {"^action_head": 2.0, r"^projectors\.0\.1\.weight$": 3.0, r"^vlm.*lora_B": 4.0})
+    groups = rate_groups(model, ["^action_head", r"^projectors\.0\.1\.weight$", r"^vlm.*lora_B"])
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert rates.keys() == trained
-    for name, rate in rates.items():
+    assert groups.keys() == trained
+    for name, group in groups.items():
         plain = plain_name(name)
-        special = 4.0 if "lora_B" in plain else 3.0 if plain == "projectors.0.1.weight" else 1.0
-        assert rate == (2.0 if plain.startswith("action_head") else special), name
+        projector = r"^projectors\.0\.1\.weight$" if plain == "projectors.0.1.weight" else "default"
+        other = r"^vlm.*lora_B" if "lora_B" in plain else projector
+        assert group == ("^action_head" if plain.startswith("action_head") else other), name
     freeze(model, ["^vlm"])
     left = {plain_name(name).split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
     assert left == {"projectors", "action_head"}
@@ -451,7 +452,7 @@ def test_a_run_resumes_from_an_adapter(lora_recipe, tmp_path):
     assert policy.infer(whole.train_dataset[0]).shape == (4, 2)
 
     for option, message in (
-        ("--lora_r", "is of another run"),
+        ("--lora_r", "belongs to another run"),
         ("--lora_alpha", "trained with lora_alpha 32, .* has 4"),
     ):
         other = trainer_for(lora_recipe, *flags, tmp_path / "x", option, 4)

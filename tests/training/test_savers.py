@@ -117,7 +117,7 @@ def test_more_layers_than_the_model_has_are_no_silent_half(recipe, tmp_path):
     fewer = recipe.read_text().replace("num_hidden_layers: 2", "num_hidden_layers: 1")
     recipe.write_text(fewer)
     flags = ["--pretrained_checkpoint", str(tmp_path / "larger")]
-    with pytest.raises(ValueError, match="does not fit this model: .* tensors are in one only"):
+    with pytest.raises(ValueError, match="does not fit this model: .* tensors are in only one"):
         trainer_for(recipe, *flags)
     part = trainer_for(recipe, *flags, "--reload_modules", "^vlm.model.visual", "action_encoder")
     given = weights(first.model)

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
         from ..data import VLADataCollator
         from ..training.checkpointing import checkpoint_to_resume, remove_checkpoints
         from ..training.held_out import HoldOut
-        from ..training.run_fingerprint import check_same_run, describe_run
+        from ..training.run_identity import check_same_run, describe_run
         from ..training.run_log import write_run_config
         from ..training.trainer import VLATrainer
         from ..training_args.arguments import VLATrainingArguments

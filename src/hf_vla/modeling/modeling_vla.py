@@ -136,7 +136,7 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
         """Over how many targets `forward` takes the mean in each loss of a batch: action steps, labelled tokens.
 
         Losses of several batches are averaged by these, so that every target counts the same; see
-        [`~hf_vla.training.loss_weights`]. Override it where a framework's action loss is another mean.
+        [`~hf_vla.training.losses`]. Override it where a framework's action loss is another mean.
         """
         counts = {}
         vlm_batch = batch.get("vlm_batch") or ({} if "actions" in batch else batch)

@@ -1,4 +1,4 @@
-"""What a trainer tells of its training in the policy's model card."""
+"""The training section of a policy's model card."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ from ..data import CoTrainingDataset, DatasetMixture
 
 
 def training_facts(trainer) -> dict[str, object]:
-    """The settings that make a training, and how far it came."""
+    """Return the settings that define a training, and how far it got, by name."""
     args, state = trainer.args, trainer.state
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     losses = [row["loss"] for row in state.log_history if "loss" in row]
@@ -29,10 +29,17 @@ def training_facts(trainer) -> dict[str, object]:
 
 
 def write_training_card(trainer, folder: str | os.PathLike, **metadata) -> Path:
-    """Renew the card in a folder that the trainer saved the policy to; `metadata` as for `write_model_card`."""
+    """Renew the card in a folder to which the trainer saved the policy.
+
+    Args:
+        metadata: as for [`~hf_vla.cards.model_card.write_model_card`].
+
+    Returns:
+        The card's path.
+    """
     dataset = _robots(trainer.train_dataset)
     members = getattr(dataset, "datasets", [dataset])
-    repositories = [member.name for member in members if getattr(member, "revision", None)]  # folders have none
+    repositories = [member.name for member in members if getattr(member, "revision", None)]  # local folders have none
     output = Path(trainer.args.output_dir)
     return write_model_card(
         folder,
@@ -44,7 +51,7 @@ def write_training_card(trainer, folder: str | os.PathLike, **metadata) -> Path:
 
 
 def _robots(dataset):
-    """The robot samples' dataset, of one that has conversations too."""
+    """Return the dataset of robot samples, without the conversations of co-training."""
     return getattr(dataset, "mixture", dataset)
 
 

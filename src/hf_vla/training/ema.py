@@ -1,4 +1,4 @@
-"""The exponential moving average (EMA) of the trained weights: kept, exchanged with the weights, saved and loaded."""
+"""The exponential moving average (EMA) of the trained weights: updated, swapped in for the weights, saved and loaded."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,14 +15,13 @@ EMA_FILE = "ema.safetensors"
 
 
 class WeightAverage:
-    """The average of the trainable parameters, in float32, where they are.
+    """The average of the trainable parameters, in float32 on their devices.
 
-    After update n = 1, 2, …, `average += (1 - d) * (weights - average)` with `d = min(decay, (1 + n) / (10 + n))`: the
-    beginning, when the average is still the initial weights, is forgotten fast (the warm-up of TensorFlow's
-    `ExponentialMovingAverage`).
+    After update n = 1, 2, …, `average += (1 - d) * (weights - average)` with `d = min(decay, (1 + n) / (10 + n))`: it
+    forgets the initial weights fast (the warm-up of TensorFlow's `ExponentialMovingAverage`).
 
     Args:
-        decay: d once it is warm.
+        decay: d after the warm-up.
         update_every: optimizer steps between updates.
     """
 
@@ -34,13 +33,13 @@ class WeightAverage:
 
     @torch.no_grad()
     def start(self, model: nn.Module) -> None:
-        """Begin from the weights of `model`, unless there is an average already."""
+        """Start from the weights of `model`, unless there is an average already."""
         if not self.average:
             self.average = {name: p.detach().float().clone() for name, p in _trainable(model).items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Take in the weights after optimizer step `step` = 1, 2, …"""
+        """Update the average with the weights after optimizer step `step` = 1, 2, …"""
         if step % self.update_every:
             return
         n = step // self.update_every
@@ -50,7 +49,10 @@ class WeightAverage:
 
     @contextlib.contextmanager
     def used_by(self, model: nn.Module) -> Iterator[None]:
-        """`model` with the average in place of its weights; nothing changes before training has begun, or inside of another."""
+        """Put the average in place of the weights of `model` inside the context.
+
+        Nothing changes before training has begun, or if the average is in use already.
+        """
         if self._in_use or not self.average:
             yield
             return
@@ -67,12 +69,14 @@ class WeightAverage:
             self._in_use = False
 
     def save(self, folder: str | Path) -> None:
+        """Write `ema.safetensors`."""
         save_file(self.average, Path(folder) / EMA_FILE, metadata={"format": "pt"})
 
     def load(self, folder: str | Path, model: nn.Module) -> None:
-        """
+        """Read `ema.safetensors` of a checkpoint.
+
         Raises:
-            ValueError: there is no average in the folder, or one of other parameters.
+            ValueError: the folder holds no average, or one of other parameters.
         """
         file = Path(folder) / EMA_FILE
         if not file.is_file():
@@ -85,8 +89,8 @@ class WeightAverage:
         odd += [name for name in average if name in parameters and average[name].shape != parameters[name].shape]
         if odd:
             raise ValueError(
-                f"{file} averages other parameters than are trained now: {len(odd)} differ, for example {odd[0]}; resume with "
-                "the model and freeze_modules that it was saved with"
+                f"{file} averages other parameters than those trained now: {len(odd)} differ, for example {odd[0]}; resume "
+                "with the model and freeze_modules that it was saved with"
             )
         self.average = {name: average[name].to(parameter.device) for name, parameter in parameters.items()}
 
@@ -96,7 +100,7 @@ def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def check_engine(trainer) -> None:
-    """Raise a ValueError where no process holds whole weights to average."""
+    """Raise a ValueError if the engine leaves no process with whole weights to average."""
     engine = None
     if trainer.is_fsdp_enabled or trainer.is_distributed_loading_by_transformers:
         engine = "FSDP or another sharding"
@@ -104,13 +108,13 @@ def check_engine(trainer) -> None:
         engine = "DeepSpeed's ZeRO-3"
     if engine:
         raise ValueError(
-            f"ema_decay averages whole weights, which {engine} leaves with no process; leave it out, or train with DDP, ZeRO-1 "
+            f"ema_decay averages whole weights, which no process has under {engine}; leave it out, or train with DDP, ZeRO-1 "
             "or ZeRO-2"
         )
 
 
 class EMACallback(TrainerCallback):
-    """Begins and updates the average as training goes."""
+    """Starts the average as training begins, and updates it after each step."""
 
     def __init__(self, ema: WeightAverage):
         self.ema = ema

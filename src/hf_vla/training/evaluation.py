@@ -1,4 +1,4 @@
-"""`EvaluatingTrainer`: transformers' `Trainer` that evaluates policies while it trains them, and keeps the best one."""
+"""`EvaluatingTrainer`: transformers' `Trainer` with open- and closed-loop evaluation of policies, keeping the best one."""
 
 import contextlib
 import json
@@ -19,46 +19,54 @@ from transformers.utils import logging
 
 from ..utils.suggestions import did_you_mean
 from .engines import shards_weights
-from .open_loop import EXTRAS, EvaluationCollator, Numbered, action_errors, metric_names, noise_of, sample_errors
+from .open_loop import (
+    EXTRAS,
+    EvaluationCollator,
+    IndexedDataset,
+    action_errors,
+    metric_names,
+    noise_for,
+    sample_errors,
+)
 
 logger = logging.get_logger(__name__)
 
-# Of all that an evaluation draws: two evaluations differ by the policy alone.
+# The seed of all random numbers in an evaluation: two evaluations differ only in the policy.
 _SEED = 0
-# Rollouts run on one process, for as long as they take. The others wait in a group of their own with this limit, as
-# the training group's would end the run.
-_WAIT = timedelta(days=7)
+# Rollouts run on one process, for as long as they take. The others wait in a process group of their own with this
+# timeout, as the training group's would end the run.
+_TIMEOUT = timedelta(days=7)
 
 
 class EvaluatingTrainer(Trainer):
     """Adds to `Trainer.evaluate` the open-loop action error of `eval_dataset`, and closed-loop results.
 
-    Metrics: see [`~hf_vla.training.open_loop.action_errors`], `eval_loss`, and what `closed_loop` gives. An
-    evaluation leaves all random number generators as they were: a run is the same with it and without.
+    Metrics: those of [`~hf_vla.training.open_loop.action_errors`], `eval_loss`, and those that `closed_loop` returns. An
+    evaluation leaves all random number generators as they were: a run is the same with and without it.
 
-    With `metric_for_best_model`, the best policy so far lies in `OUTPUT/best`, whatever `save_strategy` and
-    `save_total_limit` are; with `load_best_model_at_end`, it is a checkpoint that stays, and in the end `OUTPUT` itself.
+    With `metric_for_best_model`, the best policy so far is in `OUTPUT/best`, independently of `save_strategy` and
+    `save_total_limit`; with `load_best_model_at_end`, it is a checkpoint that is kept, and at the end `OUTPUT` itself.
 
     Args:
-        eval_dataset: items as `LeRobotDataset` gives them.
+        eval_dataset: items as in `LeRobotDataset`.
         closed_loop: called as `closed_loop(model, processor)` on the main process at each evaluation; returns metrics by
-            name, which get the prefix "eval_". It may have `metric_names`, a list of these names.
+            name, which get the prefix "eval_". It may have an attribute `metric_names`, the list of these names.
         kwargs: as for `Trainer`.
     """
 
     def __init__(self, model=None, args=None, *, closed_loop: Callable | None = None, **kwargs):
         if closed_loop is not None and kwargs.get("eval_dataset") is None:
-            kwargs["eval_dataset"] = []  # Trainer wants one; of nothing, it evaluates nothing
+            kwargs["eval_dataset"] = []  # the Trainer requires one; on an empty one it evaluates nothing
         if closed_loop is not None and isinstance(kwargs["eval_dataset"], dict):
-            raise ValueError("closed_loop goes with one eval_dataset, not with a dict of them")
+            raise ValueError("closed_loop can be combined with one eval_dataset, not with a dict of them")
         super().__init__(model, args, **kwargs)
         self.closed_loop, self._closed_loop_metrics = closed_loop, {}
-        # A custom compute_metrics reads the model's outputs; a data_collator without a processor has no robot units.
+        # A custom compute_metrics reads the model's outputs; without a processor there are no robot units.
         self._open_loop = self.compute_metrics is None and self.processing_class is not None
         self._waiting = None
         if closed_loop is not None and dist.is_initialized() and dist.get_world_size() > 1:
             self._refuse_sharded()
-            self._waiting = dist.new_group(backend="gloo", timeout=_WAIT)
+            self._waiting = dist.new_group(backend="gloo", timeout=_TIMEOUT)
         self._check_best_metric()
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
@@ -88,13 +96,13 @@ class EvaluatingTrainer(Trainer):
         try:
             chosen = self.eval_dataset if eval_dataset is None else eval_dataset
             return super().get_eval_dataloader(
-                Numbered(self.eval_dataset[chosen] if isinstance(chosen, str) else chosen)
+                IndexedDataset(self.eval_dataset[chosen] if isinstance(chosen, str) else chosen)
             )
         finally:
             self.data_collator = kept
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """The loss, the sums of `sample_errors` in the place of logits, and the statistics keys in that of labels."""
+        """Return the loss, the sums of `sample_errors` in place of logits, and the statistics keys in place of labels."""
         if not set(EXTRAS) <= set(inputs):
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = dict(self._prepare_inputs(inputs))
@@ -103,8 +111,8 @@ class EvaluatingTrainer(Trainer):
         if isinstance(policy, FSDPModule):
             register_fsdp_forward_method(policy, "predict_action")
         index = extras["evaluation_index"]
-        noise = noise_of(index, policy.config.action_horizon, policy.config.action_dim, _SEED).to(self.args.device)
-        torch.manual_seed(_SEED + int(index[0]))  # the loss's draws don't depend on the batches before
+        noise = noise_for(index, policy.config.action_horizon, policy.config.action_dim, _SEED).to(self.args.device)
+        torch.manual_seed(_SEED + int(index[0]))  # the loss's noise does not depend on earlier batches
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.compute_loss(model, dict(inputs)).detach().mean()
             with self.accelerator.autocast():
@@ -123,7 +131,7 @@ class EvaluatingTrainer(Trainer):
             return self.closed_loop(model.eval(), self.processing_class)
 
     def _on_main_process(self, function: Callable[[], Any]) -> Any:
-        """What `function` returns on the main process, on all processes; its failure is a failure of all."""
+        """Call `function` on the main process and return its result on all; if it fails, all processes raise."""
         if self._waiting is None:
             return function()
         result, failure = [None, None], None
@@ -142,14 +150,14 @@ class EvaluatingTrainer(Trainer):
     def _refuse_sharded(self) -> None:
         if shards_weights(self.accelerator):
             raise ValueError(
-                "closed-loop evaluation runs on one process, which under FSDP and ZeRO-3 has a part of the weights only; "
+                "closed-loop evaluation runs on one process, which under FSDP and ZeRO-3 has only a part of the weights; "
                 "leave eval_env out and evaluate checkpoints with hf-vla eval"
             )
 
     # ----------------------------------------------------------------- best policy
 
     def _check_best_metric(self) -> None:
-        """Raise a ValueError where the metric that is to choose the best policy is none that there will be."""
+        """Raise a ValueError if metric_for_best_model is not a metric that evaluations will have."""
         metric = self.args.metric_for_best_model
         if metric is None:
             return
@@ -167,7 +175,7 @@ class EvaluatingTrainer(Trainer):
         known = [f"eval_{name}" for name in names]
         if "eval_" + metric.removeprefix("eval_") not in known:
             raise ValueError(
-                f"metric_for_best_model is {metric!r}; there will be {', '.join(known)}{did_you_mean(metric, known)}"
+                f"metric_for_best_model is {metric!r}; the metrics will be {', '.join(known)}{did_you_mean(metric, known)}"
             )
 
     def _determine_best_metric(self, metrics: dict[str, float], trial) -> bool:
@@ -183,7 +191,7 @@ class EvaluatingTrainer(Trainer):
         )
         main = self.is_world_process_zero()
         if main:
-            if previous.exists() and not best.exists():  # the last one was replaced when the process was killed
+            if previous.exists() and not best.exists():  # the process was killed while replacing it
                 previous.rename(best)
             for leftover in (partial, previous):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -203,10 +211,10 @@ class EvaluatingTrainer(Trainer):
 
 @contextlib.contextmanager
 def _separate_randomness(device: torch.device) -> Iterator[None]:
-    """Fixed seeds inside, and outside as if nothing had been drawn."""
+    """Use fixed seeds inside, and restore all random states afterwards."""
     kept = random.getstate(), np.random.get_state()
     module = torch.get_device_module(device)
-    forked = device.type not in ("cpu", "mps")  # these have one generator, and no numbered devices
+    forked = device.type not in ("cpu", "mps")  # these have a single generator
     devices = [module.current_device()] if forked else []
     with torch.random.fork_rng(devices, device_type=device.type if forked else "cuda"):
         try:
@@ -221,7 +229,7 @@ def _separate_randomness(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _undecodable_as_zeros(model: torch.nn.Module) -> Iterator[None]:
-    """A young FAST policy writes what spells no actions: that is an error of its predictions, not the end of the run."""
+    """Let an undecodable prediction count as zeros: early in training, a FAST policy generates token sequences that decode to none."""
     config = getattr(model, "config", None)
     kept = getattr(config, "zeros_if_undecodable", None)
     if kept is not None:

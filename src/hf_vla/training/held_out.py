@@ -1,4 +1,4 @@
-"""Data that is kept back from training, to evaluate on."""
+"""Data that is held out from training, to evaluate on."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ logger = logging.get_logger(__name__)
 
 
 class HoldOut:
-    """Takes episodes away from training datasets, and remembers them.
+    """Takes episodes out of training datasets, and collects them for evaluation.
 
     ```python
     >>> hold_out = HoldOut(EvaluationArguments(eval_episodes=0.1))  # doctest: +SKIP
     >>> training = hold_out(dataset)  # a dataset of nine tenths of the episodes  # doctest: +SKIP
-    >>> evaluated = hold_out.frames()  # of the others  # doctest: +SKIP
+    >>> evaluation = hold_out.frames(DatasetMixture([training]))  # the frames of the others  # doctest: +SKIP
     ```
     """
 
@@ -31,14 +31,14 @@ class HoldOut:
         self.held_out: list[LeRobotDataset] = []
 
     def __call__(self, dataset: LeRobotDataset) -> LeRobotDataset:
-        """The part of a dataset that is trained on."""
+        """Return the part of a dataset to train on."""
         if self.arguments.eval_episodes is None:
             return dataset
         chosen = self._choose(dataset)
         kept = [episode for episode in dataset.episode_indices if episode not in set(chosen)]
         self.held_out.append(dataset.with_episodes(chosen))
         shown = ", ".join(map(str, chosen[:20])) + (", …" if len(chosen) > 20 else "")
-        logger.warning(f"{dataset.name}: held out are {len(chosen)} of {dataset.num_episodes} episodes: {shown}")
+        logger.warning(f"{dataset.name}: {len(chosen)} of {dataset.num_episodes} episodes are held out: {shown}")
         return dataset.with_episodes(kept)
 
     def _choose(self, dataset: LeRobotDataset) -> list[int]:
@@ -54,14 +54,14 @@ class HoldOut:
         return sorted(existing[i] for i in order[:number].tolist())
 
     def frames(self, training: DatasetMixture, columns: str | None = None) -> EvaluationFrames | None:
-        """All that is evaluated on in open loop, or None.
+        """Return all frames to evaluate on in open loop, or None.
 
         Args:
-            training: whose cameras and statistics `eval_dataset` takes.
+            training: the training data, whose cameras and statistics `eval_dataset` uses.
             columns: the column mapping of the recipe.
 
         Raises:
-            ValueError: an `eval_dataset` of a robot that is not trained on, so that there are no statistics for it.
+            ValueError: an `eval_dataset` of a robot that is not in the training data, so that it has no statistics.
         """
         others = [self._other(path, training, columns) for path in self.arguments.eval_dataset or ()]
         datasets = self.held_out + others
@@ -69,13 +69,13 @@ class HoldOut:
 
     def _other(self, path: str, training: DatasetMixture, columns: str | None) -> LeRobotDataset:
         like = {member.key: member for member in training.datasets}
-        # A mixture may give its members another key than they have of themselves; of one only, there is no doubt.
+        # A mixture may give its members other keys than they have by themselves; with a single key, the choice is clear.
         key = next(iter(like)) if len(like) == 1 else None
         first = training.datasets[0]
         dataset = LeRobotDataset(path, first.action_horizon, columns=columns, key=key)
         if dataset.key not in like:
             raise ValueError(
-                f"eval_dataset {path} is of the robot {dataset.key!r}, which is not trained on; trained on are "
+                f"eval_dataset {path} is of the robot {dataset.key!r}, which is not in the training data; that has "
                 f"{', '.join(like)}"
             )
         member = like[dataset.key]
@@ -89,11 +89,11 @@ class HoldOut:
 
 
 class EvaluationFrames(Dataset):
-    """The frames of several datasets in order, or some of them, evenly spread.
+    """The frames of several datasets in order, or an evenly spaced selection of them.
 
     Args:
         datasets: `LeRobotDataset`s.
-        samples: how many frames; by default, and where there are fewer, all.
+        samples: how many frames; all by default, and if there are fewer.
     """
 
     def __init__(self, datasets: Sequence[LeRobotDataset], samples: int | None = None) -> None:
@@ -118,7 +118,7 @@ class EvaluationFrames(Dataset):
         return sorted({dataset.key for dataset in self.datasets})
 
     def check(self) -> None:
-        """Read every table and open every video; see `DatasetMixture.check`."""
+        """Read every table and open every video; see [`~hf_vla.data.DatasetMixture.check`]."""
         for dataset in self.datasets:
             if not dataset.tables_are_sound:
                 for _ in dataset.iter_episodes():

@@ -1,4 +1,4 @@
-"""Training an adapter (LoRA) of a policy: adding it, and the PEFT model whose folders the Auto classes load as policies."""
+"""LoRA: adding an adapter to a policy, and the PEFT model whose folders the Auto classes load as policies."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ from ..checkpoints.adapters import describe_base, find_adapter
 from ..training_args.peft import PeftArguments
 from ..utils.suggestions import did_you_mean
 from .checkpointing import SAVING
-from .patterns import nearest
+from .parameter_groups import suggest_modules
 
 ALL_LINEAR = "all-linear"
 #: Settings that a resumed run must share with its checkpoint; which modules are adapted shows in the names of the tensors.
@@ -22,11 +22,11 @@ _UNCHANGEABLE = ("r", "lora_alpha", "use_rslora", "use_dora", "trainable_token_i
 
 
 class AdaptedPolicy(LeavesModelCard, PeftModel):
-    """`PeftModel` of a policy. What is trained is float32, whatever the frozen weights are.
+    """The `PeftModel` of a policy. Trained weights are float32, whatever the dtype of the frozen ones.
 
     Args:
         model: the policy; it is changed in place.
-        peft_config: the adapter, with `base_model_name_or_path`.
+        peft_config: describes the adapter, including `base_model_name_or_path`.
     """
 
     def __init__(self, model: torch.nn.Module, peft_config: LoraConfig):
@@ -41,7 +41,7 @@ class AdaptedPolicy(LeavesModelCard, PeftModel):
                         parameter.data = parameter.data.float()
 
     def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs) -> None:
-        """Write the adapter, the policy's configuration, and how to recognise the base."""
+        """Write the adapter, the policy's configuration, and the fingerprint of the base."""
         super().save_pretrained(
             save_directory, is_main_process=is_main_process, **{"save_embedding_layers": False, **kwargs}
         )
@@ -50,13 +50,13 @@ class AdaptedPolicy(LeavesModelCard, PeftModel):
             describe_base(save_directory, self, self.base_fingerprint, final)
 
     def create_or_update_model_card(self, output_dir: str) -> None:
-        """PEFT's; the policy's own card takes its place."""
+        """Do nothing: the policy's own card replaces PEFT's."""
 
     def load_adapter(self, model_id, adapter_name: str = "default", is_trainable: bool = False, **kwargs):
-        """Go on from a checkpoint, as the Trainer does when it resumes.
+        """Load a checkpoint's weights, as the Trainer does when it resumes.
 
         Raises:
-            ValueError: the checkpoint is of another adapter or base, or does not hold all of it.
+            ValueError: the checkpoint belongs to another adapter or base, or is incomplete.
         """
         if adapter_name not in self.peft_config:
             return super().load_adapter(model_id, adapter_name, is_trainable=is_trainable, **kwargs)
@@ -76,17 +76,18 @@ class AdaptedPolicy(LeavesModelCard, PeftModel):
 
 
 def add_adapter(model: nn.Module, policy, peft: PeftArguments):
-    """The policy with a new adapter to train.
+    """Add a new adapter to train to a policy.
 
     Args:
-        model: a policy, as `recipe.build` loads it.
+        model: a policy, as loaded by `recipe.build`; it is changed in place.
         policy: `PolicyArguments`, which name the base.
+        peft: the adapter's settings.
 
     Returns:
         An `AdaptedPolicy`, which is a `PeftModel`.
 
     Raises:
-        ValueError: a target or module that does not exist, can't be adapted, or new weights that would not be saved.
+        ValueError: a target or module that does not exist or can't be adapted, or new weights that would not be saved.
     """
     base = policy.policy or policy.base_vlm
     to_save = modules_to_save(model, peft.modules_to_save)
@@ -115,12 +116,16 @@ def add_adapter(model: nn.Module, policy, peft: PeftArguments):
 
 
 def modules_to_save(model: nn.Module, given: list[str] | None) -> list[str]:
-    """Full names of the modules that are trained in full: of those `given`, or of all outside the backbone."""
+    """Return the full names of the modules to train in full: those `given`, or all outside the backbone.
+
+    Args:
+        given: ends of module names.
+    """
     if given is None:
         names = [name for name, _ in model.named_children() if name != "vlm"]
     else:
         names = [name for end in given for name in _ending(model, end, "modules_to_save")]
-    # PEFT wraps what is called, so containers stand for what is in them.
+    # PEFT wraps modules that are called, so containers are replaced by what is in them.
     containers = (nn.ModuleList, nn.ModuleDict)
     while any(isinstance(model.get_submodule(name), containers) for name in names):
         modules = [(name, model.get_submodule(name)) for name in names]
@@ -132,7 +137,12 @@ def modules_to_save(model: nn.Module, given: list[str] | None) -> list[str]:
 
 
 def target_modules(model: nn.Module, given: list[str] | None, to_save: list[str]) -> str | list[str]:
-    """What gets LoRA: a regular expression over the language model's linear layers by default, else the checked ends."""
+    """Return what gets LoRA: a regular expression for the language model's linear layers, or the checked `given`.
+
+    Args:
+        given: ends of module names, or `["all-linear"]` for all linear layers of the backbone.
+        to_save: modules that are trained in full.
+    """
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     if given is None:
         decoder = next(name for name, module in model.named_modules() if module is model.get_decoder())
@@ -147,13 +157,13 @@ def target_modules(model: nn.Module, given: list[str] | None, to_save: list[str]
         inside = [n for n in names if any(n == module or n.startswith(f"{module}.") for module in to_save)]
         if len(inside) == len(names):
             raise ValueError(
-                f"lora_target_modules: {end!r} is in {inside[0]}, which modules_to_save trains in full; keep one of both"
+                f"lora_target_modules: {end!r} is in {inside[0]}, which modules_to_save trains in full; keep one of them"
             )
         if not set(names) & linear:
             kind = type(model.get_submodule(names[0])).__name__
             possible = sorted({name.rpartition(".")[2] for name in linear if name.startswith("vlm.")})
             raise ValueError(
-                f"lora_target_modules: {end!r} is no linear layer but a {kind} ({names[0]}); linear layers in the backbone "
+                f"lora_target_modules: {end!r} is not a linear layer but a {kind} ({names[0]}); linear layers in the backbone "
                 f"are {', '.join(possible)}"
             )
         _refuse_tied(model, names, "lora_target_modules")
@@ -161,7 +171,10 @@ def target_modules(model: nn.Module, given: list[str] | None, to_save: list[str]
 
 
 def action_tokens(model: nn.Module) -> dict[str, list[int]]:
-    """For policies whose actions are words of the language: rows of the embeddings, and of the head where it is not the same."""
+    """Return the rows of the action tokens in the word embeddings, and in the language-model head if it is untied.
+
+    Empty for policies whose actions are not tokens.
+    """
     first = getattr(model.config, "action_token_offset", None)
     if first is None:
         return {}
@@ -176,7 +189,7 @@ def _ending(model: nn.Module, end: str, option: str) -> list[str]:
     names = [name for name, _ in model.named_modules() if name == end or name.endswith(f".{end}")]
     if not names:
         ends = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-        hint = did_you_mean(end, sorted(ends)) or nearest(model, end)
+        hint = did_you_mean(end, sorted(ends)) or suggest_modules(model, end)
         raise ValueError(f"{option}: no module is called {end!r}{hint}")
     return names
 

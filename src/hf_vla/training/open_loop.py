@@ -1,8 +1,8 @@
-"""Open-loop action error: what is fed, what is summed up for each sample, and which figures come out.
+"""Open-loop action error: the batches of an evaluation, the error sums of each sample, and the metrics made of them.
 
-A policy predicts the chunk of every evaluated frame; its distance from the recorded actions is averaged over the steps that are
-no padding. Per dimension it is in robot units, where dimensions can't be averaged (metres, radians, open or closed); their
-summary is in normalised units.
+A policy predicts the chunk of every evaluated frame; its distance from the recorded actions is averaged over the steps that
+are not padding. Errors of single dimensions are in robot units (metres, radians, open or closed), which can't be averaged;
+the mean over dimensions is in normalised units.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ from ..robots.robot_types import ROBOTS
 EXTRAS = ("evaluation_index", "evaluation_key", "evaluation_actions")
 
 
-class Numbered(Dataset):
-    """A dataset whose items know their number, so that what is drawn for an item does not depend on its batch."""
+class IndexedDataset(Dataset):
+    """A dataset whose items carry their index, so that the noise drawn for an item does not depend on its batch."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -32,10 +32,10 @@ class Numbered(Dataset):
 
 
 class EvaluationCollator:
-    """A training batch, and beside it what its evaluation needs.
+    """Makes a training batch with what its evaluation needs.
 
-    Adds `evaluation_index` (B,), `evaluation_key` (B,), positions of the items' statistics keys among the processor's sorted
-    ones, and `evaluation_actions` (B, T, D), the recorded actions in robot units, untouched by normalisation.
+    Adds `evaluation_index` (B,), the items' indices; `evaluation_key` (B,), the positions of their statistics keys among the
+    processor's sorted keys; and `evaluation_actions` (B, T, D), the recorded actions in robot units, before normalisation.
     """
 
     def __init__(self, collator: Any, processor: Any) -> None:
@@ -51,8 +51,8 @@ class EvaluationCollator:
         return batch
 
 
-def noise_of(indices: torch.Tensor, horizon: int, dim: int, seed: int) -> torch.Tensor:
-    """Gaussian noise (B, horizon, dim) that depends on the seed and on each sample's number alone."""
+def noise_for(indices: torch.Tensor, horizon: int, dim: int, seed: int) -> torch.Tensor:
+    """Draw Gaussian noise (B, horizon, dim) that depends on nothing but the seed and each sample's index."""
     draws = [
         torch.randn(horizon, dim, generator=torch.Generator().manual_seed(seed + index)) for index in indices.tolist()
     ]
@@ -62,11 +62,11 @@ def noise_of(indices: torch.Tensor, horizon: int, dim: int, seed: int) -> torch.
 def sample_errors(
     predicted: torch.Tensor, batch: dict[str, torch.Tensor], extras: dict[str, torch.Tensor], processor: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Absolute errors of each sample, summed over its steps that are no padding.
+    """Sum the absolute errors of each sample over its steps that are not padding.
 
     Args:
         predicted: (B, H, D), normalised.
-        batch: the training batch, with `actions` (B, T, D) and maybe `action_mask` (B, T), of which the last H steps count.
+        batch: the training batch, with `actions` (B, T, D) and optionally `action_mask` (B, T), of which the last H steps count.
         extras: the `EXTRAS` of that batch.
 
     Returns:
@@ -88,14 +88,14 @@ def sample_errors(
 def action_errors(
     normalized: np.ndarray, robot: np.ndarray, steps: np.ndarray, keys: np.ndarray, processor: Any
 ) -> dict[str, float]:
-    """The figures of all samples together.
+    """Compute the metrics of all samples together.
 
     Args:
-        normalized, robot, steps, keys: (N, D), (N, D), (N,) and (N,) as `sample_errors` and `EvaluationCollator` give them.
+        normalized, robot, steps, keys: (N, D), (N, D), (N,) and (N,) from `sample_errors` and `EvaluationCollator`.
 
     Returns:
         `action_error`: mean absolute error over all steps and dimensions, normalised units; with several statistics keys,
-        `action_error/KEY`, the same for each; `action_error/KEY/NAME`: of each dimension, in robot units (of a binary one,
+        `action_error/KEY`, the same for each; `action_error/KEY/NAME`: of each dimension, in robot units (for a binary one,
         the share of steps that are wrong).
     """
     steps = steps.astype(np.float64)
@@ -116,7 +116,7 @@ def action_errors(
 
 
 def metric_names(keys: Sequence[str], processor: Any) -> list[str]:
-    """Names of the figures that `action_errors` gives for data of these statistics keys."""
+    """Return the names of the metrics that `action_errors` computes for data of these statistics keys."""
     names = ["action_error"] + [f"action_error/{key}" for key in keys if len(keys) > 1]
     for key in keys:
         dim = len(processor.statistics[key]["action"]["mean"])
@@ -125,7 +125,7 @@ def metric_names(keys: Sequence[str], processor: Any) -> list[str]:
 
 
 def action_names(processor: Any, key: str, dim: int) -> list[str]:
-    """Names of the action dimensions: the dataset's, else the robot type's, else their numbers."""
+    """Return the names of the action dimensions: the dataset's, else the robot type's, else their numbers."""
     robot = ROBOTS.get(key)
     for names in (processor.action_names.get(key), robot and robot.action_names):
         if names and len(names) == dim and len(set(names)) == dim:
@@ -133,4 +133,12 @@ def action_names(processor: Any, key: str, dim: int) -> list[str]:
     return [str(i) for i in range(dim)]
 
 
-__all__ = ["EXTRAS", "EvaluationCollator", "Numbered", "action_errors", "metric_names", "noise_of", "sample_errors"]
+__all__ = [
+    "EXTRAS",
+    "EvaluationCollator",
+    "IndexedDataset",
+    "action_errors",
+    "metric_names",
+    "noise_for",
+    "sample_errors",
+]

@@ -1,4 +1,4 @@
-"""`ResumableTrainer`: transformers' `Trainer` whose runs, stopped at any time, go on as if they had not been."""
+"""`ResumableTrainer`: transformers' `Trainer` whose runs resume exactly, whenever they were stopped."""
 
 import json
 import os
@@ -13,24 +13,29 @@ from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from .checkpointing import SAVING, commit, find_checkpoint, read_run, remove_unfinished
-from .run_fingerprint import check_same_run, describe_run, follows_mixture, warn_of_changes
+from .run_identity import check_same_run, describe_run, follows_mixture, warn_of_changes
 
 logger = logging.get_logger(__name__)
 
 
 class ResumableTrainer(Trainer):
-    """Adds to the Trainer's model, optimizer, scheduler and random states what an exact resume needs besides.
+    """Adds to the Trainer's model, optimizer, scheduler and random states what else an exact resume needs.
 
-    * A checkpoint is complete or absent, see `checkpointing`, and belongs to one run, see `fingerprint`.
-    * The sums of which the next log's means are made are saved too.
-    * A `DatasetMixture` is read in order and in whole global batches, so that a step's samples depend on its number alone,
-      not on the number of processes or workers. A resumed run begins reading where it stopped.
+    * A checkpoint is complete or absent, see [`~hf_vla.training.checkpointing`], and belongs to one run, see
+      [`~hf_vla.training.run_identity`].
+    * The running sums of the next log's means are saved too.
+    * A `DatasetMixture` is read in order and in whole global batches, so that a step's samples depend only on the step, not
+      on the number of processes or workers. A resumed run continues reading where it stopped.
     """
 
     _saving = False
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        """As the Trainer's; `resume_from_checkpoint` as in `find_checkpoint`.
+        """Train, or continue a run from a checkpoint.
+
+        Args:
+            resume_from_checkpoint: see [`~hf_vla.training.checkpointing.find_checkpoint`].
+            args, kwargs: as for `Trainer.train`.
 
         Raises:
             ValueError: no complete checkpoint, or one of another run.
@@ -46,11 +51,11 @@ class ResumableTrainer(Trainer):
         return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
 
     def running_losses(self) -> dict[str, Any]:
-        """This process's sums since the last log, as JSON; with `load_running_losses`, for subclasses that have some."""
+        """Return this process's sums since the last log as JSON; a hook for subclasses, with `load_running_losses`."""
         return {}
 
     def load_running_losses(self, state: dict[str, Any]) -> None:
-        """Take over what `running_losses` gave."""
+        """Restore what `running_losses` returned."""
 
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -59,8 +64,8 @@ class ResumableTrainer(Trainer):
         return whole_batches(len(dataset), self.get_total_train_batch_size(self.args))
 
     def _get_dataloader(self, *args, **kwargs):
-        # Starting a loader draws a seed for its workers: from torch's global generator it would be one number more in a
-        # run that was resumed than in one whose persistent workers are still there.
+        # Starting a loader draws a seed for its workers: from torch's global generator, a resumed run would draw one number
+        # more than an uninterrupted one, whose persistent workers are still there.
         loader = super()._get_dataloader(*args, **kwargs)
         loader.base_dataloader.generator = torch.Generator().manual_seed(self.args.seed)
         return loader
@@ -93,7 +98,7 @@ class ResumableTrainer(Trainer):
             rotate_checkpoints(run_dir, self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self._saving:  # after the renaming, as it goes on in the background
+        if not self._saving:  # after the renaming, because it runs in the background
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -102,7 +107,7 @@ class ResumableTrainer(Trainer):
         self._losses_file(output_dir).write_text(json.dumps(state))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Called once in a resumed run, after its first batch is read and before the first step."""
+        """Restore the random states and running sums; called once, between a resumed run's first batch and first step."""
         if checkpoint is None:
             return
         if read_run(checkpoint)["processes"]["world_size"] != self.args.world_size:
@@ -113,7 +118,7 @@ class ResumableTrainer(Trainer):
         state = json.loads(self._losses_file(checkpoint).read_text())
         self._tr_loss = torch.tensor(state.pop("loss"), device=self._tr_loss.device)
         self._globalstep_last_logged = state.pop("logged_at")
-        # What `train` returns is the mean of the steps since the resume.
+        # `train` returns the mean of the steps since the resume.
         self._total_loss_scalar -= self._tr_loss.item()
         self.load_running_losses(state)
 
@@ -134,27 +139,27 @@ class ResumableTrainer(Trainer):
             super()._load_best_model()
 
     def _holds_all_weights(self, checkpoint: str) -> bool:
-        """Whether it is what `save_pretrained` has written: no adapter, no shards of DeepSpeed or FSDP."""
+        """Whether `save_pretrained` wrote it: not an adapter, nor shards of DeepSpeed or FSDP."""
         plain = not (self.is_deepspeed_enabled or self.is_fsdp_enabled) and isinstance(self.model, PreTrainedModel)
         files = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
         return plain and any(os.path.isfile(os.path.join(checkpoint, file)) for file in files)
 
 
 def load_weights(model: PreTrainedModel, checkpoint: str) -> None:
-    """Copy the weights that `save_pretrained` has written into a model of the same classes.
+    """Copy the weights that `save_pretrained` wrote into a model of the same class.
 
-    By `from_pretrained`: the Trainer takes the names in the file for the model's, which they are not for every backbone
-    (Qwen2.5-VL's vision tower is saved under older names), and leaves with a warning what it does not find.
+    Through `from_pretrained`: the Trainer assumes that the names in the file are the model's, which is not so for every
+    backbone (Qwen2.5-VL's vision tower is saved under older names), and only warns of missing ones.
     """
     dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32  # which holds any of them exactly
+    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32  # which represents all of them exactly
     model.load_state_dict(type(model).from_pretrained(checkpoint, dtype=dtype).state_dict())
 
 
 def whole_batches(size: int, batch: int) -> range | list[int]:
-    """Items of an epoch of `size`, in order, without the rest that fills no global batch; a mixture draws new ones anyway.
+    """Return the indices of an epoch of `size` items in order, without the incomplete global batch at the end.
 
-    Less than a batch is repeated to one.
+    A mixture draws new items in each epoch anyway. An epoch smaller than a batch is repeated to fill one.
     """
     return range(size // batch * batch) if size >= batch else [i % size for i in range(batch)]
 

@@ -1,10 +1,10 @@
-"""What a run leaves of itself beside its checkpoints: `summary.jsonl`, `loss.png`, `config.yaml`."""
+"""What a run writes beside its checkpoints: `summary.jsonl`, `loss.png` and `config.yaml`."""
 
 import dataclasses
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,16 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from ..utils.files import atomic_write
-from .curves import plot_curves
 
 logger = logging.get_logger(__name__)
 
-# Of this start alone: a run that goes on from a checkpoint is the same run, and to repeat it is to repeat all of it.
+_COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:olive")
+# Settings of one start, not of the run: a resumed run is the same run, and repeating it means repeating all of it.
 _NOT_RECORDED = ("resume_from_checkpoint", "overwrite_output_dir")
 
 
 class ShortRunCallback(TrainerCallback):
-    """Logs the last step of a run that is shorter than `logging_steps`: it would log no loss at all."""
+    """Logs the last step of a run that is shorter than `logging_steps`, which would otherwise log no loss at all."""
 
     def on_step_end(self, args, state, control, **kwargs):
         ends = state.global_step >= state.max_steps and args.logging_strategy != "no"
@@ -33,7 +33,7 @@ class ShortRunCallback(TrainerCallback):
 
 
 class LossPlotCallback(TrainerCallback):
-    """Writes `loss.png` beside the checkpoints, see [`~hf_vla.training.curves.plot_curves`]."""
+    """Writes `loss.png` beside the checkpoints, see [`plot_curves`]."""
 
     def on_save(self, args, state, control, **kwargs):
         self._plot(args, state)
@@ -50,11 +50,11 @@ class LossPlotCallback(TrainerCallback):
 
 
 class SummaryCallback(TrainerCallback):
-    """Appends one JSON line for each log and evaluation to `summary.jsonl` beside the checkpoints.
+    """Appends one JSON line per log and evaluation to `summary.jsonl` beside the checkpoints.
 
     A line holds `step`, `epoch`, `time` (UTC), all numbers that were logged, and for training logs `samples_per_second`
-    since the last line, without evaluations and saving. A run that starts anew starts a new file. One that goes on from a
-    checkpoint keeps the lines up to there, as the later steps come again.
+    since the last line, without evaluations and saving. A new run starts a new file. A resumed one keeps the lines up to its
+    checkpoint, because the later steps come again.
     """
 
     def __init__(self) -> None:
@@ -103,13 +103,13 @@ class SummaryCallback(TrainerCallback):
 
 
 def read_summary(file: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a `summary.jsonl`; one that a kill cut short is left out."""
+    """Return the lines of a `summary.jsonl`, except one that was cut short when the process was killed."""
     rows = []
     for line in Path(file).read_text(encoding="utf-8").splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
-            logger.warning(f"{file}: left out a line that is cut short: {line[:60]!r}")
+            logger.warning(f"{file}: skipped a line that is cut short: {line[:60]!r}")
     return rows
 
 
@@ -118,9 +118,12 @@ def write_run_config(output: Path, recipe: Sequence[Any], given: dict[str, Any])
 
     Args:
         output: the run's folder.
-        recipe: the dataclasses of which the recipe is made, all of whose fields are written; the training arguments apart,
-            whose values are not what was given, but made of it.
-        given: what was set, by file or flag, and is not the default.
+        recipe: the dataclasses that make up the recipe, all of whose fields are written. The training arguments are not among
+            them: their values are derived from what was given.
+        given: what was set by file or flag and is not the default.
+
+    Returns:
+        The file's path.
     """
     settings: dict[str, Any] = {}
     for part in recipe:
@@ -132,10 +135,79 @@ def write_run_config(output: Path, recipe: Sequence[Any], given: dict[str, Any])
     return file
 
 
+def plot_curves(rows: Sequence[dict[str, Any]], path: str | os.PathLike) -> bool:
+    """Draw the log of a run as a PNG, which is written whole or not at all.
+
+    Panels, each only if there is data for it: training losses; learning rates, per group if they are logged as
+    `learning_rate/GROUP`; losses and action errors of evaluations, if they are in normalised units; success rates.
+
+    Args:
+        rows: as in `TrainerState.log_history`.
+        path: file to write.
+
+    Returns:
+        False if there is nothing to draw.
+    """
+    rates = _series(rows, lambda name: name.startswith("learning_rate/"))
+    panels = [
+        ("training loss", "log", _series([row for row in rows if "loss" in row], _is_loss)),
+        ("learning rate", "linear", rates or _series(rows, lambda name: name == "learning_rate")),
+        ("evaluation", "log", _series(rows, _is_evaluation_error)),
+        ("success rate", "linear", _series(rows, lambda name: name.startswith("eval_success"))),
+    ]
+    panels = [panel for panel in panels if panel[2]]
+    if not panels:
+        return False
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 1 + 2.4 * len(panels)), layout="constrained")
+    FigureCanvasAgg(figure)  # needs no display
+    all_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for axes, (title, scale, series) in zip(all_axes, panels, strict=True):
+        for number, (name, points) in enumerate(series.items()):
+            steps, values = zip(*points, strict=True)
+            # A single point makes no line.
+            marker = "." if len(points) < 20 else ""
+            axes.plot(steps, values, marker=marker, color=_COLOURS[number % len(_COLOURS)], label=name, linewidth=1.2)
+        values = [value for points in series.values() for _, value in points]
+        wide = min(values) > 0 and max(values) > 3 * min(values)  # else a logarithmic scale has too few ticks
+        axes.set(ylabel=title, yscale=scale if wide else "linear")
+        if title == "success rate":
+            axes.set_ylim(-0.03, 1.03)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7, loc="best")
+    all_axes[-1].set_xlabel("step")
+    all_axes[-1].xaxis.get_major_locator().set_params(integer=True)
+    with atomic_write(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
+    return True
+
+
+def _is_loss(name: str) -> bool:
+    return name == "loss" or (name.endswith("_loss") and not name.startswith(("eval_", "train_")))
+
+
+def _is_evaluation_error(name: str) -> bool:
+    """Whether it is in normalised units; the errors of single dimensions are not."""
+    return name.startswith("eval_") and (name.endswith("loss") or name == "eval_action_error")
+
+
+def _series(rows: Sequence[dict[str, Any]], chosen: Callable[[str], bool]) -> dict[str, list[tuple[int, float]]]:
+    """Return the points (step, value) of the chosen numbers by name, in their order."""
+    series: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if chosen(name) and isinstance(value, (int, float)):
+                series.setdefault(name, []).append((row["step"], value))
+    return series
+
+
 __all__ = [
     "ShortRunCallback",
     "LossPlotCallback",
     "SummaryCallback",
+    "plot_curves",
     "read_summary",
     "write_run_config",
 ]

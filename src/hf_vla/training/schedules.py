@@ -1,11 +1,11 @@
-"""Learning-rate schedules in which every parameter group follows its own, down to a minimum that is the same for all."""
+"""Learning-rate schedules per parameter group, each ending at the same minimum rate."""
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 from transformers.trainer_utils import SchedulerType
 
-#: schedules that end at a rate, not at a share of one -> the option that says which, and its default
+#: schedules that end at a rate, not at a fraction of one -> the option that sets it, and its default
 _FLOORS = {
     SchedulerType.COSINE_WITH_MIN_LR: ("min_lr", None),
     SchedulerType.COSINE_WARMUP_WITH_MIN_LR: ("min_lr", None),
@@ -14,7 +14,7 @@ _FLOORS = {
 
 
 def final_rate(name: SchedulerType, options: dict | None) -> float | None:
-    """The learning rate at which a schedule is told to end; None where it ends at a share of each group's own rate."""
+    """Return the learning rate at which a schedule ends; None if it ends at a fraction of each group's own rate."""
     option, default = _FLOORS.get(name, (None, None))
     return (options or {}).get(option, default)
 
@@ -22,10 +22,10 @@ def final_rate(name: SchedulerType, options: dict | None) -> float | None:
 def schedule_per_group(
     name: SchedulerType, optimizer: torch.optim.Optimizer, warmup: int, total: int, options: dict | None
 ) -> LambdaLR:
-    """transformers' schedule `name`, made for each parameter group by its own rate.
+    """Make transformers' schedule `name` for each parameter group from its own rate.
 
-    transformers makes one for all groups, by the rate that the optimizer was made with: with that at 1e-5 and `min_lr`
-    5e-7, a group of rate 1e-4 would end at 5e-6.
+    transformers makes one for all groups, from the rate that the optimizer was made with: if that is 1e-5 and `min_lr`
+    5e-7, a group of rate 1e-4 ends at 5e-6.
 
     Args:
         warmup, total: steps.
@@ -38,19 +38,19 @@ def schedule_per_group(
 def check_schedule(
     name: SchedulerType, options: dict | None, rates: dict[str, float], warmup: int, total: int
 ) -> None:
-    """Find out before training what a schedule would refuse, or turn upside down.
+    """Check before training that the schedule accepts its options, and that no rate would rise.
 
     Args:
         rates: group -> learning rate.
 
     Raises:
-        ValueError: options that the schedule doesn't take, or a group whose rate is below the one it is to end at.
+        ValueError: options that the schedule does not have, or a group whose rate is below the final one.
     """
     floor = final_rate(name, options)
     low = [f"{rate:g} of {group}" for group, rate in rates.items() if floor is not None and rate < floor]
     if low:
         option = _FLOORS[name][0]
-        share = "; or set min_lr_rate, a share of each group's rate, in its place" if option == "min_lr" else ""
+        share = "; or set min_lr_rate, a fraction of each group's rate, instead" if option == "min_lr" else ""
         raise ValueError(
             f"lr_scheduler_kwargs: {option} {floor:g} is above the learning rate {', '.join(low)}, which would rise to it. "
             f"Lower {option} or raise the rate{share}"
@@ -63,8 +63,8 @@ def check_schedule(
 
 
 def _alone(name: SchedulerType, rate: float, warmup: int, total: int, options: dict | None):
-    """The schedule of an optimizer with that one rate."""
-    # A rate of 0 stays 0 whatever it is multiplied with; the formulas would divide by it.
+    """Return the schedule of an optimizer with that one rate."""
+    # A rate of 0 stays 0 whatever its factor; the formulas would divide by it.
     alone = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=rate or 1.0)
     return get_scheduler(name, alone, warmup, total, options)
 

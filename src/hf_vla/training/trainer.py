@@ -1,4 +1,4 @@
-"""`VLATrainer`: transformers' `Trainer` with a learning rate a module, frozen modules, averaged weights; all of it logged."""
+"""`VLATrainer`: transformers' `Trainer` with learning rates per module, frozen modules, averaged weights and co-training."""
 
 import contextlib
 import copy
@@ -9,21 +9,18 @@ import torch
 
 from ..data import DatasetMixture, VLADataCollator
 from ..training_args.arguments import VLATrainingArguments
-from . import engines, loss_weights
 from .card import write_training_card
-from .co_training import co_training, refuse_plain_text, refuse_vlm_settings
+from .co_training_setup import refuse_plain_text, refuse_vlm_settings, set_up_co_training
 from .ema import EMA_FILE, EMACallback, WeightAverage, check_engine
+from .engines import PerProcessSeed, prepare_accelerator, prepare_arguments
 from .evaluation import EvaluatingTrainer
-from .frozen import FrozenInEval
-from .guards import FiniteLossGuard
-from .kernels import apply_liger_to_backbone
-from .parameter_groups import decayed_parameters, split_by_rate
-from .patterns import DEFAULT_GROUP, freeze, rate_groups
-from .records import GroupRecorder
+from .group_report import GroupRecorder
+from .losses import FiniteLossGuard, loss_weights, mean_counts
+from .model_setup import apply_liger_to_backbone, load_pretrained, set_repeated_diffusion_steps
+from .parameter_groups import DEFAULT_GROUP, FrozenInEval, decayed_parameters, freeze, rate_groups, split_by_rate
 from .resuming import ResumableTrainer
 from .run_log import LossPlotCallback, ShortRunCallback, SummaryCallback
 from .schedules import check_schedule, final_rate, schedule_per_group
-from .starting import load_pretrained, set_repeated_diffusion_steps
 
 
 class VLATrainer(EvaluatingTrainer, ResumableTrainer):
@@ -32,13 +29,16 @@ class VLATrainer(EvaluatingTrainer, ResumableTrainer):
     Args:
         model: a policy model.
         args: [`VLATrainingArguments`].
-        train_dataset: items as `LeRobotDataset` and `DatasetMixture` give them.
-        vlm_dataset: a `LlavaDataset` or several, to co-train with: each step then also trains the backbone's language on
-            `args.vlm_per_device_train_batch_size` conversations, weighted by `args.vlm_loss_scale`. `train_dataset` must be
-            a `DatasetMixture`.
+        train_dataset: items as in `LeRobotDataset` and `DatasetMixture`.
+        vlm_dataset: a `LlavaDataset` or several, to co-train with: each step then also trains the backbone's language model
+            on `args.vlm_per_device_train_batch_size` conversations, weighted by `args.vlm_loss_scale`. `train_dataset` must
+            be a `DatasetMixture`.
         processing_class: the policy's processor; saved with every checkpoint.
         data_collator: by default `VLADataCollator(processing_class)`.
         kwargs: as for [`~hf_vla.training.evaluation.EvaluatingTrainer`] and `Trainer`.
+
+    Raises:
+        ValueError: settings that contradict each other, the model or the data; all are checked before training begins.
     """
 
     def __init__(
@@ -64,18 +64,18 @@ class VLATrainer(EvaluatingTrainer, ResumableTrainer):
             set_repeated_diffusion_steps(model, args.repeated_diffusion_steps)
         if args.use_liger_kernel:
             apply_liger_to_backbone(model, args.liger_kernel_config)
-            # Done; in evaluation the Trainer would pass the model an argument that Liger's own models have.
+            # Done; in evaluation the Trainer would pass the model an argument of Liger's own models.
             args = copy.copy(args)
             args.use_liger_kernel = False
         self._check_rates(model, args, **kwargs)
         if isinstance(kwargs.get("train_dataset"), DatasetMixture):
-            # A mixture's items are random draws already; in order, they are the same under any number of workers and
-            # ranks, and a resumed run goes on where it stopped.
+            # A mixture's items are random draws already; read in order, they are the same with any number of workers and
+            # processes, and a resumed run continues where it stopped.
             args.train_sampling_strategy = "sequential"
         if vlm_dataset is None:
             refuse_vlm_settings(args)
         else:
-            kwargs["train_dataset"], kwargs["data_collator"] = co_training(
+            kwargs["train_dataset"], kwargs["data_collator"] = set_up_co_training(
                 model, args, kwargs.get("train_dataset"), vlm_dataset, kwargs["data_collator"], processing_class
             )
         self.group_names: list[str] = []
@@ -84,9 +84,9 @@ class VLATrainer(EvaluatingTrainer, ResumableTrainer):
         self._count = 0
         self._guard = FiniteLossGuard()
         self._mean_counts: torch.Tensor | None = None
-        engines.prepare_arguments(args)
+        prepare_arguments(args)
         super().__init__(model, args, processing_class=processing_class, **kwargs)
-        engines.prepare_accelerator(self.accelerator, self.model)
+        prepare_accelerator(self.accelerator, self.model)
         refuse_plain_text(self.train_dataset, self.accelerator)
         self._recorder = GroupRecorder(self)
         self.ema = None
@@ -94,12 +94,12 @@ class VLATrainer(EvaluatingTrainer, ResumableTrainer):
             check_engine(self)
             self.ema = WeightAverage(args.ema_decay, args.ema_update_every)
             self.add_callback(EMACallback(self.ema))
-        for callback in (self._recorder, ShortRunCallback, LossPlotCallback, SummaryCallback, engines.OwnDraws):
+        for callback in (self._recorder, ShortRunCallback, LossPlotCallback, SummaryCallback, PerProcessSeed):
             self.add_callback(callback)
 
     @staticmethod
     def _check_rates(model, args: VLATrainingArguments, optimizers=(None, None), **_) -> None:
-        """Found out now rather than when optimizer and scheduler are made."""
+        """Check learning rates and schedule now rather than when optimizer and scheduler are made."""
         rates = args.module_learning_rates or {}
         groups = rate_groups(model, rates)
         if optimizers[0] is not None and rates:
@@ -111,11 +111,11 @@ class VLATrainer(EvaluatingTrainer, ResumableTrainer):
             check_schedule(args.lr_scheduler_type, args.lr_scheduler_kwargs, used, args.get_warmup_steps(steps), steps)
 
     def get_decay_parameter_names(self, model) -> list[str]:
-        """Matrices and kernels; see [`~hf_vla.training.parameter_groups.decayed_parameters`]."""
+        """Return the names of matrices and kernels; see [`~hf_vla.training.parameter_groups.decayed_parameters`]."""
         return decayed_parameters(model)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """As the Trainer's, with parameter groups for each learning rate, with and without weight decay."""
+        """Create the Trainer's optimizer, with parameter groups per learning rate, with and without weight decay."""
         made, rates = self.optimizer is None, self.args.module_learning_rates or {}
         optimizer = super().create_optimizer(model)
         model = self.model if model is None else model
@@ -129,7 +129,7 @@ class VLATrainer(EvaluatingTrainer, ResumableTrainer):
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
-        """As the Trainer's; schedules that end at a rate (`min_lr`, `lr_end`) end at it in every parameter group."""
+        """Create the Trainer's scheduler; one that ends at a rate (`min_lr`, `lr_end`) does so in every parameter group."""
         args = self.args
         if self.lr_scheduler is None and final_rate(args.lr_scheduler_type, args.lr_scheduler_kwargs) is not None:
             optimizer = self.optimizer if optimizer is None else optimizer
@@ -141,9 +141,9 @@ class VLATrainer(EvaluatingTrainer, ResumableTrainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def _build_accelerator_args(self, **kwargs) -> dict:
-        """With `torch_compile`, compiles the repeated blocks of backbone and head one by one.
+        """With `torch_compile`, compile the repeated blocks of backbone and head one by one.
 
-        As one graph, a backbone breaks in tens of places, where its images' sizes decide.
+        Compiled as a whole, a backbone has tens of graph breaks, wherever control flow depends on image sizes.
         """
         options = super()._build_accelerator_args(**kwargs)
         options["dynamo_plugin"].use_regional_compilation = True
@@ -151,7 +151,7 @@ class VLATrainer(EvaluatingTrainer, ResumableTrainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._mean_counts = loss_weights.mean_counts(self.model, batches, self.accelerator)
+        self._mean_counts = mean_counts(self.model, batches, self.accelerator)
         return batches, num_items
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -159,18 +159,18 @@ class VLATrainer(EvaluatingTrainer, ResumableTrainer):
             self._frozen.apply(model)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
         if model.training:
-            weights = loss_weights.weights(self.model, inputs, self._mean_counts)
+            weights = loss_weights(self.model, inputs, self._mean_counts)
             for name, scale in (("action_loss", 1.0), ("vlm_loss", self.args.vlm_loss_scale)):
                 if (value := outputs.get(name)) is not None:
                     if self._mean_counts is not None or scale != 1:
-                        loss = loss + (scale * weights[name] - 1) * value  # in the model's loss it has weight 1
+                        loss = loss + (scale * weights[name] - 1) * value  # its weight in the model's loss is 1
                     self._sums[name] = self._sums[name].to(value.device) + value.detach() * weights[name]
             self._count += 1
             self._guard.observe(self, loss)
         return (loss, outputs) if return_outputs else loss
 
     def ema_weights(self) -> contextlib.AbstractContextManager:
-        """A context in which the model has the averaged weights, where `ema_decay` is set; else nothing changes."""
+        """Return a context in which the model has the averaged weights if `ema_decay` is set; else nothing changes."""
         return contextlib.nullcontext() if self.ema is None else self.ema.used_by(self.model)
 
     def evaluate(self, *args, **kwargs):
@@ -182,9 +182,9 @@ class VLATrainer(EvaluatingTrainer, ResumableTrainer):
             return super().evaluation_loop(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As the Trainer's, with the averaged weights where `ema_decay` is set; the model card tells of the training.
+        """Save the policy, with the averaged weights if `ema_decay` is set, and describe the training in its model card.
 
-        A checkpoint has the weights in training, and the average beside them.
+        A checkpoint has the weights being trained, and the average in a file of its own.
         """
         with contextlib.nullcontext() if self._saving else self.ema_weights():
             super().save_model(output_dir, _internal_call)
@@ -213,16 +213,16 @@ class VLATrainer(EvaluatingTrainer, ResumableTrainer):
     def create_model_card(
         self, language=None, license=None, tags=None, model_name=None, finetuned_from=None, dataset_tags=None, **others
     ) -> None:
-        """Renew the policy's card, which `push_to_hub` does too; the arguments go into its metadata."""
+        """Renew the policy's card, as `push_to_hub` does too; the arguments go into its metadata."""
         if given := [name for name, value in others.items() if value is not None]:
-            raise TypeError(f"a policy's model card has no place for {', '.join(given)}")
+            raise TypeError(f"a policy's model card has no field for {', '.join(given)}")
         metadata = {"language": language, "license": license, "tags": tags, "model_name": model_name}
         metadata |= {"base_model": finetuned_from} | ({"datasets": dataset_tags} if dataset_tags else {})
         if self.is_world_process_zero():
             write_training_card(self, self.args.output_dir, **metadata)
 
     def _get_grad_norm(self, model, grad_norm=None):
-        """The last that is called before each optimizer step."""
+        """Check that losses and gradient are finite: this is the last hook before each optimizer step."""
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         self._guard.check(self, grad_norm)
         return grad_norm
@@ -235,7 +235,7 @@ class VLATrainer(EvaluatingTrainer, ResumableTrainer):
         self._sums.update({name: torch.tensor(total) for name, total in state["sums"].items()})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds each loss's mean since the last log, over all processes, and each group's learning rate and gradient norm."""
+        """Log, adding each loss's mean since the last log over all processes, and each group's rate and gradient norm."""
         if "loss" in logs:
             for name, total in self._sums.items():
                 logs[name] = (self.accelerator.reduce(total.float(), reduction="mean") / self._count).item()

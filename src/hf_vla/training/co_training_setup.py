@@ -1,4 +1,4 @@
-"""Co-training in the Trainer: which settings go together, and the dataset and collator that give both kinds of samples."""
+"""Co-training in the Trainer: which settings go together, and the dataset and collator for both kinds of samples."""
 
 import inspect
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from .engines import shards_weights
 
 
 def refuse_vlm_settings(args: VLATrainingArguments) -> None:
-    """Raise where co-training is described, but there are no conversations."""
+    """Raise a ValueError if settings of co-training are given without conversations."""
     if args.vlm_per_device_train_batch_size is not None:
         raise ValueError(
             "vlm_per_device_train_batch_size is set, but there are no conversations to co-train with; set vlm_dataset"
         )
 
 
-def co_training(
+def set_up_co_training(
     model,
     args: VLATrainingArguments,
     train_dataset: Any,
@@ -27,11 +27,16 @@ def co_training(
     collator,
     processor,
 ) -> tuple[CoTrainingDataset, CoTrainingCollator]:
-    """The dataset and the collator of a run that trains on robot samples and on conversations in each step.
+    """Make the dataset and the collator of a run that trains on robot samples and on conversations in each step.
+
+    Args:
+        train_dataset: a `DatasetMixture`.
+        vlm_dataset: one dataset of conversations or several, which are concatenated.
+        collator: of the robot samples.
 
     Raises:
-        ValueError: a model or processor that can't, a training dataset that is no mixture, or a conversation that can't be
-            encoded.
+        ValueError: a model or processor that can't be co-trained, a training dataset that is not a mixture, or a conversation
+            that can't be encoded.
     """
     policy = model.get_base_model() if hasattr(model, "get_base_model") else model  # beneath adapters
     if "vlm_batch" not in inspect.signature(policy.forward).parameters:
@@ -45,14 +50,14 @@ def co_training(
         train_dataset, datasets, vla_batch_size, args.vlm_per_device_train_batch_size or vla_batch_size
     )
     collator = CoTrainingCollator(collator, processor)
-    collator.collate_conversations([both.conversations[0]])  # what can't be encoded shows now, not at some step
+    collator.collate_conversations([both.conversations[0]])  # fail now rather than at some step
     return both, collator
 
 
 def refuse_plain_text(dataset: Any, accelerator) -> None:
-    """Raise where processes would wait for each other forever: one without images calls no vision layer, others do.
+    """Raise a ValueError if processes would wait for each other forever, as some call the vision tower and others do not.
 
-    With parameters sharded over processes, a layer's weights are gathered by all of them together when it is called.
+    With parameters sharded over processes, all of them gather a layer's weights together when it is called.
     """
     if not isinstance(dataset, CoTrainingDataset) or accelerator.num_processes == 1:
         return
@@ -60,8 +65,8 @@ def refuse_plain_text(dataset: Any, accelerator) -> None:
     if plain and shards_weights(accelerator):
         raise ValueError(
             f"{plain} of {len(dataset.conversations)} conversations have no image. FSDP and ZeRO-3 need every process to call "
-            "the same layers in every step; leave these conversations out, or train with DDP or ZeRO-2"
+            "the same layers in every step; leave those conversations out, or train with DDP or ZeRO-2"
         )
 
 
-__all__ = ["co_training", "refuse_plain_text", "refuse_vlm_settings"]
+__all__ = ["refuse_plain_text", "refuse_vlm_settings", "set_up_co_training"]

@@ -4,7 +4,7 @@ import math
 
 from matplotlib.figure import Figure
 
-from hf_vla.training.curves import plot_curves
+from hf_vla.training.run_log import plot_curves
 
 ROWS = [
     {"step": 5, "loss": 2.0, "action_loss": 1.5, "vlm_loss": 5.0, "learning_rate": 1e-4, "learning_rate/vlm": 1e-5},

@@ -1,4 +1,4 @@
-"""What a run is: saved with every checkpoint, and compared before a run goes on from one."""
+"""The identity of a run: saved with every checkpoint, and compared before a run resumes from one."""
 
 import dataclasses
 import hashlib
@@ -17,16 +17,16 @@ from .checkpointing import read_run
 
 logger = logging.get_logger(__name__)
 
-# A run whose checkpoint differs in one of these is another run: weights, optimizer or data would not go on, but start
-# over, or be ignored. The optimizer's state brings its own learning rates: others would have no effect.
+# A checkpoint that differs in one of these belongs to another run: weights, optimizer or data would start over or be
+# ignored. The optimizer's state brings its own learning rates: others would have no effect.
 _REFUSED = ("engine", "model", "processor", "data", "seed", "global_batch_size", "optimizer")
-# These may change; the run then goes on, but not to the bit as it would have.
+# These may change; the run then continues, but not bit for bit as it would have.
 _WARNED = ("schedule", "processes", "numerics", "arguments")
 _SHOWN = 5
 
 
 def describe_run(trainer: Trainer) -> dict[str, Any]:
-    """The identity of a run, as JSON: independent of paths, and of how often it was resumed."""
+    """Return the identity of a run as JSON, independent of paths and of how often it was resumed."""
     args = trainer.args
     model = trainer.accelerator.unwrap_model(trainer.model)
     run = {
@@ -52,21 +52,21 @@ def describe_run(trainer: Trainer) -> dict[str, Any]:
 
 
 def check_same_run(checkpoint: Path, run: dict[str, Any]) -> None:
-    """Check that the run `run` can go on from a checkpoint.
+    """Check that the run `run` can resume from a checkpoint.
 
     Raises:
-        ValueError: the checkpoint is of another run, holds the weights alone, or its run is finished.
+        ValueError: the checkpoint belongs to another run, holds only the weights, or its run is finished.
     """
     saved = read_run(checkpoint)
     anew = f"start a new run from its weights with --pretrained_checkpoint {checkpoint} and another output_dir"
     if saved["save_only_model"]:
         raise ValueError(
-            f"{checkpoint} holds the weights alone, as it was saved with save_only_model, and cannot be resumed; {anew}"
+            f"{checkpoint} holds only the weights, as it was saved with save_only_model, and cannot be resumed; {anew}"
         )
     if refused := list(_differences(saved, run, _REFUSED)):
         raise ValueError(
-            f"{checkpoint} is of another run: {_shown(refused)}. Give the settings that it was made with, which "
-            f"config.yaml beside the checkpoints has, or {anew}"
+            f"{checkpoint} belongs to another run: {_shown(refused)}. Use the settings that it was made with, which are in "
+            f"config.yaml beside the checkpoints, or {anew}"
         )
     before, now = (it["processes"]["world_size"] for it in (saved, run))
     if before != now and run["data"]["shuffled"]:
@@ -77,24 +77,26 @@ def check_same_run(checkpoint: Path, run: dict[str, Any]) -> None:
     step = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step
     if 0 < run["schedule"]["max_steps"] <= step:
         raise ValueError(
-            f"{checkpoint} is of step {step} of {run['schedule']['max_steps']}: that run is finished, and the folder is a "
-            "policy; to train longer, give a higher max_steps"
+            f"{checkpoint} is step {step} of {run['schedule']['max_steps']}: that run is finished, and the folder is a "
+            "policy; to train longer, set a higher max_steps"
         )
 
 
 def warn_of_changes(checkpoint: Path, run: dict[str, Any]) -> None:
-    """Say which settings differ from the checkpoint's that may, but make the run go on differently."""
+    """Log which settings differ from the checkpoint's that may, but make the run continue differently."""
     if changed := list(_differences(read_run(checkpoint), run, _WARNED)):
-        logger.warning(f"{checkpoint} was made with other settings; the run will differ from there: {_shown(changed)}")
+        logger.warning(
+            f"{checkpoint} was made with other settings; the run will differ from there on: {_shown(changed)}"
+        )
 
 
 def follows_mixture(dataset) -> bool:
-    """Whether it is a mixture, or goes along one item by item, as its `mixture`: then its order is that of its indices."""
+    """Return whether it is a mixture, or follows its `mixture` item by item: its order is then that of its indices."""
     return isinstance(getattr(dataset, "mixture", dataset), DatasetMixture)
 
 
 def _digest(value: Any) -> str:
-    """A short hash of JSON; numbers are rounded to six digits, as machines differ in the last ones."""
+    """Return a short hash of JSON; numbers are rounded to six digits, as the last ones differ between machines."""
     return hashlib.sha256(json.dumps(_rounded(value), sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -105,7 +107,7 @@ def _parameters(model) -> Iterator[tuple[str, str]]:
 
 
 def _processor(processor) -> dict[str, Any]:
-    """Its settings; long ones as hashes. Statistics are part of the data."""
+    """Return its settings, long ones as hashes. Statistics are part of the data."""
     settings = processor.to_dict() if hasattr(processor, "to_dict") else {}
     return {
         name: value if len(json.dumps(value, default=str)) < 200 else _digest(value)
@@ -126,7 +128,7 @@ def _named(args: TrainingArguments, names: str) -> dict[str, Any]:
 
 
 def _own_arguments(args: TrainingArguments) -> dict[str, Any]:
-    """What `VLATrainingArguments` adds, without what is compared elsewhere or only matters at the start."""
+    """Return the fields of `VLATrainingArguments`, without those compared elsewhere or only relevant at the start."""
     elsewhere = {"module_learning_rates", "freeze_modules", "global_batch_size"}
     elsewhere |= {"pretrained_checkpoint", "reload_modules", "overwrite_output_dir"}
     elsewhere |= {field.name for field in dataclasses.fields(TrainingArguments)}
@@ -161,7 +163,7 @@ def _shown(differences: list[str]) -> str:
 
 
 def _exact(statistics: Any) -> Any:
-    """Statistics without means and deviations: where these are zero, what is left differs between machines."""
+    """Return statistics without means and deviations: if these are about zero, rounding errors differ between machines."""
     if not isinstance(statistics, dict):
         return statistics
     return {name: _exact(value) for name, value in statistics.items() if name not in ("mean", "std")}

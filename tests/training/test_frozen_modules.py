@@ -9,7 +9,7 @@ from tiny_policy import TinyPolicy, tiny_trainer, weights
 from torch import nn
 from transformers import TrainerCallback
 
-from hf_vla.training.frozen import FrozenInEval
+from hf_vla.training.parameter_groups import FrozenInEval
 
 
 class Modes(TrainerCallback):
