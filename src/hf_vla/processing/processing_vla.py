@@ -17,7 +17,7 @@ from ..robots.normalization import Normalizer
 from ..robots.robot_types import modes_for
 from ..utils.suggestions import did_you_mean
 from .from_vlm import backbone_settings, build_from_vlm, check_image_processor_config, load_processor_parts
-from .images import resize, to_pil, to_samples
+from .images import resized, to_pil, to_samples
 from .prompt import add_state, apply_template
 from .vlm_inputs import encode, encode_conversations, image_token_positions, readable
 
@@ -265,8 +265,8 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
         prompts = [self._prompt(t, None if state is None else state[i, 0]) for i, t in enumerate(texts)]
         if actions is not None:
             actions = self._actions(actions, keys, len(texts))
-        resized = [[resize(view, self.image_size) for view in views] for views in samples]
-        inputs = self._encode(resized, prompts, actions)
+        samples = [[resized(view, self.image_size) for view in views] for views in samples]
+        inputs = self._encode(samples, prompts, actions)
         if state is not None and self.state_in_head:
             inputs["state"] = torch.from_numpy(state)
         if actions is not None:
@@ -282,16 +282,16 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
 
         `images` are resized as the robot's are.
         """
-        resized = [[resize(to_pil(view, "an image"), self.image_size) for view in views] for views in images]
-        return BatchFeature(encode_conversations(self, resized, conversations))
+        samples = [[resized(to_pil(view, "an image"), self.image_size) for view in views] for views in images]
+        return BatchFeature(encode_conversations(self, samples, conversations))
 
     def image_token_positions(self, images, input_ids: torch.Tensor) -> list[list[np.ndarray]]:
         """Where each image's tokens lie, see [`~hf_vla.processing.vlm_inputs.image_token_positions`].
 
         `images` as given to the processor, `input_ids` (B, L) as it returned them.
         """
-        resized = [[resize(view, self.image_size) for view in views] for views in to_samples(images)]
-        return image_token_positions(self, resized, input_ids)
+        samples = [[resized(view, self.image_size) for view in views] for views in to_samples(images)]
+        return image_token_positions(self, samples, input_ids)
 
     def readable(self, input_ids) -> str:
         """The text of a sample's tokens (L,), special ones included; a run of one special token as "<|image_pad|>×36"."""
