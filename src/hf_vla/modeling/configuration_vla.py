@@ -6,6 +6,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 HIDDEN_STATES_CONVENTIONS = ("transformers-4.57", "transformers-5")
+STATE_INPUTS = ("head", "prompt", None)
 
 
 class VLAConfig(PreTrainedConfig):
@@ -32,6 +33,9 @@ class VLAConfig(PreTrainedConfig):
 
     sub_configs_defaults = {"vlm_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen3_vl")}
     keys_to_ignore_at_inference = ["loss"]
+    #: what the framework makes of the robot's state: "head", a tensor for the action head; "prompt", text in the prompt; None,
+    #: nothing. Model and processor read it here.
+    state_input = None
 
     vlm_config: dict | PreTrainedConfig | None = None
     vlm_name_or_path: str | None = None
@@ -47,6 +51,10 @@ class VLAConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.state_dim < 0:
             raise ValueError(f"state_dim is {self.state_dim}; it must be 0 (no state encoder) or more")
+        if self.state_input not in STATE_INPUTS:
+            raise ValueError(
+                f"{type(self).__name__}.state_input is {self.state_input!r}; it must be 'head', 'prompt' or None"
+            )
         if self.hidden_states_convention not in HIDDEN_STATES_CONVENTIONS:
             raise ValueError(
                 f"hidden_states_convention is {self.hidden_states_convention!r}; "

@@ -59,10 +59,8 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
         action_dim, state_dim, action_horizon (`int`, *optional*): the policy's, to check what is given.
     """
 
-    #: whether the state becomes text in the prompt (PI_v3, OFT) …
-    state_in_prompt = False
-    #: … or a tensor for the action head (PI, GR00T, Dual)
-    state_in_head = False
+    #: the framework's configuration, which says in `state_input` what becomes of the robot's state
+    config_class: type | None = None
     #: Arguments of `load_settings` that are no settings themselves; `from_vlm` and native checkpoints take them.
     loading_options: tuple[str, ...] = ()
 
@@ -153,6 +151,13 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
         for name in {"action_dim", "state_dim"} - set(settings):
             setattr(processor, name, None)  # there is no policy yet that values would have to fit
         return processor
+
+    @property
+    def state_input(self) -> str | None:
+        """What becomes of the robot's state: "head", a tensor for the action head; "prompt", text in the prompt; or None."""
+        if self.config_class is None:
+            raise ValueError(f"{type(self).__name__} has no config_class; set it to its framework's configuration")
+        return self.config_class.state_input
 
     @classmethod
     def settings(cls) -> list[str]:
@@ -267,7 +272,7 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
             actions = self._actions(actions, keys, len(texts))
         samples = [[resized(view, self.image_size) for view in views] for views in samples]
         inputs = self._encode(samples, prompts, actions)
-        if state is not None and self.state_in_head:
+        if state is not None and self.state_input == "head":
             inputs["state"] = torch.from_numpy(state)
         if actions is not None:
             inputs["actions"] = torch.from_numpy(actions)
@@ -299,7 +304,7 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
 
     def _prompt(self, instruction: str, state: np.ndarray | None) -> str:
         """The user turn's text: the instruction, the state's bins where the framework puts them there, the template."""
-        if state is not None and self.state_in_prompt:
+        if state is not None and self.state_input == "prompt":
             instruction = add_state(instruction, state)
         return apply_template(self.prompt_template, instruction)
 
@@ -318,7 +323,7 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
             )
         if keys is not None:
             state = self._normalize(state, keys, "state")
-        if self.state_in_head and self.state_dim and state.shape[-1] != self.state_dim:
+        if self.state_input == "head" and self.state_dim and state.shape[-1] != self.state_dim:
             raise ValueError(f"state has {state.shape[-1]} dimensions; this policy's has {self.state_dim}")
         return np.ascontiguousarray(state, dtype=np.float32)
 

@@ -6,6 +6,7 @@ from PIL import Image
 
 from ...processing.processing_vla import VLAProcessor
 from ...utils.pillow import resize
+from .configuration_qwen_dual import QwenDualConfig
 
 DINO_SIZE = 224
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -25,7 +26,7 @@ class QwenDualProcessor(VLAProcessor):
     where samples have different numbers of views, `dino_view_mask` (B, V), false where there is none.
     """
 
-    state_in_head = True
+    config_class = QwenDualConfig
 
     def _encode(self, images, prompts, actions):
         inputs = super()._encode(images, prompts, actions)
