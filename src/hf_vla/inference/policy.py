@@ -51,18 +51,18 @@ class Policy:
         """
         from transformers import AutoModel, AutoProcessor
 
-        from ..checkpoints.sources import check_source
+        from ..checkpoints.opening import open_with
 
-        check_source(name_or_path, **kwargs)
+        checkpoint, kwargs = open_with(name_or_path, kwargs)
         if device is None:
             device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         of_model = {name: kwargs.pop(name) for name in ("base_model", "quantization_config") if name in kwargs}
         if of_model.get("quantization_config") is not None:
             of_model["device_map"] = device  # quantised weights are made where they stay
-        model = AutoModel.from_pretrained(name_or_path, dtype=dtype, **of_model, **kwargs)
+        model = AutoModel.from_pretrained(checkpoint, dtype=dtype, **of_model, **kwargs)
         if "device_map" not in of_model:
             model = model.to(device)
-        return cls(model, AutoProcessor.from_pretrained(name_or_path, **kwargs), unnorm_key)
+        return cls(model, AutoProcessor.from_pretrained(checkpoint, **kwargs), unnorm_key)
 
     @property
     def action_horizon(self) -> int:

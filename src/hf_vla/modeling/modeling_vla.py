@@ -14,9 +14,16 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, logging
 
 from ..cards.model_card import LeavesModelCard
+from ..checkpoints.adapters import describe_base
+from ..checkpoints.opening import find_checkpoint, open_with
+from ..checkpoints.quantization import of_backbone_only
+from ..checkpoints.starvla import NATIVE_KWARGS
 from ..checkpoints.strict_loading import align, no_loading_report, raise_if_incomplete, raise_if_shapes_differ
+from ..checkpoints.weights import readable_weights
 from ..checkpoints.zero3 import not_partitioned, writes_weights
 from ..hub import HUB_KWARGS, hub_options
+from ..processing.from_vlm import build_from_vlm
+from ..registry import frameworks
 from .backbone import layer_states
 from .configuration_vla import VLAConfig
 from .losses import ActionTargets, labelled, language_model_loss
@@ -357,7 +364,8 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
         """Load a policy from a folder or Hub repository, in this format or in StarVLA's native one, or an adapter of one.
 
         Args:
-            pretrained_model_name_or_path: folder or repository.
+            pretrained_model_name_or_path: folder or repository, or a checkpoint that is open already
+                ([`~hf_vla.checkpoints.open_checkpoint`]).
             base_model: for adapters, where the policy or backbone is that they adapt, if not where it was.
             base_vlm: for native checkpoints, the folder or repository of the backbone's config and processor.
             checkpoint: for native checkpoints, which file to load; by default the one of the highest step.
@@ -369,62 +377,75 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
                 is another one than it was trained on.
             OSError: no such folder or repository, no weights in it, or weights that cannot be read.
         """
-        from ..checkpoints import starvla
-        from ..checkpoints.adapters import find_adapter
-        from ..checkpoints.quantization import of_backbone_only
-        from ..checkpoints.weights import readable_weights
-
         wants_info = kwargs.pop("output_loading_info", False)
-        if (adapter := find_adapter(pretrained_model_name_or_path, **kwargs)) is not None:
-            model = adapter.load(cls, config, **kwargs)
-            info = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
+        # transformers' AutoModel may have gone on from an adapter to its base.
+        source = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path") or pretrained_model_name_or_path
+        if source is None:  # transformers' way to give a configuration and a state dict
+            model, info = cls._load_whole("state_dict", None, *model_args, config=config, **kwargs)
             return (model, info) if wants_info else model
-        if kwargs.pop("base_model", None) is not None:
-            raise ValueError(f"{pretrained_model_name_or_path} is no adapter, so there is no base_model; leave it out")
-        native_kwargs = starvla.pop_native_kwargs(kwargs)
-        repository = None
-        if pretrained_model_name_or_path is not None:
-            repository = starvla.find_repository(pretrained_model_name_or_path, **kwargs)
-        if repository is not None:
+        checkpoint, kwargs = open_with(source, kwargs)
+        base_model = kwargs.pop("base_model", None)
+        if checkpoint.is_adapter:
+            model = checkpoint.load(cls, config, base_model, **kwargs)
+            info = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
+        elif base_model is not None:
+            raise ValueError(f"{checkpoint.name} is no adapter, so there is no base_model; leave it out")
+        elif checkpoint.is_native:
             if config is None:
-                config, kwargs = repository.config(
-                    cls.config_class, return_unused_kwargs=True, **native_kwargs, **kwargs
-                )
-            else:
-                kwargs = {name: value for name, value in kwargs.items() if name not in HUB_KWARGS}
-            kwargs["state_dict"] = repository.state_dict(native_kwargs.get("checkpoint"))
-            pretrained_model_name_or_path, source = None, repository.name
-            raise_if_shapes_differ(source, cls, config, kwargs["state_dict"])
+                config, kwargs = checkpoint.config(cls.config_class, return_unused_kwargs=True, **kwargs)
+            kwargs["state_dict"] = checkpoint.state_dict()
+            raise_if_shapes_differ(checkpoint.name, cls, config, kwargs["state_dict"])
+            model, info = cls._load_whole(checkpoint.name, None, *model_args, config=config, **kwargs)
+            model.config._name_or_path = model.name_or_path = checkpoint.name
         else:
-            starvla.refuse_native_kwargs(native_kwargs, pretrained_model_name_or_path)
-            source = pretrained_model_name_or_path
+            if kwargs.get("quantization_config") is not None and config is None:
+                config = cls.config_class.from_pretrained(checkpoint)
+            kwargs |= checkpoint.files.hub
+            model, info = cls._load_whole(checkpoint.name, checkpoint.name, *model_args, config=config, **kwargs)
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def _load_whole(
+        cls, source: str, name_or_path, *model_args, config, **kwargs
+    ) -> tuple["VLAPreTrainedModel", dict]:
+        """Load as transformers does, or raise if not all weights fit.
+
+        Args:
+            source: what to call the weights in errors.
+            name_or_path: where transformers finds them; None if they are in `kwargs["state_dict"]`.
+        """
         if kwargs.get("quantization_config") is not None:
-            own = config or cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub_options(kwargs))
-            kwargs["quantization_config"] = of_backbone_only(kwargs["quantization_config"], cls, own)
+            kwargs["quantization_config"] = of_backbone_only(kwargs["quantization_config"], cls, config)
         kwargs["ignore_mismatched_sizes"] = True  # to name them below, with all else that does not fit
         with readable_weights(source):
             if is_deepspeed_zero3_enabled():  # transformers only finds what is missing then
                 with not_partitioned():
-                    meta = {**kwargs, "device_map": "meta"}
-                    _, info = super().from_pretrained(
-                        pretrained_model_name_or_path,
-                        *model_args,
-                        config=copy.deepcopy(config),
-                        output_loading_info=True,
-                        **meta,
-                    )
+                    options = {**kwargs, "device_map": "meta", "output_loading_info": True}
+                    own_config = copy.deepcopy(config)
+                    _, info = super().from_pretrained(name_or_path, *model_args, config=own_config, **options)
                 raise_if_incomplete(source, info)
             model, info = super().from_pretrained(
-                pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
+                name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
             )
         raise_if_incomplete(source, info)
         if is_deepspeed_zero3_enabled():
             # transformers 5.23 notes all conversions of names that it knows as used, and undoes them when it saves.
             model._weight_conversions = None
         align(model)
-        if repository is not None:
-            model.config._name_or_path = model.name_or_path = repository.name
-        return (model, info) if wants_info else model
+        return model, info
+
+    @classmethod
+    def from_policy_or_backbone(cls, name_or_path, config=None, **kwargs) -> tuple["VLAPreTrainedModel", bool]:
+        """Load what an adapter adapts: a policy, or a new policy on a pretrained backbone; and whether it was a policy.
+
+        Args:
+            name_or_path: folder or repository.
+            config, kwargs: as for `from_pretrained`.
+        """
+        checkpoint = find_checkpoint(name_or_path, **hub_options(kwargs, (*HUB_KWARGS, *NATIVE_KWARGS)))
+        if checkpoint is not None and checkpoint.model_type in frameworks():
+            return cls.from_pretrained(checkpoint, config=config, **kwargs), True
+        return cls.on_backbone(name_or_path, config=config, **kwargs), False
 
     @classmethod
     def from_vlm(
@@ -465,8 +486,6 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
             ValueError: unknown arguments, or backbone weights that don't fit its configuration.
             OSError: no such folder or repository, or no weights in it.
         """
-        from ..processing.from_vlm import build_from_vlm
-
         config, processor, hub = build_from_vlm(cls.config_class.model_type, vlm_name_or_path, **kwargs)
         if random_init:
             dtype = torch.get_default_dtype() if dtype == "auto" else dtype
@@ -496,8 +515,6 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
             vlm_name_or_path, dtype: as for `from_vlm`.
             kwargs: Hub options, and what `from_pretrained` takes.
         """
-        from ..checkpoints.quantization import of_backbone_only
-
         hub = hub_options(kwargs)
         kwargs = {name: value for name, value in kwargs.items() if name not in hub}
         if kwargs.get("quantization_config") is not None:
@@ -527,8 +544,6 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
         """As transformers', which of a policy with an adapter writes the adapter; with what finds its base again."""
         super().save_pretrained(save_directory, *args, **kwargs)
         if getattr(self, "_hf_peft_config_loaded", False) and kwargs.get("is_main_process", True):
-            from ..checkpoints.adapters import describe_base
-
             describe_base(save_directory, self, getattr(self, "base_fingerprint", None))
 
 

@@ -100,7 +100,7 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
         """Load a processor from a folder or Hub repository, in this format or in StarVLA's native one.
 
         Args:
-            pretrained_model_name_or_path: folder or repository.
+            pretrained_model_name_or_path: folder or repository, or a checkpoint that is open already.
             base_vlm: for native checkpoints, the folder or repository of the backbone's processor.
             fast_tokenizer: for native checkpoints of QwenFast, the folder or repository of the FAST tokenizer.
             kwargs: Hub options, and arguments of `__init__` or fields of the image processor to override what was saved.
@@ -109,34 +109,26 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
             ValueError: an argument that is none of these or has no possible value, or another class's processor.
             OSError: no such folder or repository, or files of it are missing.
         """
-        from ..checkpoints import starvla
+        from ..checkpoints.opening import open_with
 
-        native_kwargs = starvla.pop_native_kwargs(kwargs)
+        checkpoint, kwargs = open_with(pretrained_model_name_or_path, kwargs)
         if "_from_pipeline" in kwargs:  # which hands over the model's options too (dtype, …)
             kwargs = {name: value for name, value in kwargs.items() if name in LOADING_OPTIONS}
         overrides = {name: kwargs.pop(name) for name in cls.settings() if name in kwargs}
         others = {name: value for name, value in kwargs.items() if name not in LOADING_OPTIONS}
-        repository = starvla.find_repository(pretrained_model_name_or_path, **kwargs)
-        if repository is not None:
-            return repository.processor(cls, **native_kwargs, image_processor_config=others, **overrides)
-        starvla.refuse_native_kwargs(native_kwargs, pretrained_model_name_or_path)
-        cls._refuse_another_class(pretrained_model_name_or_path, kwargs)
-        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if checkpoint.is_native:
+            return checkpoint.processor(cls, image_processor_config=others, **overrides)
+        if (saved := checkpoint.processor_class) not in {None, *(base.__name__ for base in cls.__mro__)}:
+            raise ValueError(
+                f"{checkpoint.name} holds a {saved}, not a {cls.__name__}; load it with AutoProcessor.from_pretrained or "
+                f"{saved}.from_pretrained"
+            )
+        processor = super().from_pretrained(checkpoint.name, **checkpoint.files.hub, **kwargs)
         check_image_processor_config(processor.image_processor, others, cls.settings())
         if overrides:  # through the constructor, which checks them
             settings = {name: getattr(processor, name) for name in cls.settings()} | overrides
             processor = cls(processor.image_processor, processor.tokenizer, **settings)
         return processor
-
-    @classmethod
-    def _refuse_another_class(cls, source, kwargs: dict) -> None:
-        """Raise where a processor was saved that is neither this class nor one that it extends."""
-        saved = cls.get_processor_dict(source, **kwargs)[0].get("processor_class")
-        if saved is not None and saved not in {base.__name__ for base in cls.__mro__}:
-            raise ValueError(
-                f"{source} holds a {saved}, not a {cls.__name__}; load it with AutoProcessor.from_pretrained or "
-                f"{saved}.from_pretrained"
-            )
 
     @classmethod
     def from_vlm(cls, vlm_name_or_path, **settings) -> "VLAProcessor":
