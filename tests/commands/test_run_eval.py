@@ -118,6 +118,11 @@ def test_yaml_flags_and_several_tasks(tmp_path):
         ({"execute-steps": 6}, "set execute_steps to 5 at most"),
         ({"max-steps": 0}, "max_steps is 0"),
         ({"episode": 1}, "did you mean --episodes"),
+        ({"task": ","}, "no tasks are given; name them by --task"),
+        ({"suite": "all"}, "metaworld has no suites"),
+        ({"camera": "corner,corner2"}, "metaworld takes one camera, not 2"),
+        ({"env-config": '{"views": 1}'}, "metaworld does not take the setting 'views'; possible: view"),
+        ({"env-config": "[1]"}, 'is not a JSON object such as {"image_size": 128}'),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, changes, message):

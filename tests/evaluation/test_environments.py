@@ -54,10 +54,22 @@ def test_a_class_that_does_not_derive_gets_the_defaults(registered):
     environment = make_environment("point", "reach")
     assert environment.settings() == {} and environment.evaluation_episodes == 20
     hf_vla.register_environment("bare", type("Bare", (), methods))
-    with pytest.raises(
-        TypeError, match="'bare' .Bare. lacks the attributes name, instruction, action_low, action_high"
-    ):
+    with pytest.raises(ValueError, match="'bare' .Bare. lacks the attributes instruction, action_low, action_high"):
         make_environment("bare", "reach")
+
+
+def test_suites(registered):
+    class Suite(ToyEnvironment):
+        @classmethod
+        def suites(cls):
+            return {"all": cls.task_names()}
+
+    hf_vla.register_environment("suite", Suite)
+    assert environments.suite_tasks("suite", "all") == ["reach", "touch"]
+    with pytest.raises(ValueError, match="unknown suite 'al'; possible: all"):
+        environments.suite_tasks("suite", "al")
+    with pytest.raises(ValueError, match="metaworld has no suites; name its tasks"):
+        environments.suite_tasks("metaworld", "all")
 
 
 def test_what_cannot_be_registered(registered):
@@ -65,11 +77,11 @@ def test_what_cannot_be_registered(registered):
         def reset(self, seed):
             pass
 
-    with pytest.raises(TypeError, match="Half cannot be the environment 'half': .*close, observation, render, step;"):
+    with pytest.raises(ValueError, match="Half cannot be the environment 'half': .*close, observation, render, step;"):
         hf_vla.register_environment("half", Half)
-    with pytest.raises(TypeError, match="lacks the methods close, observation, render, reset, step"):
+    with pytest.raises(ValueError, match="lacks the methods close, observation, render, reset, step"):
         hf_vla.register_environment("nothing", type("Nothing", (), {}))
-    with pytest.raises(TypeError, match="takes a class, not <toy.ToyEnvironment"):
+    with pytest.raises(ValueError, match="takes a class, not <toy.ToyEnvironment"):
         hf_vla.register_environment("point", ToyEnvironment())
     with pytest.raises(ValueError, match="'metaworld' is one of hf_vla's own"):
         hf_vla.register_environment("metaworld", ToyEnvironment)

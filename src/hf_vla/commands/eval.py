@@ -12,8 +12,13 @@ A policy that hf-vla serve serves, perhaps on another machine:
 
     hf-vla eval --model ws://gpu-machine:10093 --task drawer-open --no-untrained-baseline --output outputs/evaluation
 
+LIBERO's protocol: all tasks of a suite, 50 official initial states each:
+
+    hf-vla eval --model outputs/policy --env libero --suite libero_object --execute-steps 8 --output outputs/evaluation
+
 Writes success_summary.csv, success_summary.png, episodes.csv and videos/ into the output folder. Seeds place the
-objects; they start at 10000, apart from hf-vla record, which starts at 0.
+objects; they start at 10000, apart from hf-vla record, which starts at 0. For benchmarks with official initial states
+they are the numbers of the episodes, from 0.
 """
 
 import functools
@@ -21,13 +26,13 @@ import os
 from argparse import BooleanOptionalAction
 from pathlib import Path
 
-# One thread a process: the parallelism is in the workers, and idle threads that spin slow them down.
+# One thread per process: the parallelism is in the workers, and idle threads that spin slow them down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from ..evaluation.benchmark import FIRST_EVALUATION_SEED, evaluate_with_controls
-from ..evaluation.environments import environment_names
+from ..evaluation.benchmark import EvaluationSettings, evaluate_with_controls
 from ..evaluation.rollout import RolloutPolicy
+from .environment_arguments import add_environment_arguments, chosen_tasks, environment_settings
 from .parser import ArgumentParser, log_to_console, one_line_errors
 
 _SERVED = ("ws://", "wss://")
@@ -38,18 +43,13 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--model", required=True, help="folder or Hub repository of the policy, or a server's ws://host:port"
     )
-    parser.add_argument("--env", default="metaworld", help=f"simulator: {', '.join(environment_names())}")
-    parser.add_argument(
-        "--task", nargs="+", action="extend", required=True, help="one or more tasks, separated by spaces or commas"
-    )
-    parser.add_argument("--episodes", type=int, default=20, help="episodes for each task")
+    add_environment_arguments(parser)
+    parser.add_argument("--episodes", type=int, help="episodes for each task; default: the simulator's")
     parser.add_argument(
         "--output", required=True, help="folder for table, figure and videos; without an earlier evaluation"
     )
     parser.add_argument("--name", help="the policy's name in table and figure; default: the model's last part")
-    parser.add_argument(
-        "--seed-start", type=int, default=FIRST_EVALUATION_SEED, help="first seed, of objects and policy"
-    )
+    parser.add_argument("--seed-start", type=int, help="first seed, of objects and policy; default: the simulator's")
     parser.add_argument("--execute-steps", type=int, help="actions of a chunk to execute; default: 5, or the chunk's")
     parser.add_argument("--unnorm-key", help="which of the model's statistics to use, where it has several")
     parser.add_argument(
@@ -66,11 +66,6 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument("--num-videos", type=int, default=2, help="episodes to film for each task")
     parser.add_argument("--num-workers", type=int, default=1, help="processes, each with a copy of the policy")
-    parser.add_argument(
-        "--max-steps", type=int, help="steps after which an episode has failed; default: the simulator's"
-    )
-    parser.add_argument("--image-size", type=int, help="width and height of the images; default: the simulator's")
-    parser.add_argument("--camera", help="the simulator's camera; default: the simulator's")
     return parser
 
 
@@ -88,24 +83,26 @@ def load_policy(model: str, unnorm_key: str | None, device: str | None) -> Rollo
 def main(argv: list[str] | None = None, load=load_policy) -> None:
     arguments = make_parser().parse_args(argv)
     log_to_console()
-    optional = {"max_steps": arguments.max_steps, "image_size": arguments.image_size, "camera": arguments.camera}
     with one_line_errors():
         if arguments.model.startswith(_SERVED) and (arguments.untrained_baseline or arguments.device):
             raise ValueError("a served policy is as it is: give --no-untrained-baseline, and --device to its server")
-        rows = evaluate_with_controls(
-            functools.partial(load, arguments.model, arguments.unnorm_key, arguments.device),
-            arguments.output,
-            arguments.env,
-            [task for part in arguments.task for task in part.split(",") if task],
-            arguments.episodes,
+        settings = EvaluationSettings(
+            env=arguments.env,
+            tasks=chosen_tasks(arguments),
+            episodes=arguments.episodes,
             first_seed=arguments.seed_start,
-            policy_name=arguments.name or Path(arguments.model).name,
             execute_steps=arguments.execute_steps,
             blind=arguments.blind,
             untrained=arguments.untrained_baseline,
             num_videos=arguments.num_videos,
+            environment=environment_settings(arguments),
+        )
+        rows = evaluate_with_controls(
+            functools.partial(load, arguments.model, arguments.unnorm_key, arguments.device),
+            arguments.output,
+            settings,
+            policy_name=arguments.name or Path(arguments.model).name,
             num_workers=arguments.num_workers,
-            **{name: value for name, value in optional.items() if value is not None},
         )
     for row in rows:
         interval = f"{row.wilson_low:.2f} to {row.wilson_high:.2f}"

@@ -15,30 +15,24 @@ evaluated on what it was shown. Only episodes that the expert solves are kept: t
 
 import os
 
-# One thread a process: the parallelism is in the workers, and idle threads that spin slow them down.
+# One thread per process: the parallelism is in the workers, and idle threads that spin slow them down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from ..evaluation.demonstrations import record_dataset
-from ..evaluation.environments import environment_names
+from .environment_arguments import add_environment_arguments, chosen_tasks, environment_settings
 from .parser import ArgumentParser, log_to_console, one_line_errors
 
 
 def make_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--env", default="metaworld", help=f"simulator: {', '.join(environment_names())}")
-    parser.add_argument(
-        "--task", nargs="+", action="extend", required=True, help="one or more tasks, separated by spaces or commas"
-    )
+    add_environment_arguments(parser)
     parser.add_argument("--episodes", type=int, required=True, help="successful episodes to record for each task")
     parser.add_argument("--output", required=True, help="the dataset's folder; must not exist, or be empty")
     parser.add_argument("--seed-offset", type=int, default=0, help="first seed to try")
     parser.add_argument(
         "--num-workers", type=int, default=min(2, os.cpu_count() or 1), help="processes; the dataset is the same"
     )
-    parser.add_argument("--image-size", type=int, default=96, help="width and height of the images in pixels")
-    parser.add_argument("--camera", default="corner2", help="the simulator's camera")
-    parser.add_argument("--max-steps", type=int, default=500, help="steps after which an episode has failed")
     parser.add_argument(
         "--noise",
         type=float,
@@ -51,19 +45,16 @@ def make_parser() -> ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
     log_to_console()
-    tasks = [task for part in arguments.task for task in part.split(",") if task]
     with one_line_errors():
         seeds = record_dataset(
             arguments.output,
             arguments.env,
-            tasks,
+            chosen_tasks(arguments),
             arguments.episodes,
             first_seed=arguments.seed_offset,
             noise=arguments.noise,
             num_workers=arguments.num_workers,
-            image_size=arguments.image_size,
-            camera=arguments.camera,
-            max_steps=arguments.max_steps,
+            **environment_settings(arguments),
         )
     for task, used in seeds.items():
         failed = len(used["failed_seeds"])

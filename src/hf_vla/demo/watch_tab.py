@@ -7,8 +7,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from ..evaluation.benchmark import FIRST_EVALUATION_SEED
-from ..evaluation.environments import task_names
+from ..evaluation.environments import FIRST_EVALUATION_SEED, task_names
 from ..inference.policy import Policy
 from .episodes import SIMULATOR, Frame, drive
 from .observation import MAX_SEED, read_count

@@ -6,6 +6,7 @@ _MODULE_OF = {
     "Environment": "environments",
     "Episode": "rollout",
     "EpisodeResult": "rollout",
+    "EvaluationSettings": "benchmark",
     "GymnasiumEnvironment": "gymnasium",
     "RolloutPolicy": "rollout",
     "StepResult": "environments",
@@ -18,6 +19,7 @@ _MODULE_OF = {
     "register_environment": "environments",
     "run_episode": "rollout",
     "run_episodes": "rollout",
+    "suite_tasks": "environments",
     "task_names": "environments",
 }
 

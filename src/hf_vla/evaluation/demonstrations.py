@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from hf_vla.evaluation.environments import Environment, canonical_task, make_environment
+from hf_vla.evaluation.environments import Environment, canonical_task, environment_class, make_environment
 
 __all__ = ["Demonstration", "collect_demonstrations", "record_dataset", "record_demonstration"]
 
@@ -101,6 +101,7 @@ def collect_demonstrations(
     name: str,
     tasks: Sequence[str],
     episodes: int,
+    *,
     first_seed: int = 0,
     noise: float = 0.0,
     num_workers: int = 1,
@@ -117,7 +118,7 @@ def collect_demonstrations(
     pool = _pool(num_workers)
     try:
         for task in tasks:
-            job = (name, task, tuple(sorted(environment_arguments.items())), noise)
+            job = (name, task, environment_arguments, noise)
             pending: deque = deque()
             next_seed, found = first_seed, 0
             while found < episodes:
@@ -145,6 +146,7 @@ def record_dataset(
     name: str,
     tasks: Sequence[str],
     episodes: int,
+    *,
     first_seed: int = 0,
     noise: float = 0.0,
     num_workers: int = 1,
@@ -165,7 +167,7 @@ def record_dataset(
         noise: see `record_demonstration`.
         num_workers: processes that simulate and render; the dataset does not depend on it.
         progress: whether to show a progress bar.
-        **environment_arguments: for `make_environment`.
+        **environment_arguments: for `make_environment`, beside the simulator's `practice_settings`.
 
     Returns:
         task → `{"seeds": recorded ones, "failed_seeds": those the expert failed on}`.
@@ -184,6 +186,7 @@ def record_dataset(
     tasks = [canonical_task(name, task) for task in tasks]
     if not tasks or len(set(tasks)) != len(tasks):
         raise ValueError(f"tasks are {list(tasks)}; give at least one, and each once")
+    environment_arguments = {**environment_class(name).practice_settings, **environment_arguments}
     # pyarrow and PyAV are for the extras that record; simulating alone works without.
     from hf_vla.data.lerobot_writer import LeRobotWriter
 
@@ -206,7 +209,13 @@ def record_dataset(
         tqdm(total=episodes * len(tasks), unit="episode", disable=not progress) as bar,
     ):
         for task, seed, demonstration in collect_demonstrations(
-            name, tasks, episodes, first_seed, noise, num_workers, **environment_arguments
+            name,
+            tasks,
+            episodes,
+            first_seed=first_seed,
+            noise=noise,
+            num_workers=num_workers,
+            **environment_arguments,
         ):
             bar.set_description(task, refresh=False)
             if demonstration is None:
@@ -268,7 +277,7 @@ def _record_in_worker(job: tuple, seed: int) -> Demonstration | None:
     if _environment is None or _environment[0] != job:
         _close_environment()
         name, task, arguments, _ = job
-        _environment = (job, make_environment(name, task, **dict(arguments)))
+        _environment = (job, make_environment(name, task, **arguments))
     return record_demonstration(_environment[1], seed, noise=job[3])
 
 

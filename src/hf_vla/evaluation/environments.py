@@ -21,6 +21,7 @@ from PIL import Image
 from hf_vla.utils.suggestions import nearest_first
 
 __all__ = [
+    "FIRST_EVALUATION_SEED",
     "Environment",
     "StepResult",
     "canonical_task",
@@ -29,9 +30,12 @@ __all__ = [
     "environment_names",
     "make_environment",
     "register_environment",
+    "suite_tasks",
     "task_names",
 ]
 
+#: Recordings take seeds from 0: no policy is evaluated on an episode that it was shown.
+FIRST_EVALUATION_SEED = 10_000
 # Name → (module, class), imported when it is first used.
 _BUILT_IN = {
     "gymnasium": ("hf_vla.evaluation.gymnasium", "GymnasiumEnvironment"),
@@ -77,8 +81,8 @@ class Environment(ABC):
         fps: control steps per simulated second.
         max_steps: steps after which an episode is over.
         robot_type: the embodiment's name as written into datasets.
-        evaluation_episodes, first_evaluation_seed: of an evaluation that does not say otherwise. Recordings take seeds
-            from 0, so that no policy is evaluated on an episode that it was shown.
+        evaluation_episodes, first_evaluation_seed: episodes per task, and the first one's seed, of an evaluation that
+            does not say otherwise.
         practice_settings: settings for everything but an evaluation whose result is reported: recordings, and
             validation during training. A benchmark with official initial states keeps these for the evaluation.
         steps_after_success: how many steps a recording goes on after success; 0 if the simulator ends the episode.
@@ -96,7 +100,7 @@ class Environment(ABC):
     max_steps: int
     robot_type: str
     evaluation_episodes: int = 20
-    first_evaluation_seed: int = 10_000
+    first_evaluation_seed: int = FIRST_EVALUATION_SEED
     practice_settings: Mapping[str, Any] = {}
     steps_after_success: int = 5
 
@@ -144,6 +148,11 @@ class Environment(ABC):
         return []
 
     @classmethod
+    def suites(cls) -> dict[str, list[str]]:
+        """Return the benchmark's suites, suite → its tasks; none if it has only tasks."""
+        return {}
+
+    @classmethod
     def canonical_task(cls, task: str) -> str:
         """Return the name in `task_names()` that `task` stands for.
 
@@ -184,8 +193,7 @@ def register_environment(name: str, cls: type) -> None:
             the settings as keyword arguments.
 
     Raises:
-        ValueError: the name is taken.
-        TypeError: `cls` is not a class, or lacks methods; the message names them.
+        ValueError: the name is taken, or `cls` is not a class or lacks methods; the message names them.
 
     Example:
         >>> class Corridor(hf_vla.evaluation.Environment): ...
@@ -195,12 +203,12 @@ def register_environment(name: str, cls: type) -> None:
     if name in _BUILT_IN:
         raise ValueError(f"the environment {name!r} is one of hf_vla's own; register yours under another name")
     if not isinstance(cls, type):
-        raise TypeError(f"register_environment({name!r}, …) takes a class, not {cls!r}")
+        raise ValueError(f"register_environment({name!r}, …) takes a class, not {cls!r}")
     missing = sorted(
         getattr(cls, "__abstractmethods__", set()) | {method for method in _METHODS if not hasattr(cls, method)}
     )
     if missing:
-        raise TypeError(
+        raise ValueError(
             f"{cls.__name__} cannot be the environment {name!r}: it lacks the methods {', '.join(missing)}; "
             "hf_vla.evaluation.Environment describes them"
         )
@@ -230,6 +238,20 @@ def canonical_task(name: str, task: str) -> str:
     return environment_class(name).canonical_task(task)
 
 
+def suite_tasks(name: str, suite: str) -> list[str]:
+    """Return the tasks of a suite of simulator `name`, such as LIBERO's "libero_object".
+
+    Raises:
+        ValueError: unknown simulator or suite; the message lists what is possible, nearest names first.
+    """
+    suites = environment_class(name).suites()
+    if not suites:
+        raise ValueError(f"{name} has no suites; name its tasks")
+    if suite not in suites:
+        raise ValueError(f"unknown suite {suite!r}; possible: {', '.join(nearest_first(suite, list(suites)))}")
+    return suites[suite]
+
+
 def task_names(name: str) -> list[str]:
     """Return the tasks of simulator `name`; none if it does not list them.
 
@@ -248,7 +270,8 @@ def make_environment(name: str, task: str, **settings: Any) -> Environment:
         **settings: further arguments of the environment's class, such as `image_size`.
 
     Raises:
-        ValueError: unknown simulator, task or setting; the message lists what is possible, nearest names first.
+        ValueError: unknown simulator, task or setting (the message lists what is possible, nearest names first), or a
+            registered class that lacks attributes.
         ImportError: the simulator's package is not installed.
         OSError: the simulator cannot render on this machine.
     """
@@ -263,8 +286,11 @@ def make_environment(name: str, task: str, **settings: Any) -> Environment:
                     f"possible: {', '.join(nearest_first(setting, possible)) or 'none'}"
                 )
     environment = cls(task, **settings)
+    for attribute, value in (("name", name), ("task", task)):
+        if not hasattr(environment, attribute):
+            setattr(environment, attribute, value)
     if missing := [attribute for attribute in _ATTRIBUTES if not hasattr(environment, attribute)]:
-        raise TypeError(
+        raise ValueError(
             f"the environment {name!r} ({cls.__name__}) lacks the attributes {', '.join(missing)}; "
             "hf_vla.evaluation.Environment describes them"
         )

@@ -17,8 +17,9 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from hf_vla.evaluation.environments import Environment, StepResult, checked_action, nearest_first
+from hf_vla.evaluation.environments import Environment, StepResult, checked_action
 from hf_vla.evaluation.rendering import select_mujoco_backend
+from hf_vla.utils.suggestions import nearest_first
 
 __all__ = ["GymnasiumEnvironment", "ObservationMapping"]
 

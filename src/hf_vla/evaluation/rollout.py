@@ -105,6 +105,7 @@ def stream_episode(
     policy: RolloutPolicy,
     environment: Environment,
     seed: int,
+    *,
     execute_steps: int | None = None,
     blind: bool = False,
     stop_on_success: bool = True,
@@ -138,6 +139,7 @@ def run_episode(
     policy: RolloutPolicy,
     environment: Environment,
     seed: int,
+    *,
     execute_steps: int | None = None,
     blind: bool = False,
     stop_on_success: bool = True,
@@ -162,7 +164,9 @@ def run_episode(
         ValueError: the policy returns no finite (H, D) chunk, or one shorter than `execute_steps`.
     """
     frames = []
-    for step in stream_episode(policy, environment, seed, execute_steps, blind, stop_on_success):
+    for step in stream_episode(
+        policy, environment, seed, execute_steps=execute_steps, blind=blind, stop_on_success=stop_on_success
+    ):
         if video is not None and (step.number % _VIDEO_STRIDE == 0 or step.done):
             frames.append(_video_frame(environment))
     if video is not None:
@@ -177,6 +181,7 @@ def run_episodes(
     episodes: Sequence[Episode],
     policies: Mapping[str, RolloutPolicy | Callable[[], RolloutPolicy]],
     environments: Mapping[str, Callable[[], Environment]],
+    *,
     execute_steps: int | None = None,
     stop_on_success: bool = True,
     num_workers: int = 1,
@@ -228,6 +233,7 @@ def evaluate(
     policy: RolloutPolicy | Callable[[], RolloutPolicy],
     environment: Callable[[], Environment],
     seeds: Iterable[int],
+    *,
     execute_steps: int | None = None,
     blind: bool = False,
     stop_on_success: bool = True,
@@ -258,10 +264,10 @@ def evaluate(
         episodes,
         {"policy": policy},
         {"environment": environment},
-        execute_steps,
-        stop_on_success,
-        num_workers,
-        progress,
+        execute_steps=execute_steps,
+        stop_on_success=stop_on_success,
+        num_workers=num_workers,
+        progress=progress,
     )
 
 
@@ -301,10 +307,10 @@ class _Worker:
             self._policy(episode.policy),
             self._environment(episode.environment),
             episode.seed,
-            self._execute_steps,
-            episode.blind,
-            self._stop_on_success,
-            episode.video,
+            execute_steps=self._execute_steps,
+            blind=episode.blind,
+            stop_on_success=self._stop_on_success,
+            video=episode.video,
         )
         return EpisodeResult(episode, success, length)
 

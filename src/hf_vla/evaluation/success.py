@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from hf_vla.evaluation.environments import canonical_task, make_environment
+from hf_vla.evaluation.environments import canonical_task, environment_class, make_environment
 from hf_vla.evaluation.rollout import Episode, run_episodes
 
 __all__ = ["FIRST_VALIDATION_SEED", "SuccessRate"]
@@ -28,7 +28,7 @@ class SuccessRate:
         unnorm_key: which of the processor's statistics are the simulated robot's; optional where there is only one.
         execute_steps: actions of a chunk to execute; see `run_episode`.
         first_seed: of objects and policy; one seed an episode from here upwards.
-        **environment_arguments: for `make_environment`.
+        **environment_arguments: for `make_environment`, beside the simulator's `practice_settings`.
 
     Raises:
         ValueError: unknown simulator or task, a setting it does not take, or no episodes.
@@ -40,6 +40,7 @@ class SuccessRate:
         env: str,
         tasks: Sequence[str],
         episodes: int = 10,
+        *,
         unnorm_key: str | None = None,
         execute_steps: int | None = None,
         first_seed: int = FIRST_VALIDATION_SEED,
@@ -50,9 +51,8 @@ class SuccessRate:
         self.tasks = list(dict.fromkeys(canonical_task(env, task) for task in tasks))
         if not self.tasks:
             raise ValueError("no tasks are given")
-        self.environments = {
-            t: functools.partial(make_environment, env, t, **environment_arguments) for t in self.tasks
-        }
+        settings = {**environment_class(env).practice_settings, **environment_arguments}
+        self.environments = {task: functools.partial(make_environment, env, task, **settings) for task in self.tasks}
         # Made once here, so that what the simulator does not take is found before training.
         self.environments[self.tasks[0]]().close()
         self.seeds = range(first_seed, first_seed + episodes)
@@ -67,7 +67,7 @@ class SuccessRate:
 
         policy = Policy(model, processor, self.unnorm_key)
         planned = [Episode("policy", task, seed) for task in self.tasks for seed in self.seeds]
-        results = run_episodes(planned, {"policy": policy}, self.environments, self.execute_steps)
+        results = run_episodes(planned, {"policy": policy}, self.environments, execute_steps=self.execute_steps)
         solved = {task: [r.success for r in results if r.episode.environment == task] for task in self.tasks}
         rates = {f"success/{task}": sum(found) / len(found) for task, found in solved.items()}
         return {"success": sum(r.success for r in results) / len(results), **rates}
