@@ -1,6 +1,7 @@
 """One of two processes that torchrun started on the CPU, for `test_engines.py`.
 
 torchrun --nproc_per_node 2 engine_worker.py train '[["recipe.yaml", "--max_steps", "2"], …]'    # run after run
+torchrun --nproc_per_node 2 engine_worker.py train_fsdp2 '{"environment": …, "runs": …}'    # the same under FSDP2
 torchrun --nproc_per_node 2 engine_worker.py sharded '{"zero3": …, "fsdp2": …}'    # models and gradients in shares
 """
 
@@ -23,6 +24,22 @@ from hf_vla.training.trainer import load_pretrained
 def train(runs: list[list[str]]) -> None:
     for arguments in runs:
         main(arguments)
+
+
+def train_fsdp2(options: dict) -> None:
+    """accelerate has FSDP2 for processes of every accelerator but the CPU: these pass for such."""
+    from accelerate.state import DistributedType, PartialState
+
+    initialise = PartialState.__init__
+
+    def initialise_as_gpu(state, *args, **kwargs):
+        initialise(state, *args, **kwargs)
+        if state.distributed_type == DistributedType.MULTI_CPU:
+            state.distributed_type = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = initialise_as_gpu
+    os.environ.update(options["environment"])
+    train(options["runs"])
 
 
 def whole(parameter: torch.Tensor) -> torch.Tensor:
@@ -114,4 +131,4 @@ if __name__ == "__main__":
     # By gloo: DeepSpeed's own shared memory collectives would be compiled first, for minutes.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("gloo")
-    {"train": train, "sharded": sharded}[sys.argv[1]](json.loads(sys.argv[2]))
+    {"train": train, "train_fsdp2": train_fsdp2, "sharded": sharded}[sys.argv[1]](json.loads(sys.argv[2]))

@@ -44,7 +44,7 @@ def history(folder: Path) -> list[dict]:
     return json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
 
 
-def test_ddp_and_deepspeed_train_as_one_process_does(cotraining_recipe, recipe, tmp_path):
+def test_ddp_deepspeed_and_fsdp2_train_as_one_process_does(cotraining_recipe, recipe, tmp_path):
     """The same losses and weights for the same global batches, co-training included, and after resuming under ZeRO-2."""
     start, alone = tmp_path / "policy", tmp_path / "alone"
     train([str(cotraining_recipe), "--max_steps", "1"])
@@ -64,9 +64,18 @@ def test_ddp_and_deepspeed_train_as_one_process_does(cotraining_recipe, recipe, 
     unused = [str(recipe), "--output_dir", str(tmp_path / "unused"), "--activation_checkpointing", "true"]
     two_processes("train", [flags("ddp"), flags("zero2"), flags("zero3"), flags("zero2", *resume), unused])
     assert (tmp_path / "unused" / "model.safetensors").is_file()
+    # A checkpoint has no optimizer state of the part that is held unused; a run goes on without it.
+    steps = ["--max_steps", "4", "--save_strategy", "steps", "--save_steps", "2"]
+    kept, resumed = ([str(recipe), *steps, "--output_dir", str(tmp_path / name)] for name in ("kept", "resumed"))
+    resumed += ["--resume_from_checkpoint", str(tmp_path / "kept" / "checkpoint-2")]
+    under_fsdp2 = [str(from_policy), *HALF, "--output_dir", str(tmp_path / "fsdp2")]
+    runs = [under_fsdp2, kept, resumed]
+    two_processes("train_fsdp2", {"environment": environment("fsdp2"), "runs": runs})
+    for one, other in zip(history(tmp_path / "kept"), history(tmp_path / "resumed"), strict=True):
+        assert one["loss"] == other["loss"] and one["grad_norm"] == other["grad_norm"], one["step"]
     expected, weights = history(alone), load_file(alone / "model.safetensors")
     assert [row["step"] for row in expected] == [1, 2, 3, 4]
-    for name in ("ddp", "zero2", "zero3"):
+    for name in ("ddp", "zero2", "zero3", "fsdp2"):
         for one, other in zip(expected, history(tmp_path / name), strict=True):
             for key in ("loss", "action_loss", "vlm_loss", "grad_norm"):
                 assert one[key] == pytest.approx(other[key], rel=1e-4), (name, one["step"], key)
@@ -74,7 +83,8 @@ def test_ddp_and_deepspeed_train_as_one_process_does(cotraining_recipe, recipe, 
         for key, weight in weights.items():
             torch.testing.assert_close(found[key], weight, rtol=1e-4, atol=1e-6, msg=f"{key} of {name}")
         by_deepspeed = bool(list((tmp_path / name / "checkpoint-4").glob("global_step*")))
-        assert by_deepspeed == (name != "ddp")
+        assert by_deepspeed == name.startswith("zero")
+        assert (tmp_path / name / "checkpoint-4" / "optimizer.bin").is_file() == (name == "fsdp2")
     # The resumed run wrote checkpoint-4 anew; its first steps are in the history of the checkpoint it began from.
     state = json.loads((tmp_path / "zero2" / "checkpoint-2" / "trainer_state.json").read_text())
     assert len(state["log_history"]) == 2
