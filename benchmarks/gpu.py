@@ -217,8 +217,9 @@ def attention(a):
 
 def training(a):
     """Steps of a plain loop with fused AdamW, bfloat16 weights, 16 noise draws a sample; LoRA with activation checkpointing."""
-    from hf_vla.training_args.patterns import freeze
-    from hf_vla.training_args.peft import PeftArguments, add_adapter
+    from hf_vla.training.lora import add_adapter
+    from hf_vla.training.parameter_groups import freeze
+    from hf_vla.training_args.peft import PeftArguments
 
     for what in ("head", "LoRA, checkpointed"):
         free()
@@ -300,13 +301,13 @@ def training_flops(policy, inputs: dict, lora: bool) -> float:
 
 
 def fsdp2(a):
-    """A run of 8 steps by `VLATrainer` with configs/fsdp2.yaml on one device, saved at 5, and resumed from there."""
+    """A run of 8 steps by `VLATrainer` with launch_configs/fsdp2.yaml on one device, saved at 5, and resumed from there."""
     launch = [
         sys.executable,
         "-m",
         "accelerate.commands.launch",
         "--config_file",
-        str(ROOT / "configs" / "fsdp2.yaml"),
+        str(ROOT / "src" / "hf_vla" / "launch_configs" / "fsdp2.yaml"),
     ]
     launch = [*launch, "--num_processes", "1"] if CUDA else [sys.executable]  # accelerate's FSDP2 wants a GPU
 

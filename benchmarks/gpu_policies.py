@@ -8,8 +8,8 @@ import torch
 from full_size import IMAGE_TOKEN, QWEN3_VL_4B, VISION_END, VISION_START, shrink
 from gpu_measuring import DEVICE
 
-from hf_vla.checkpoints.new_backbone import write_new_backbone
-from hf_vla.registration import class_of
+from hf_vla.processing.new_backbone import write_new_backbone
+from hf_vla.registry import class_of
 
 TEXT_TOKENS, OFT_TOKEN = 60, 1500
 
@@ -33,7 +33,7 @@ def tiny_policy(framework: str, layers: int = 2, width: int = 64):
         "qwen_fast": {"generation_constraint": "length"},
     }[framework]
     if framework == "qwen_fast":
-        from hf_vla.processing.action_tokenizer import FastActionTokenizer
+        from hf_vla.modeling.qwen_fast.action_tokenizer import FastActionTokenizer
 
         chunks = np.random.default_rng(4).uniform(-1, 1, (64, 3, 2))
         own["fast"] = FastActionTokenizer.fit(chunks, vocab_size=512)
