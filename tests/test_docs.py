@@ -202,5 +202,5 @@ class TestBadRegistration:
             hf_vla.register_framework("another", framework.QueryRegressionConfig, None, None)
 
     def test_widths_that_do_not_divide(self, framework):
-        with pytest.raises(ValueError, match="no multiple of num_action_heads"):
+        with pytest.raises(ValueError, match="not a multiple of num_action_heads"):
             framework.QueryRegressionConfig(action_hidden_size=30)

@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..utils.pillow import resize
+from .pixels import qwen_vl_pixels
+
 # qwen_vl_utils, which StarVLA puts before Qwen2.5-VL's image processor, resizes with these bounds.
 _QWEN_VL_UTILS_PIXELS = {"min_pixels": 4 * 28 * 28, "max_pixels": 16384 * 28 * 28}
 
@@ -46,7 +49,7 @@ def qwen_vl(processor, samples: list[list[Image.Image]]) -> LaidOutImages:
     if processor.resize_to_patches:
         factor = image_processor.patch_size * image_processor.merge_size
         flat = [align_to_patches(view, factor) for view in flat]
-    tensors = dict(image_processor(images=flat, return_tensors="pt"))
+    tensors = qwen_vl_pixels(image_processor, flat)
     sizes = (tensors["image_grid_thw"][:, 1:] // image_processor.merge_size).tolist()
     grids = [np.arange(rows * columns).reshape(rows, columns, 1) for rows, columns in sizes]
     return LaidOutImages(image_token, [image_token * grid.size for grid in grids], tensors, grids, marks_tokens=True)
@@ -104,7 +107,7 @@ def align_to_patches(image: Image.Image, factor: int) -> Image.Image:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
     height, width = smart_resize(image.height, image.width, factor=factor, **_QWEN_VL_UTILS_PIXELS)
-    return image.resize((width, height))
+    return resize(image, (width, height))
 
 
 #: how the name of the image processor's class begins (backends differ in how it ends) -> what lays its images out
