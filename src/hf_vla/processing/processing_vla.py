@@ -16,6 +16,7 @@ from ..robots.action_modes import ActionMode
 from ..robots.normalization import Normalizer
 from ..robots.robot_types import modes_for
 from ..utils.suggestions import did_you_mean
+from .backbone_families import find_family
 from .from_vlm import backbone_settings, build_from_vlm, check_image_processor_config, load_processor_parts
 from .images import resized, to_pil, to_samples
 from .prompt import add_state, apply_template
@@ -185,6 +186,12 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
         """Make a processor of a backbone's tokenizer and image processor, for native checkpoints."""
         parts = load_processor_parts(base_vlm, image_processor_config, cls.settings(), **hub)
         return cls(**(parts | backbone_settings(vlm_config, parts["image_processor"]) | settings))
+
+    @staticmethod
+    def family_in_starvla(vlm_config) -> bool:
+        """Return whether StarVLA has the backbone's family, so that native checkpoints can hold it."""
+        family = find_family(vlm_config.model_type)
+        return family is not None and family.in_starvla
 
     def differences_from_backbone(self, base_vlm, vlm_config) -> dict[str, tuple]:
         """Return what a processor made of a backbone anew would have otherwise, {name: (here, there)}; for native checkpoints.
