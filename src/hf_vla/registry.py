@@ -1,7 +1,12 @@
-"""What exists: the frameworks of this package and of its users, by name. Nothing is imported before it is asked for."""
+"""What exists: the frameworks of this package and of its users, by name. Nothing is imported before it is asked for.
+
+Plugins (see [`hf_vla.plugins`]) are loaded when a name is asked for that is not known without them, or all names are.
+"""
 
 import importlib
 from typing import Any
+
+from .plugins import load_plugins
 
 #: model_type -> stem of the class names; modules are modeling/T/{configuration,modeling,processing}_T.py
 FRAMEWORKS = {
@@ -36,14 +41,16 @@ def register_framework(model_type: str, config: type, model: type, processor: ty
             too: its native checkpoints can then be loaded and written.
 
     Raises:
-        ValueError: the name is taken by a framework of hf_vla or a model of transformers, or is not the configuration's; the
-            configuration is not the model's; or another framework has one of the mapping's names.
+        TypeError: one of them is not such a class.
+        ValueError: the name is taken by a framework of hf_vla, another one of yours or a model of transformers, or is not the
+            configuration's; the configuration is not the model's; or another framework has one of the mapping's names.
     """
     from transformers import AutoConfig, AutoModel, AutoProcessor
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
     if model_type in FRAMEWORKS:
         raise ValueError(f"{model_type!r} is a framework of hf_vla; give yours a name of its own")
+    _check_classes(model_type, {"config": config, "model": model, "processor": processor})
     names = () if starvla is None else starvla.names
     if taken := [name for name in names if starvla_frameworks().get(name, model_type) != model_type]:
         raise ValueError(f"StarVLA's framework {taken[0]!r} is mapped already, to {starvla_frameworks()[taken[0]]!r}")
@@ -57,13 +64,46 @@ def register_framework(model_type: str, config: type, model: type, processor: ty
     _REGISTERED.update({(model_type, kind): part for kind, part in parts.items()})
 
 
+#: What a framework's classes derive from: module and class.
+_BASES = {
+    "config": ("modeling.configuration_vla", "VLAConfig"),
+    "model": ("modeling.modeling_vla", "VLAPreTrainedModel"),
+    "processor": ("processing.processing_vla", "VLAProcessor"),
+}
+
+
+def _check_classes(model_type: str, classes: dict[str, type]) -> None:
+    for kind, cls in classes.items():
+        module, name = _BASES[kind]
+        base = getattr(importlib.import_module(f"{__package__}.{module}"), name)
+        if not (isinstance(cls, type) and issubclass(cls, base)):
+            raise TypeError(f"the {kind} of {model_type!r} is {cls!r}; give a subclass of {base.__module__}.{name}")
+        if kind == "config" and cls.model_type != model_type:
+            raise ValueError(f"{cls.__name__}.model_type is {cls.model_type!r}; it must be {model_type!r}")
+    config, model = classes["config"], classes["model"]
+    if model.config_class is not config:
+        raise ValueError(
+            f"{model.__name__}.config_class is {model.config_class}; it must be the configuration given, {config}"
+        )
+    earlier = _REGISTERED.get((model_type, "config"), config)
+    # The cell of a notebook that runs again defines the same class anew.
+    if (earlier.__module__, earlier.__qualname__) != (config.__module__, config.__qualname__):
+        raise ValueError(
+            f"the framework {model_type!r} is registered already, with {earlier.__module__}.{earlier.__qualname__}; "
+            f"register {config.__module__}.{config.__qualname__} under another name"
+        )
+
+
 def frameworks() -> list[str]:
-    """The `model_type`s of all frameworks, registered ones included."""
+    """The `model_type`s of all frameworks, registered ones and those of plugins included."""
+    load_plugins()
     return [*FRAMEWORKS, *(model_type for model_type, kind in _REGISTERED if kind == "config")]
 
 
 def class_of(model_type: str, kind: str) -> type:
     """A framework's "config", "model" or "processor" class."""
+    if (model_type, kind) not in _REGISTERED and model_type not in FRAMEWORKS:
+        load_plugins()
     if (model_type, kind) in _REGISTERED:
         return _REGISTERED[model_type, kind]
     stem = FRAMEWORKS[model_type]

@@ -90,7 +90,7 @@ def zero3(options: dict) -> None:
 
 
 def fsdp2(options: dict) -> None:
-    """Gradients of two steps under FSDP2, wrapped by accelerate as `configs/fsdp2.yaml` says, are those of one process."""
+    """Gradients of two steps under FSDP2, wrapped by accelerate as `launch_configs/fsdp2.yaml` says, are those of one process."""
     from accelerate.utils import FullyShardedDataParallelPlugin
     from accelerate.utils.fsdp_utils import fsdp2_prepare_model
     from torch.distributed.fsdp import FSDPModule

@@ -1,4 +1,4 @@
-"""DDP, DeepSpeed and FSDP2: two processes on the CPU train as one does; what `configs/` says is what is meant."""
+"""DDP, DeepSpeed and FSDP2: two processes on the CPU train as one does; what `launch_configs/` says is what is meant."""
 
 import json
 import os
@@ -22,6 +22,7 @@ from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
 from hf_vla import QwenPIV3Config, QwenPIV3ForActionPrediction
 from hf_vla.commands.dataclass_parser import parse_dataclasses
+from hf_vla.commands.launching import launch_command, split_launch_arguments
 from hf_vla.commands.train import main as train
 from hf_vla.training.engines import float32_sums, prepare_accelerator, prepare_arguments
 from hf_vla.training_args.arguments import VLATrainingArguments
@@ -139,9 +140,9 @@ def cotraining_batch(processor, seed: int) -> dict:
 
 
 def environment(name: str) -> dict[str, str]:
-    """What `accelerate launch --config_file configs/NAME.yaml` tells its processes."""
-    command = ["--config_file", str(CONFIGS / f"{name}.yaml"), "-m", "hf_vla", "train", "recipe.yaml"]
-    arguments = launch_command_parser().parse_args(command)
+    """Return what `hf-vla train --launch NAME` tells its processes."""
+    launch, rest = split_launch_arguments(["recipe.yaml", "--launch", name, "--num_processes", "8"])
+    arguments = launch_command_parser().parse_args(launch_command(launch, ["train", *rest])[3:])
     arguments, file, _ = _validate_launch_command(arguments)
     arguments.deepspeed_fields_from_accelerate_config = ",".join(file.deepspeed_config or ())  # as accelerate goes on
     before = dict(os.environ)
@@ -164,7 +165,7 @@ class TestConfigurations:
         assert (told.get("ACCELERATE_USE_FSDP") == "true") == (name == "fsdp2")
         assert (told.get("ACCELERATE_USE_DEEPSPEED") == "true") == name.startswith("zero")
         if name.startswith("zero"):
-            file = ROOT / told["ACCELERATE_DEEPSPEED_CONFIG_FILE"]
+            file = Path(told["ACCELERATE_DEEPSPEED_CONFIG_FILE"])
             assert file == CONFIGS / f"{name}.json" and file.is_file()
             assert told["ACCELERATE_DEEPSPEED_ZERO3_INIT"] == str(name != "zero2").lower()
 

@@ -10,11 +10,12 @@ The folder of an episode holds one folder of images a camera, data.csv (columns 
 
 import argparse
 
-from .parser import ArgumentParser, log_to_console, one_line_errors
+from .command import command
+from .parser import ArgumentParser, log_to_console
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = ArgumentParser(description=__doc__)
+    parser = ArgumentParser(prog="hf-vla convert-episodes", description=__doc__)
     parser.add_argument("--input", required=True, help="folder with one folder an episode")
     parser.add_argument("--output", required=True, help="folder of the new dataset")
     parser.add_argument("--fps", type=int, required=True, help="frames a second of the recordings")
@@ -24,18 +25,18 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
     log_to_console()
-    with one_line_errors():
-        from ..data.episode_folders import convert_episodes
+    from ..data.episode_folders import convert_episodes
 
-        output = convert_episodes(
-            arguments.input,
-            arguments.output,
-            arguments.fps,
-            robot_type=arguments.robot_type,
-            instruction=arguments.instruction,
-            image_size=tuple(arguments.image_size) if arguments.image_size else None,
-        )
+    output = convert_episodes(
+        arguments.input,
+        arguments.output,
+        arguments.fps,
+        robot_type=arguments.robot_type,
+        instruction=arguments.instruction,
+        image_size=tuple(arguments.image_size) if arguments.image_size else None,
+    )
     print(f"dataset written to {output}")

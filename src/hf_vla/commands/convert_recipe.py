@@ -14,40 +14,45 @@ from pathlib import Path
 
 import yaml
 
-from .parser import one_line_errors
+from .command import command
+from .parser import add_import_flag
 
 
 def make_parser() -> argparse.ArgumentParser:
-    # Not hf_vla.commands.parser's parser: here the YAML file does not hold this script's flags.
+    # Not this package's parser: here the YAML file does not hold the command's flags.
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog="hf-vla convert-recipe",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("source", metavar="STARVLA.yaml", help="StarVLA's training configuration")
     parser.add_argument("output", metavar="OUTPUT.yaml", nargs="?", help="recipe to write; it must not exist")
     parser.add_argument("--vlm-dataset", nargs="+", help="files of LLaVA's JSON to co-train with")
+    add_import_flag(parser)
     parser.error = lambda message: parser.exit(2, f"error: {message} (see {parser.prog} --help)\n")
     return parser
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
-    with one_line_errors():
-        from ..training_args.starvla_recipe import convert_recipe
-        from ..utils.files import atomic_write
+    from ..training_args.starvla_recipe import convert_recipe
+    from ..utils.files import atomic_write
 
-        output = Path(arguments.output) if arguments.output else None
-        if output is not None and output.exists():
-            raise FileExistsError(f"{output} exists; choose another name or remove it")
-        source = Path(arguments.source)
-        try:
-            content = yaml.safe_load(source.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"{source} is no valid YAML: {error}") from None
-        converted = convert_recipe(content, str(source), arguments.vlm_dataset)
-        text = converted.as_yaml(source.name)
-        if output is not None:
-            with atomic_write(output) as partial:
-                partial.write_text(text, encoding="utf-8")
+    output = Path(arguments.output) if arguments.output else None
+    if output is not None and output.exists():
+        raise FileExistsError(f"{output} exists; choose another name or remove it")
+    source = Path(arguments.source)
+    try:
+        content = yaml.safe_load(source.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is no valid YAML: {error}") from None
+    converted = convert_recipe(content, str(source), arguments.vlm_dataset)
+    text = converted.as_yaml(source.name)
+    if output is not None:
+        with atomic_write(output) as partial:
+            partial.write_text(text, encoding="utf-8")
     for line in converted.report():
         print(line, file=sys.stderr)
     print(text if output is None else f"recipe written to {output}", end="\n" if output else "")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def parse_with_datasets(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse `script.py DATASET --flag ...`, for a `hf_vla.commands.parser.ArgumentParser` that has the flag `--dataset`.
+    """Parse `hf-vla COMMAND DATASET --flag ...`, for a `hf_vla.commands.parser.ArgumentParser` that has the flag `--dataset`.
 
     A positional argument that is a YAML file keeps its meaning; any other is the value of `--dataset`.
     """

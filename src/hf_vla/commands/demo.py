@@ -6,20 +6,21 @@
 Without --model, the environment variable MODEL_ID names the policy. GRADIO_SERVER_NAME and GRADIO_SERVER_PORT are read too.
 """
 
-from .parser import ArgumentParser, one_line_errors
+from .command import command
+from .parser import ArgumentParser
 
 
 def make_parser() -> ArgumentParser:
-    parser = ArgumentParser(description=__doc__)
+    parser = ArgumentParser(prog="hf-vla demo", description=__doc__)
     parser.add_argument("--model", help="folder or Hub repository of the policy, or 'untrained'")
     parser.add_argument("--host", help="address to listen on; default: this machine only")
     parser.add_argument("--port", type=int, help="default: 7860, or the next free one")
     return parser
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
-    with one_line_errors():
-        from ..demo.app import launch
+    from ..demo.app import launch
 
-        launch(arguments.model, arguments.host, arguments.port)
+    launch(arguments.model, arguments.host, arguments.port)

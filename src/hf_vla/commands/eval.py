@@ -30,16 +30,15 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from ..evaluation.benchmark import EvaluationSettings, evaluate_with_controls
-from ..evaluation.rollout import RolloutPolicy
+from .command import command
 from .environment_arguments import add_environment_arguments, chosen_tasks, environment_settings
-from .parser import ArgumentParser, log_to_console, one_line_errors
+from .parser import ArgumentParser, log_to_console
 
 _SERVED = ("ws://", "wss://")
 
 
 def make_parser() -> ArgumentParser:
-    parser = ArgumentParser(description=__doc__)
+    parser = ArgumentParser(prog="hf-vla eval", description=__doc__)
     parser.add_argument(
         "--model", required=True, help="folder or Hub repository of the policy, or a server's ws://host:port"
     )
@@ -69,41 +68,43 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
-def load_policy(model: str, unnorm_key: str | None, device: str | None) -> RolloutPolicy:
+def load_policy(model: str, unnorm_key: str | None, device: str | None):
+    """Return the `RolloutPolicy` that `--model` names: served elsewhere, or loaded here."""
     if model.startswith(_SERVED):
         from ..serving import PolicyClient
 
         return PolicyClient(model, unnorm_key=unnorm_key)
-    # Imported here so that --help and mistyped flags do not wait for torch.
     from ..inference.policy import Policy
 
     return Policy.from_pretrained(model, unnorm_key=unnorm_key, device=device)
 
 
+@command
 def main(argv: list[str] | None = None, load=load_policy) -> None:
     arguments = make_parser().parse_args(argv)
     log_to_console()
-    with one_line_errors():
-        if arguments.model.startswith(_SERVED) and (arguments.untrained_baseline or arguments.device):
-            raise ValueError("a served policy is as it is: give --no-untrained-baseline, and --device to its server")
-        settings = EvaluationSettings(
-            env=arguments.env,
-            tasks=chosen_tasks(arguments),
-            episodes=arguments.episodes,
-            first_seed=arguments.seed_start,
-            execute_steps=arguments.execute_steps,
-            blind=arguments.blind,
-            untrained=arguments.untrained_baseline,
-            num_videos=arguments.num_videos,
-            environment=environment_settings(arguments),
-        )
-        rows = evaluate_with_controls(
-            functools.partial(load, arguments.model, arguments.unnorm_key, arguments.device),
-            arguments.output,
-            settings,
-            policy_name=arguments.name or Path(arguments.model).name,
-            num_workers=arguments.num_workers,
-        )
+    from ..evaluation.benchmark import EvaluationSettings, evaluate_with_controls
+
+    if arguments.model.startswith(_SERVED) and (arguments.untrained_baseline or arguments.device):
+        raise ValueError("a served policy is as it is: give --no-untrained-baseline, and --device to its server")
+    settings = EvaluationSettings(
+        env=arguments.env,
+        tasks=chosen_tasks(arguments),
+        episodes=arguments.episodes,
+        first_seed=arguments.seed_start,
+        execute_steps=arguments.execute_steps,
+        blind=arguments.blind,
+        untrained=arguments.untrained_baseline,
+        num_videos=arguments.num_videos,
+        environment=environment_settings(arguments),
+    )
+    rows = evaluate_with_controls(
+        functools.partial(load, arguments.model, arguments.unnorm_key, arguments.device),
+        arguments.output,
+        settings,
+        policy_name=arguments.name or Path(arguments.model).name,
+        num_workers=arguments.num_workers,
+    )
     for row in rows:
         interval = f"{row.wilson_low:.2f} to {row.wilson_high:.2f}"
         print(f"{row.policy:40s} {row.task:28s} {row.successes:4d} of {row.episodes}   95 % interval {interval}")

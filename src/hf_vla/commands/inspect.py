@@ -10,11 +10,13 @@ repeat, clocks that disagree. --check reads every row and every frame, and ends 
 import argparse
 import sys
 
-from .parser import ArgumentParser, log_to_console, one_line_errors
+from .command import command
+from .dataset_arguments import parse_with_datasets
+from .parser import ArgumentParser, log_to_console
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = ArgumentParser(description=__doc__, usage="%(prog)s DATASET [--flag value ...]")
+    parser = ArgumentParser(prog="hf-vla inspect", description=__doc__, usage="%(prog)s DATASET [--flag value ...]")
     parser.add_argument("--dataset", help="LeRobot folder or Hub repository; may also be the first argument")
     parser.add_argument("--check", action="store_true", help="read everything")
     parser.add_argument("--output", help="write a report there, .html or .png")
@@ -24,28 +26,27 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    with one_line_errors():
-        from ..data import LeRobotDataset
-        from ..data.inspection import check, describe
-        from ..data.inspection_report import format_description, report_path, write_report
-        from .dataset_arguments import parse_with_datasets
+    arguments = parse_with_datasets(make_parser(), argv)
+    log_to_console()
+    from ..data import LeRobotDataset
+    from ..data.inspection import check, describe
+    from ..data.inspection_report import format_description, report_path, write_report
 
-        arguments = parse_with_datasets(make_parser(), argv)
-        log_to_console()
-        output = report_path(arguments.output)
-        options = {name: getattr(arguments, name) for name in ("columns", "cameras", "episodes")}
-        problems = check(arguments.dataset, **options) if arguments.check else None
-        for problem in problems or []:
-            print(f"wrong: {problem}")
-        if problems:
-            print(f"error: {len(problems)} things are wrong in {arguments.dataset}", file=sys.stderr)
-            return 1
-        dataset = LeRobotDataset(arguments.dataset, 1, **options)
-        description = describe(dataset)
-        print(format_description(description))
-        if problems is not None:
-            print(f"\nchecked: all {len(dataset)} frames of {dataset.num_episodes} episodes can be read")
-        if output is not None:
-            print(f"report written to {write_report(output, dataset, description, checked=problems is not None)}")
+    output = report_path(arguments.output)
+    options = {name: getattr(arguments, name) for name in ("columns", "cameras", "episodes")}
+    problems = check(arguments.dataset, **options) if arguments.check else None
+    for problem in problems or []:
+        print(f"wrong: {problem}")
+    if problems:
+        print(f"error: {len(problems)} things are wrong in {arguments.dataset}", file=sys.stderr)
+        return 1
+    dataset = LeRobotDataset(arguments.dataset, 1, **options)
+    description = describe(dataset)
+    print(format_description(description))
+    if problems is not None:
+        print(f"\nchecked: all {len(dataset)} frames of {dataset.num_episodes} episodes can be read")
+    if output is not None:
+        print(f"report written to {write_report(output, dataset, description, checked=problems is not None)}")
     return 0

@@ -10,11 +10,12 @@ then differ a little from those in training, by what quantisation rounded away.
 
 from pathlib import Path
 
-from .parser import ArgumentParser, log_to_console, one_line_errors
+from .command import command
+from .parser import ArgumentParser, log_to_console
 
 
 def make_parser() -> ArgumentParser:
-    parser = ArgumentParser(description=__doc__)
+    parser = ArgumentParser(prog="hf-vla merge", description=__doc__)
     parser.add_argument("adapter", metavar="ADAPTER", help="folder or Hub repository of an adapter")
     parser.add_argument("output", metavar="OUTPUT", help="folder to write")
     parser.add_argument("--base-model", help="where the base is, if not where the adapter says")
@@ -32,25 +33,27 @@ def merge_adapter(arguments) -> tuple[str, int]:
     import torch
     from transformers import AutoModel, AutoProcessor
 
-    from ..checkpoints import open_checkpoint
     from ..checkpoints.adapted_modules import merge
+    from ..checkpoints.adapters import find_adapter
     from ..checkpoints.saving import save_policy
+    from ..checkpoints.sources import check_source
     from ..utils.files import refuse_full_folder
 
     refuse_full_folder(Path(arguments.output))
-    adapter = open_checkpoint(arguments.adapter)
-    if not adapter.is_adapter:
+    check_source(arguments.adapter)
+    adapter = find_adapter(arguments.adapter)
+    if adapter is None:
         raise ValueError(f"{arguments.adapter} is no adapter (no adapter_config.json): there is nothing to merge")
-    processor = AutoProcessor.from_pretrained(adapter)
-    model = merge(AutoModel.from_pretrained(adapter, dtype=torch.float32, base_model=arguments.base_model))
+    processor = AutoProcessor.from_pretrained(arguments.adapter)
+    model = merge(AutoModel.from_pretrained(arguments.adapter, dtype=torch.float32, base_model=arguments.base_model))
     dtype = adapter.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     save_policy(model.to(dtype), processor, arguments.output)
     return model.config.model_type, model.num_parameters()
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
     log_to_console()
-    with one_line_errors():
-        framework, parameters = merge_adapter(arguments)
+    framework, parameters = merge_adapter(arguments)
     print(f"{arguments.output}: {framework}, {parameters:,} parameters")

@@ -1,12 +1,12 @@
-"""What all command-line scripts share: flags, a YAML file, or a YAML file overridden by flags; errors in one line.
+"""What all commands share: flags, a YAML file, or a YAML file overridden by flags; errors in one line.
 
-    parser = ArgumentParser(description="Evaluate a policy.")
-    parser.add_argument("--episodes", type=int, default=20, help="episodes a task")
+    parser = ArgumentParser(prog="hf-vla eval", description="Evaluate a policy.")
+    parser.add_argument("--episodes", type=int, default=20, help="episodes per task")
     with one_line_errors():
         arguments = parser.parse_args()
         ...
 
-`script.py recipe.yaml --episodes 5` then takes `episodes` from the flag and all else from the file.
+`hf-vla eval settings.yaml --episodes 5` then takes `episodes` from the flag and all else from the file.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import yaml
 from tqdm import tqdm
 
+from ..plugins import import_user_code
 from ..utils.suggestions import did_you_mean
+from .packaged import find_file, names
 
-__all__ = ["ArgumentParser", "log_to_console", "one_line_errors"]
+__all__ = ["ArgumentParser", "add_import_flag", "log_to_console", "one_line_errors"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +45,14 @@ class ArgumentParser(argparse.ArgumentParser):
     """An `argparse.ArgumentParser` whose first positional argument may be a YAML file with values for its flags.
 
     The file is a mapping from flag names (without dashes, "-" or "_") to values; lists are for flags that take several
-    values, booleans for switches, null keeps the default. Its key `base` names another file, whose values hold where it has
-    none. Flags on the command line win over the file. A required flag
-    may be in either. An unknown key or flag, like every other mistake, ends the program with status 2 and one line
-    `error: ...` that names the nearest known ones.
+    values, booleans for switches, null keeps the default. Its key `base` names another file, whose values hold if it has
+    none of its own. Flags on the command line win over the file; modules to import are taken from both. A required flag may be
+    in either. An unknown key or flag, like every other mistake, ends the program with status 2 and one line `error: ...` that
+    names the nearest known ones.
     """
+
+    #: Folder whose files the YAML file and its base may name by their stem, or None.
+    packaged: Path | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         # Abbreviations would let a mistyped flag pass for another one.
@@ -54,9 +60,10 @@ class ArgumentParser(argparse.ArgumentParser):
         self.add_argument(
             "config", nargs="?", metavar="CONFIG.yaml", help="YAML file with values for the flags below; flags win"
         )
+        add_import_flag(self)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
-        """Parse flags and, where one is named, the YAML file. The namespace's `config` is the file's name or None."""
+        """Parse flags and the YAML file, if one is named. The namespace's `config` is the file's name or None."""
         flags = list(sys.argv[1:] if args is None else args)
         if "-h" in flags or "--help" in flags:
             return self._parse(flags, namespace)
@@ -91,7 +98,12 @@ class ArgumentParser(argparse.ArgumentParser):
                 action.required, action.default = required, default
 
     def _read_yaml(self, path: str, including: tuple[str, ...] = ()) -> dict[str, Any]:
-        """The file's mapping; what it lacks is taken from the file that its key `base` names, relative to it."""
+        """Return the file's mapping; what it lacks is taken from the file that its key `base` names, relative to it."""
+        if self.packaged is not None:
+            try:
+                path = str(find_file(path, self.packaged, "recipe"))
+            except FileNotFoundError as error:
+                self.error(str(error))
         try:
             with open(path, encoding="utf-8") as file:
                 content = yaml.safe_load(file)
@@ -106,12 +118,16 @@ class ArgumentParser(argparse.ArgumentParser):
         if base is None:
             return content
         file = os.path.normpath(os.path.join(os.path.dirname(path), str(base)))
+        if not os.path.isfile(file) and self.packaged is not None and str(base) in names(self.packaged):
+            file = str(self.packaged / f"{base}.yaml")
         if file in (including := (*including, os.path.normpath(path))):
             self.error(f"{path} is its own base, by way of {', '.join(including)}")
         return {**self._read_yaml(file, including), **content}
 
     def _flags_from_yaml(self, path: str, already: dict[str, Any]) -> list[str]:
         content = self._read_yaml(path)
+        for name in _listed(content.get("import")):
+            import_user_code(str(name))
         # Reversed, so that of `--flag` and its opposite `--no_flag` the first counts.
         actions = {a.dest: a for a in reversed(self._actions) if a.option_strings and a.dest != "help"}
         flags: list[str] = []
@@ -119,7 +135,7 @@ class ArgumentParser(argparse.ArgumentParser):
             if name not in actions:
                 hint = did_you_mean(name, actions, f"possible: {', '.join(actions)}")
                 self.error(f"{path}: unknown key {name!r}{hint}")
-            if value is not None and name not in already:
+            if value is not None and (name not in already or name == "import"):
                 flags += self._as_flags(actions[name], value, f"{path}: {name!r}")
         return flags
 
@@ -133,7 +149,7 @@ class ArgumentParser(argparse.ArgumentParser):
             return [option] if value else []
         if isinstance(value, dict):
             value = json.dumps(value)  # a flag that takes a mapping takes it as JSON
-        values = value if isinstance(value, list) else [value]
+        values = _listed(value)
         if any(isinstance(item, (dict, list)) or item is None for item in values):
             self.error(f"{where} is {value!r}; possible: a value" + (" or a list of values" if action.nargs else ""))
         texts = [str(item) for item in values]
@@ -144,6 +160,20 @@ class ArgumentParser(argparse.ArgumentParser):
         if len(texts) != 1:
             self.error(f"{where} is a list of {len(texts)}; possible: one value")
         return [f"{option}={texts[0]}"]
+
+
+def add_import_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--import`, which `hf_vla.commands.command` reads before all else."""
+    parser.add_argument(
+        "--import",
+        action="append",
+        metavar="MODULE",
+        help="module or .py file with frameworks, environments or robots of your own; may be given several times",
+    )
+
+
+def _listed(value: Any) -> list:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def log_to_console(level: int = logging.INFO) -> None:

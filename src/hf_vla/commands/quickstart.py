@@ -9,43 +9,49 @@ finished is not run again after an interruption. Leaves result.json with the suc
 import csv
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-# One thread a process: the parallelism is in the processes, and idle threads that spin slow them down.
+# One thread per process: the parallelism is in the processes, and idle threads that spin slow them down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import torch
+from ..utils.files import atomic_write
+from .command import command
+from .parser import ArgumentParser, log_to_console
 
-from ..cards.model_card import add_results
-from .parser import ArgumentParser, one_line_errors
-
-RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "quickstart.yaml"
 # On the executed actions, not on the recorded ones: the expert shows how to come back (Laskey et al. 2017).
 NOISE = 0.1
 TASKS = ("button-press-topdown", "drawer-open", "window-open")
 
 
 def make_parser() -> ArgumentParser:
-    parser = ArgumentParser(description=__doc__)
+    parser = ArgumentParser(prog="hf-vla quickstart", description=__doc__)
     parser.add_argument("--output", default="outputs/quickstart", help="folder for everything")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="MetaWorld tasks of the one policy")
     parser.add_argument("--demonstrations", type=int, default=100, help="episodes to record for each task")
     parser.add_argument("--episodes", type=int, default=20, help="episodes to evaluate for each task and control")
     parser.add_argument("--max-steps", type=int, default=250, help="steps after which an evaluated episode has failed")
-    parser.add_argument("--recipe", default=str(RECIPE), help="training recipe")
+    parser.add_argument("--recipe", default="quickstart", help="training recipe")
     parser.add_argument("--train-steps", type=int, help="training steps; default: the recipe's")
     return parser
 
 
 class Stages:
-    """Runs commands one after the other, and remembers in a file which are done and how long they took."""
+    """Runs commands one after the other, and remembers in a file which are done and how long they took.
 
-    def __init__(self, folder: Path):
+    Args:
+        folder: where that file is.
+        imports: what all of them import (`--import`).
+    """
+
+    def __init__(self, folder: Path, imports: Sequence[str] = ()):
+        self.imports = [f"--import={name}" for name in imports]
         self.file = folder / "stages.json"
         self.seconds: dict[str, float] = json.loads(self.file.read_text()) if self.file.exists() else {}
 
@@ -56,8 +62,8 @@ class Stages:
         if output.exists():
             shutil.rmtree(output)  # of a run that was interrupted
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        command = [*launcher * (processes > 1), "-m", "hf_vla", subcommand, *arguments]
-        print(f"[{name}] python {' '.join(command)}", flush=True)
+        command = [*launcher * (processes > 1), "-m", "hf_vla", subcommand, *arguments, *self.imports]
+        print(f"[{name}] python {shlex.join(command)}", flush=True)
         start = time.monotonic()
         status = subprocess.run([sys.executable, *command]).returncode
         if status:
@@ -68,57 +74,61 @@ class Stages:
 
 
 def write_json(file: Path, content: dict) -> None:
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(file)
+    with atomic_write(file) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def successes(summary: Path, tasks: list[str], control: str) -> dict[str, int]:
-    """Solved episodes a task, of the policy itself ("none") or of a control."""
+    """Return the solved episodes per task, of the policy itself ("none") or of a control."""
     with summary.open(newline="") as file:
         rows = {(row["task"], row["control"]): int(row["successes"]) for row in csv.DictReader(file)}
     return {task: rows[task, control] for task in tasks}
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
+    log_to_console()
+    import torch
+
+    from ..cards.model_card import add_results
+
     output, tasks = Path(arguments.output), arguments.tasks
     demonstrations, policy, evaluation = output / "demonstrations", output / "policy", output / "evaluation"
     workers = str(min(2, os.cpu_count() or 1))
-    with one_line_errors():
-        output.mkdir(parents=True, exist_ok=True)
-        stages = Stages(output)
-        stages.run(
-            "record", "record", demonstrations,
-            "--env", "metaworld", "--task", *tasks, "--episodes", str(arguments.demonstrations),
-            "--noise", str(NOISE), "--output", str(demonstrations), "--num-workers", workers,
-        )  # fmt: skip
-        options = ["--max_steps", str(arguments.train_steps)] if arguments.train_steps else []
-        processes = 1
-        if not torch.accelerator.is_available() and (os.cpu_count() or 1) > 1:
-            processes = 2  # one thread each; the batch of 32 is split between them
-            options += ["--use_cpu", "true", "--per_device_train_batch_size", "16"]
-        stages.run(
-            "train", "train", policy,
-            arguments.recipe, "--dataset", str(demonstrations), "--output_dir", str(policy), *options,
-            processes=processes,
-        )  # fmt: skip
-        stages.run(
-            "evaluate", "eval", evaluation,
-            "--model", str(policy), "--env", "metaworld", "--task", *tasks, "--episodes", str(arguments.episodes),
-            "--max-steps", str(arguments.max_steps), "--blind", "--output", str(evaluation), "--num-workers", workers,
-        )  # fmt: skip
-        summary = evaluation / "success_summary.csv"
-        result = {
-            "episodes": arguments.episodes,
-            "success": successes(summary, tasks, "none"),
-            "untrained_success": successes(summary, tasks, "untrained"),
-            "blind_success": successes(summary, tasks, "blind"),
-            "minutes": round(sum(stages.seconds.values()) / 60, 2),
-            "policy": str(policy),
-        }
-        write_json(output / "result.json", result)
-        add_results(policy, summary)
+    output.mkdir(parents=True, exist_ok=True)
+    stages = Stages(output, getattr(arguments, "import") or ())
+    stages.run(
+        "record", "record", demonstrations,
+        "--env", "metaworld", "--task", *tasks, "--episodes", str(arguments.demonstrations),
+        "--noise", str(NOISE), "--output", str(demonstrations), "--num-workers", workers,
+    )  # fmt: skip
+    options = ["--max_steps", str(arguments.train_steps)] if arguments.train_steps else []
+    processes = 1
+    if not torch.accelerator.is_available() and (os.cpu_count() or 1) > 1:
+        processes = 2  # one thread each; the batch of 32 is split between them
+        options += ["--use_cpu", "true", "--per_device_train_batch_size", "16"]
+    stages.run(
+        "train", "train", policy,
+        arguments.recipe, "--dataset", str(demonstrations), "--output_dir", str(policy), *options,
+        processes=processes,
+    )  # fmt: skip
+    stages.run(
+        "evaluate", "eval", evaluation,
+        "--model", str(policy), "--env", "metaworld", "--task", *tasks, "--episodes", str(arguments.episodes),
+        "--max-steps", str(arguments.max_steps), "--blind", "--output", str(evaluation), "--num-workers", workers,
+    )  # fmt: skip
+    summary = evaluation / "success_summary.csv"
+    result = {
+        "episodes": arguments.episodes,
+        "success": successes(summary, tasks, "none"),
+        "untrained_success": successes(summary, tasks, "untrained"),
+        "blind_success": successes(summary, tasks, "blind"),
+        "minutes": round(sum(stages.seconds.values()) / 60, 2),
+        "policy": str(policy),
+    }
+    write_json(output / "result.json", result)
+    add_results(policy, summary)
     print(f"\n{'task':28s} {'trained':>8s} {'blind':>8s} {'untrained':>10s}   of {arguments.episodes} episodes")
     for task in tasks:
         row = (result[name][task] for name in ("success", "blind_success", "untrained_success"))

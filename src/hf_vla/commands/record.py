@@ -19,13 +19,13 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from ..evaluation.demonstrations import record_dataset
+from .command import command
 from .environment_arguments import add_environment_arguments, chosen_tasks, environment_settings
-from .parser import ArgumentParser, log_to_console, one_line_errors
+from .parser import ArgumentParser, log_to_console
 
 
 def make_parser() -> ArgumentParser:
-    parser = ArgumentParser(description=__doc__)
+    parser = ArgumentParser(prog="hf-vla record", description=__doc__)
     add_environment_arguments(parser)
     parser.add_argument("--episodes", type=int, required=True, help="successful episodes to record for each task")
     parser.add_argument("--output", required=True, help="the dataset's folder; must not exist, or be empty")
@@ -42,20 +42,22 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
     log_to_console()
-    with one_line_errors():
-        seeds = record_dataset(
-            arguments.output,
-            arguments.env,
-            chosen_tasks(arguments),
-            arguments.episodes,
-            first_seed=arguments.seed_offset,
-            noise=arguments.noise,
-            num_workers=arguments.num_workers,
-            **environment_settings(arguments),
-        )
+    from ..evaluation.demonstrations import record_dataset
+
+    seeds = record_dataset(
+        arguments.output,
+        arguments.env,
+        chosen_tasks(arguments),
+        arguments.episodes,
+        first_seed=arguments.seed_offset,
+        noise=arguments.noise,
+        num_workers=arguments.num_workers,
+        **environment_settings(arguments),
+    )
     for task, used in seeds.items():
         failed = len(used["failed_seeds"])
         print(f"{task}: {len(used['seeds'])} episodes recorded, {failed} dropped because the expert failed")

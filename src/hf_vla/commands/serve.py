@@ -18,11 +18,12 @@ import os
 import signal
 import sys
 
-from .parser import ArgumentParser, log_to_console, one_line_errors
+from .command import command
+from .parser import ArgumentParser, log_to_console
 
 
 def make_parser() -> ArgumentParser:
-    parser = ArgumentParser(description=__doc__)
+    parser = ArgumentParser(prog="hf-vla serve", description=__doc__)
     parser.add_argument("--model", required=True, help="folder or Hub repository of the policy")
     parser.add_argument("--port", type=int, default=10093, help="0 takes a free one; openpi's clients expect 8000")
     parser.add_argument("--host", default="0.0.0.0", help="address to listen on")
@@ -53,27 +54,27 @@ async def serve(server, host: str, port: int) -> None:
     await run(server, host, port, stopped)
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
     log_to_console()
-    with one_line_errors():
-        from ..inference.policy import Policy
-        from ..serving.protocols import OpenpiKeys
-        from ..serving.server import PolicyServer
+    from ..inference.policy import Policy
+    from ..serving.protocols import OpenpiKeys
+    from ..serving.server import PolicyServer
 
-        if not 0 <= arguments.port <= 65535:
-            raise ValueError(f"port is {arguments.port}; possible: 0 to 65535")
-        if arguments.max_batch_size < 1:
-            raise ValueError(f"max_batch_size is {arguments.max_batch_size}; give 1 or more")
-        loading = {} if arguments.base_vlm is None else {"base_vlm": arguments.base_vlm}
-        policy = Policy.from_pretrained(
-            arguments.model, arguments.unnorm_key, device=arguments.device, dtype=arguments.dtype, **loading
-        )
-        keys = OpenpiKeys(
-            *(tuple(given) if given else None for given in (arguments.openpi_images, arguments.openpi_state))
-        )
-        server = PolicyServer(policy, arguments.model, arguments.max_batch_size, keys)
-        asyncio.run(serve(server, arguments.host, arguments.port))
+    if not 0 <= arguments.port <= 65535:
+        raise ValueError(f"port is {arguments.port}; possible: 0 to 65535")
+    if arguments.max_batch_size < 1:
+        raise ValueError(f"max_batch_size is {arguments.max_batch_size}; give 1 or more")
+    loading = {} if arguments.base_vlm is None else {"base_vlm": arguments.base_vlm}
+    policy = Policy.from_pretrained(
+        arguments.model, arguments.unnorm_key, device=arguments.device, dtype=arguments.dtype, **loading
+    )
+    keys = OpenpiKeys(
+        *(tuple(given) if given else None for given in (arguments.openpi_images, arguments.openpi_state))
+    )
+    server = PolicyServer(policy, arguments.model, arguments.max_batch_size, keys)
+    asyncio.run(serve(server, arguments.host, arguments.port))
     if server.batcher.calling:  # a call whose answer nobody waits for; Python would wait for its thread
         sys.stdout.flush()
         sys.stderr.flush()

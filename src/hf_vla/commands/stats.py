@@ -12,11 +12,13 @@ pooled, every frame counted once. --output takes the layout of StarVLA's dataset
 import argparse
 import json
 
-from .parser import ArgumentParser, log_to_console, one_line_errors
+from .command import command
+from .dataset_arguments import parse_with_datasets
+from .parser import ArgumentParser, log_to_console
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = ArgumentParser(description=__doc__, usage="%(prog)s DATASET [--flag value ...]")
+    parser = ArgumentParser(prog="hf-vla stats", description=__doc__, usage="%(prog)s DATASET [--flag value ...]")
     parser.add_argument(
         "--dataset", nargs="+", help="LeRobot folders or Hub repositories; one may be the first argument"
     )
@@ -32,37 +34,36 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command
 def main(argv: list[str] | None = None) -> None:
-    with one_line_errors():
-        from ..data import DatasetMixture, LeRobotDataset
-        from ..utils.files import atomic_write
-        from .dataset_arguments import parse_with_datasets
+    arguments = parse_with_datasets(make_parser(), argv)
+    log_to_console()
+    from ..data import DatasetMixture, LeRobotDataset
+    from ..utils.files import atomic_write
 
-        arguments = parse_with_datasets(make_parser(), argv)
-        log_to_console()
-        datasets = [
-            LeRobotDataset(
-                path,
-                arguments.action_horizon,
-                cameras=[],
-                key=arguments.key,
-                columns=arguments.columns,
-                episodes=arguments.episodes,
-                action_mode=arguments.action_mode,
-                absolute_dims=arguments.absolute_dims or (),
-            )
-            for path in arguments.dataset
-        ]
-        statistics = DatasetMixture(datasets).statistics
-        if arguments.output:
-            with atomic_write(arguments.output) as partial:
-                partial.write_text(json.dumps(statistics, indent=2) + "\n", encoding="utf-8")
-            print(f"statistics of {', '.join(statistics)} written to {arguments.output}")
-            return
-        for key, of_key in statistics.items():
-            print(f"{key}: {of_key['num_transitions']} frames, {of_key['num_trajectories']} episodes")
-            for part in ("action", "state"):
-                print_table(part, of_key.get(part))
+    datasets = [
+        LeRobotDataset(
+            path,
+            arguments.action_horizon,
+            cameras=[],
+            key=arguments.key,
+            columns=arguments.columns,
+            episodes=arguments.episodes,
+            action_mode=arguments.action_mode,
+            absolute_dims=arguments.absolute_dims or (),
+        )
+        for path in arguments.dataset
+    ]
+    statistics = DatasetMixture(datasets).statistics
+    if arguments.output:
+        with atomic_write(arguments.output) as partial:
+            partial.write_text(json.dumps(statistics, indent=2) + "\n", encoding="utf-8")
+        print(f"statistics of {', '.join(statistics)} written to {arguments.output}")
+        return
+    for key, of_key in statistics.items():
+        print(f"{key}: {of_key['num_transitions']} frames, {of_key['num_trajectories']} episodes")
+        for part in ("action", "state"):
+            print_table(part, of_key.get(part))
 
 
 def print_table(part: str, statistics: dict[str, list[float]] | None) -> None:

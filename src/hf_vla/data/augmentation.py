@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from ..utils.pillow import resize
 from .checks import is_integer, is_number
 
 
@@ -66,15 +65,15 @@ class ImageAugmentation:
     def _change(self, image: Image.Image, camera: int, draws: np.ndarray) -> Image.Image:
         size = image.size if self.size is None else tuple(self.size)
         if self.cameras is not None and camera not in self.cameras:
-            return image if image.size == size else resize(image, size)
+            return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
         share, x, y, *factors, hue = draws[camera]
         if self.crop < 1:
             scale = 1 - share * (1 - self.crop)
             width, height = scale * image.width, scale * image.height
             left, top = x * (image.width - width), y * (image.height - height)
-            image = resize(image, size, box=(left, top, left + width, top + height))
+            image = image.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
         elif image.size != size:
-            image = resize(image, size)
+            image = image.resize(size, Image.Resampling.BICUBIC)
         changes = (
             (ImageEnhance.Brightness, self.brightness),
             (ImageEnhance.Contrast, self.contrast),

@@ -24,7 +24,6 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..utils import pillow
 from .images import read_image
 from .lerobot_writer import LeRobotWriter
 
@@ -249,7 +248,7 @@ def _pixels(path: Path, shape: tuple[int, int, int], resize: bool) -> np.ndarray
     height, width, _ = shape
     image = _read_image(path)
     if resize:
-        image = pillow.resize(image, (width, height))
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
     elif image.size != (width, height):
         raise ValueError(
             f"{path} is {image.width} x {image.height}, the first of its camera {width} x {height}: give an image size"

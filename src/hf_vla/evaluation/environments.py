@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from hf_vla.plugins import load_plugins
 from hf_vla.utils.suggestions import nearest_first
 
 __all__ = [
@@ -226,6 +227,7 @@ def register_environment(name: str, cls: type) -> None:
 
 def environment_names() -> list[str]:
     """Return the names that `make_environment` knows."""
+    load_plugins()
     return sorted({*_BUILT_IN, *_REGISTERED})
 
 
@@ -303,6 +305,8 @@ def environment_class(name: str) -> type[Environment]:
     Raises:
         ValueError: there is no such simulator; the message lists what is possible, nearest names first.
     """
+    if name not in _REGISTERED and name not in _BUILT_IN:
+        load_plugins()
     if name in _REGISTERED:
         return _REGISTERED[name]
     if name not in _BUILT_IN:

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from ..checkpoints.starvla import check_tree, hub_name
+from ..checkpoints.run_config import check_tree, hub_name
 from ..checkpoints.starvla_mapping import lookup
 from ..registry import class_of, starvla_frameworks, starvla_mapping
 from .starvla_modules import module_pattern
@@ -39,7 +39,7 @@ class ConvertedRecipe:
 
     def as_yaml(self, source: str) -> str:
         """The recipe as a file, with the report as comments."""
-        launch = "StarVLA starts it under ZeRO-2: accelerate launch --config_file configs/zero2.yaml -m hf_vla train …"
+        launch = "StarVLA starts it under ZeRO-2: hf-vla train RECIPE --launch zero2"
         comments = [f"Made of StarVLA's {source}. {launch}", *self.report()]
         text = "".join(f"# {line}\n" for line in comments)
         return text + yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True, width=120)

@@ -2,7 +2,6 @@
 
 from ...processing.processing_vla import VLAProcessor
 from ...processing.prompt import ACTION_PLACEHOLDER, add_action_placeholders, add_state, apply_template
-from .configuration_qwen_oft import QwenOFTConfig
 
 
 class QwenOFTProcessor(VLAProcessor):
@@ -12,7 +11,7 @@ class QwenOFTProcessor(VLAProcessor):
     template. `action_horizon` must be set.
     """
 
-    config_class = QwenOFTConfig
+    state_in_prompt = True
 
     def _prompt(self, instruction, state):
         if self.action_horizon is None:

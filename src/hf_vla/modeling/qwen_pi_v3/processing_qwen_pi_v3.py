@@ -1,7 +1,6 @@
 """Processor of QwenPI_v3: the state is text in the prompt."""
 
 from ...processing.processing_vla import VLAProcessor
-from .configuration_qwen_pi_v3 import QwenPIV3Config
 
 
 class QwenPIV3Processor(VLAProcessor):
@@ -15,7 +14,7 @@ class QwenPIV3Processor(VLAProcessor):
     ```
     """
 
-    config_class = QwenPIV3Config
+    state_in_prompt = True
 
 
 __all__ = ["QwenPIV3Processor"]
