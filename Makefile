@@ -1,4 +1,4 @@
-.PHONY: install quickstart demo test lint
+.PHONY: install quickstart demo test test-fast lint
 
 PYTHON ?= python3
 VENV := .venv
@@ -26,8 +26,12 @@ quickstart: install
 demo: install
 	$(BIN)/hf-vla demo
 
+# All tests; and those for daily work, which leave out what starts processes or trains for long.
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-fast: install
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: install
 	$(BIN)/ruff check .

@@ -46,7 +46,7 @@ def write_action_backbone(folder: Path) -> Path:
     tokens, which have their real ids.
     """
     shutil.copytree(base_vlm(), folder)
-    shutil.copytree(base_vlm(ACTION_BACKBONE), folder, dirs_exist_ok=True)  # the two files that differ
+    shutil.copytree(REFERENCE / "action_backbone", folder, dirs_exist_ok=True)  # files that differ
     (folder / "vocab.json").unlink()  # it repeats tokenizer.json
     tokenizer, config = (json.loads((folder / f"tokenizer{part}.json").read_text()) for part in ("", "_config"))
     vocabulary, added = tokenizer["model"]["vocab"], tokenizer["added_tokens"]

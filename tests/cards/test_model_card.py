@@ -208,7 +208,7 @@ def test_a_trainer_tells_of_its_training(trainer, tmp_path):
     assert "# run\n" in card_of(output / "checkpoint-2").text
     saved(output)  # by someone else: what is known of the training stays
     assert "* steps: 2, 2 samples each" in card_of(output).text
-    with pytest.raises(TypeError, match="no place for dataset_args"):
+    with pytest.raises(TypeError, match="has no field for dataset_args"):
         trainer.create_model_card(dataset_args="x")
 
 

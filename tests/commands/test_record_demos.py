@@ -37,6 +37,7 @@ def datasets(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_changes_no_byte(datasets):
     files = sorted(path.relative_to(datasets / "1") for path in (datasets / "1").rglob("*") if path.is_file())
     assert {"data/chunk-000/file-000.parquet", "meta/stats.json", "meta/tasks.parquet"} <= {
@@ -46,6 +47,7 @@ def test_the_number_of_workers_changes_no_byte(datasets):
         assert (datasets / "1" / file).read_bytes() == (datasets / "2" / file).read_bytes(), file
 
 
+@pytest.mark.slow
 def test_the_dataset_holds_what_was_recorded(datasets):
     root = datasets / "1"
     info = json.loads((root / "meta/info.json").read_text())

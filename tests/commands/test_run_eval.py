@@ -1,8 +1,6 @@
 """Evaluating by the command: seeds, controls, table, figure, videos, bad input. Policies are made up here."""
 
 import csv
-import subprocess
-import sys
 
 import av
 import numpy as np
@@ -126,28 +124,26 @@ def test_yaml_flags_and_several_tasks(tmp_path):
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, changes, message):
-    assert message in failure(capsys, flags(tmp_path / "out", **changes))
+    assert message in failure(capsys, flags(tmp_path / "out", **changes), load=load)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_that_is_not_there(tmp_path):
+def test_a_model_that_is_not_there(tmp_path, capsys):
     arguments = ["--model", tmp_path / "nowhere", "--task", "reach", "--output", tmp_path / "out"]
-    command = [sys.executable, "-m", "hf_vla", "eval", *arguments]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode == 2 and len(errors) == 1 and "nowhere" in errors[0]
-    assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
+    assert "nowhere" in failure(capsys, list(map(str, arguments)))
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_earlier_evaluation_is_kept(tmp_path, capsys):
     (tmp_path / "success_summary.csv").write_text("mine")
-    assert "holds an evaluation already" in failure(capsys, flags(tmp_path))
+    assert "holds an evaluation already" in failure(capsys, flags(tmp_path), load=load)
     assert [path.name for path in tmp_path.iterdir()] == ["success_summary.csv"]
 
 
-def failure(capsys, arguments) -> str:
+def failure(capsys, arguments, **options) -> str:
+    """Run the command's main in this process, where it must end with status 2 and one error line."""
     with pytest.raises(SystemExit) as stopped:
-        main(arguments, load=load)
+        main(arguments, **options)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert stopped.value.code == 2 and len(lines) == 1
     return lines[0]

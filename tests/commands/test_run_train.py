@@ -20,6 +20,7 @@ def run_train(*arguments) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_a_run_can_be_repeated_from_its_own_config(recipe, tmp_path):
     """Of a recipe with a base, changed by flags: the same losses, evaluations and weights."""
     from safetensors.torch import load_file
@@ -82,12 +83,8 @@ def test_resuming_is_not_part_of_what_is_repeated(tmp_path):
         (["missing.yaml"], "missing.yaml"),
     ],
 )
-def test_bad_input_is_one_line(recipe, arguments, message):
-    result = run_train(*[argument.format(recipe=recipe) for argument in arguments])
-    assert result.returncode == 2
-    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and message in lines[0], result.stderr
-    assert "Traceback" not in result.stderr
+def test_bad_input_is_one_line(recipe, arguments, message, capsys):
+    assert message in failure(capsys, [argument.format(recipe=recipe) for argument in arguments])
 
 
 @pytest.mark.parametrize(
@@ -100,10 +97,16 @@ def test_bad_input_is_one_line(recipe, arguments, message):
     ],
 )
 def test_what_evaluation_and_reports_need_is_known_before_training(recipe, flags, message, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main([str(recipe), *flags])
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert ended.value.code == 2 and len(errors) == 1 and message in errors[0]
+    assert message in failure(capsys, [str(recipe), *flags])
+
+
+def failure(capsys, arguments) -> str:
+    """Run the command's main in this process, where it must end with status 2 and one error line."""
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert stopped.value.code == 2 and len(lines) == 1
+    return lines[0]
 
 
 @pytest.mark.parametrize(

@@ -400,6 +400,7 @@ def test_truncated_mp4_with_its_index_in_front(v3):
     assert index > expected - LENGTHS[3]  # what lies before the cut is still read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", CODECS)
 def test_damaged_bytes_inside_an_mp4(written, tmp_path, codec):
     root = shutil.copytree(written[codec][0], tmp_path / "damaged")

@@ -8,6 +8,7 @@ import json
 import re
 
 import numpy as np
+import pytest
 from picture_demo import PHONE, choose, look_inside, predict, running_app, watch
 from PIL import Image
 from playwright.sync_api import TimeoutError
@@ -15,6 +16,8 @@ from transformers import pipeline
 
 from hf_vla import Policy
 from hf_vla.demo.policies import EXAMPLES, HERE
+
+pytestmark = pytest.mark.slow  # an app, a browser
 
 
 def upload(page, *files) -> None:

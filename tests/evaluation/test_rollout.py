@@ -87,6 +87,7 @@ def test_videos(tmp_path):
         evaluate(SightedPolicy(), ToyEnvironment, seeds=[1], num_videos=1)
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_changes_nothing():
     episodes = [Episode(policy, "toy", seed) for policy in ("sighted", "idle") for seed in range(3)]
     policies = {"sighted": functools.partial(SightedPolicy, 8), "idle": IdlePolicy}

@@ -183,6 +183,7 @@ def test_a_saved_pipeline_is_a_policys_folder(tmp_path):
     assert np.array_equal(again(observation(), seed=3)["actions"], policy_infer())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["from transformers import pipeline", "import hf_vla.inference.pipeline"])
 def test_registered_whatever_is_imported_first(first):
     script = (

@@ -466,6 +466,7 @@ def test_no_server_and_one_that_does_not_answer():
         policy.permits.release(100)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, policy):
     policy.save_pretrained(str(tmp_path / "policy"))
     script = [sys.executable, "-m", "hf_vla", "serve", "--model", str(tmp_path / "policy")]
@@ -487,6 +488,7 @@ def test_the_command(tmp_path, policy):
     assert process.returncode == 0, rest
 
 
+@pytest.mark.slow
 def test_the_command_stops_while_a_call_runs(tmp_path, policy):
     policy.save_pretrained(str(tmp_path))
     code = (

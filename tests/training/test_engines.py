@@ -45,6 +45,7 @@ def history(folder: Path) -> list[dict]:
     return json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
 
 
+@pytest.mark.slow
 def test_ddp_deepspeed_and_fsdp2_train_as_one_process_does(cotraining_recipe, recipe, tmp_path):
     """The same losses and weights for the same global batches, co-training included, and after resuming under ZeRO-2."""
     start, alone = tmp_path / "policy", tmp_path / "alone"
@@ -91,6 +92,7 @@ def test_ddp_deepspeed_and_fsdp2_train_as_one_process_does(cotraining_recipe, re
     assert len(state["log_history"]) == 2
 
 
+@pytest.mark.slow
 def test_sharded_models_hold_and_learn_what_whole_ones_do(reference, tmp_path):
     """ZeRO-3: loading and making policies. FSDP2: gradients of a co-training step."""
     torch.manual_seed(0)

@@ -288,6 +288,7 @@ def test_a_replacement_of_the_best_policy_that_was_killed_is_mended(recipe, tmp_
 # ---------------------------------------------------------------- two processes
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(recipe, tmp_path):
     """12 frames in batches of 5 on two processes: the last one repeats frames, which must not count twice."""
     flags = [*EVALUATED, "--per_device_eval_batch_size", "5"]
@@ -321,6 +322,7 @@ def test_short_runs_leave_curves_and_a_line_for_every_log(recipe, tmp_path):
     assert [row["samples_per_second"] > 0 for row in rows if "loss" in row] == [True]
 
 
+@pytest.mark.slow
 def test_the_summary_has_every_step_once_after_a_resume(recipe, tmp_path):
     flags = [*EVALUATED, "--save_strategy", "steps", "--save_steps", "2"]
     trainer_for(recipe, *flags).train()

@@ -91,14 +91,14 @@ def cached_as(cache: Path, repository: str, source: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def base(reference, tmp_path_factory):
     """Folders of policies with random weights, by framework, each written once."""
     root = tmp_path_factory.mktemp("bases")
 
     def folder(framework: str) -> Path:
         path = root / framework
         if not path.exists():
-            vlm = base_vlm("Qwen3-VL-4B-Instruct-Action" if framework == "qwen_fast" else "Qwen3-VL-4B-Instruct")
+            vlm = reference.action_backbone() if framework == "qwen_fast" else base_vlm()
             for part in from_vlm(framework, vlm, random_init=True):
                 part.save_pretrained(path)
         return path

@@ -57,6 +57,7 @@ def test_resuming_goes_on_to_the_bit(settings, whole, step, tmp_path):
     assert seen[0] == step % 6 * 4 and len(seen) == (10 - step) * 4 + 4
 
 
+@pytest.mark.slow
 def test_means_over_steps_before_and_after_the_resume(settings, tmp_path):
     """With an evaluation between them, too, which draws noise."""
     flags = ["--logging_steps", 4, "--eval_strategy", "steps", "--eval_steps", 3]
@@ -68,6 +69,7 @@ def test_means_over_steps_before_and_after_the_resume(settings, tmp_path):
     assert_same(outcome(resumed), outcome(trainer))
 
 
+@pytest.mark.slow
 def test_a_backbone_whose_weights_are_saved_under_other_names(settings, tmp_path):
     text = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 32, "num_attention_heads": 2}
     text |= {"num_key_value_heads": 1, "rope_parameters": {"rope_type": "default", "mrope_section": [4, 2, 2]}}
@@ -171,6 +173,7 @@ def two_processes(settings, tmp_path_factory) -> Path:
     return output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_kill_9_at_a_random_step(settings, whole, two_processes, processes, tmp_path):
     log, output = tmp_path / "stderr", tmp_path / "run"
@@ -189,6 +192,7 @@ def test_kill_9_at_a_random_step(settings, whole, two_processes, processes, tmp_
     assert not (output / ".saving").exists()
 
 
+@pytest.mark.slow
 def test_all_processes_stop_where_one_has_a_loss_that_is_nan(settings, two_processes, tmp_path):
     output = two_processes.with_name("run_nan")
     report = json.loads((output / "nan_batch.json").read_text())
@@ -205,6 +209,7 @@ def test_all_processes_stop_where_one_has_a_loss_that_is_nan(settings, two_proce
     assert not (output / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_from_two(settings, two_processes, tmp_path, caplog):
     """With the same global batch the data goes on; what each process draws can not."""
     trainer = trainer_for(settings, tmp_path)

@@ -8,6 +8,8 @@ import torch
 from test_trainer import trainer_for
 from tiny_policy import TinyPolicy, tiny_trainer, weights
 
+COMPILED = ["--torch_compile", "true", "--torch_compile_backend", "aot_eager", "--max_steps", "3"]
+
 
 def losses(trainer) -> list[float]:
     trainer.train()
@@ -18,9 +20,8 @@ def losses(trainer) -> list[float]:
     "flags",
     [
         ["--activation_checkpointing", "true"],
-        ["--torch_compile", "true", "--torch_compile_backend", "aot_eager", "--max_steps", "3"],
-        ["--torch_compile", "true", "--torch_compile_backend", "aot_eager", "--max_steps", "3"]
-        + ["--freeze_modules", "^vlm", "--ema_decay", "0.9"],
+        pytest.param(COMPILED, marks=pytest.mark.slow),
+        pytest.param([*COMPILED, "--freeze_modules", "^vlm", "--ema_decay", "0.9"], marks=pytest.mark.slow),
     ],
 )
 def test_a_run_has_the_same_losses_and_files(recipe, flags, tmp_path):
