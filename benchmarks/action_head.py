@@ -15,7 +15,9 @@ import torch
 from hf_vla.modeling import flow_matching
 from hf_vla.modeling.action_head import FlowMatchingActionHead
 from hf_vla.modeling.diffusion_transformer import Conditioning
+from hf_vla.modeling.losses import ActionTargets
 from hf_vla.modeling.qwen_pi_v3.configuration_qwen_pi_v3 import QwenPIV3Config
+from hf_vla.modeling.sampling import SamplingOptions
 
 
 def plain_loss(head, conditioning, actions, noise, timestep):
@@ -23,7 +25,7 @@ def plain_loss(head, conditioning, actions, noise, timestep):
     repeated = Conditioning(
         [state.repeat(copies, 1, 1) for state in conditioning.states], conditioning.key_mask.repeat(copies, 1)
     )
-    return head.loss(repeated, actions.repeat(copies, 1, 1), noise=noise, timestep=timestep)
+    return head.loss(repeated, ActionTargets(actions.repeat(copies, 1, 1), noise=noise, timestep=timestep))[0]
 
 
 def plain_sample(head, conditioning, noise, num_steps):
@@ -63,14 +65,15 @@ def main() -> None:
     actions = torch.randn(a.batch, a.horizon, config.action_dim)
     noise, timestep = torch.randn(a.copies * a.batch, a.horizon, config.action_dim), torch.rand(a.copies * a.batch)
 
+    targets, first = ActionTargets(actions, noise=noise, timestep=timestep), noise[: a.batch]
+    options = SamplingOptions(noise=first, num_inference_steps=a.steps)
     losses = {
         "plain": lambda: plain_loss(head, conditioning, actions, noise, timestep),
-        "shared": lambda: head.loss(conditioning, actions, noise=noise, timestep=timestep),
+        "shared": lambda: head.loss(conditioning, targets)[0],
     }
-    first = noise[: a.batch]
     samples = {
         "plain": torch.no_grad()(lambda: plain_sample(head, conditioning, first, a.steps)),
-        "shared": torch.no_grad()(lambda: head.sample(conditioning, noise=first, num_steps=a.steps)),
+        "shared": torch.no_grad()(lambda: head.sample(conditioning, options)),
     }
     difference = (losses["plain"]() - losses["shared"]()).abs().item()
     print(f"loss differs by {difference:.1e}, actions by {(samples['plain']() - samples['shared']()).abs().max():.1e}")

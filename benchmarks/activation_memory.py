@@ -10,6 +10,7 @@ from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hf_vla.modeling.diffusion_transformer import Conditioning
+from hf_vla.modeling.losses import ActionTargets
 
 
 class _Attend(torch.autograd.Function):
@@ -125,4 +126,4 @@ def _run_head(policy, state: torch.Tensor) -> None:
     conditioning = Conditioning([project(state.to(head.dtype)) for project in policy.projectors])
     shape = (config.repeated_diffusion_steps, config.action_horizon, config.action_dim)
     actions, noise, time = (torch.empty(n, device="meta") for n in ((1, *shape[1:]), shape, shape[:1]))
-    head.loss(conditioning, actions, noise=noise, timestep=time)
+    head.loss(conditioning, ActionTargets(actions, noise=noise, timestep=time))

@@ -136,7 +136,7 @@ def main() -> None:
                 lambda s=steps: policy.predict_action(**one, num_inference_steps=s), device, a.repeats
             )
             print(f"prediction, batch 1, {steps} denoising steps: {seconds * 1e3:.1f} ms", flush=True)
-        seconds = median_seconds(torch.no_grad()(lambda: policy._condition(**one)), device, a.repeats)
+        seconds = median_seconds(torch.no_grad()(lambda: policy.conditioning(**one)), device, a.repeats)
         print(
             f"  of which the backbone and projectors: {seconds * 1e3:.1f} ms, peak memory {peak_gib(device)}",
             flush=True,

@@ -16,6 +16,9 @@ import torch
 from hf_vla import QwenGR00TConfig
 from hf_vla.modeling.action_head import FlowMatchingActionHead
 from hf_vla.modeling.diffusion_transformer import Conditioning
+from hf_vla.modeling.losses import ActionTargets
+from hf_vla.modeling.real_time_chunking import RealTimeChunking
+from hf_vla.modeling.sampling import SamplingOptions
 
 HORIZON, EXECUTED, DELAY, PAIRS = 8, 3, 2, 512
 
@@ -49,7 +52,7 @@ def train(head, state: torch.Tensor, steps: int, batch: int = 64) -> None:
     optimizer = torch.optim.Adam(head.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, total_steps=steps)
     for _ in range(steps):
-        loss = head.loss(conditioning, curves(batch))
+        loss, _ = head.loss(conditioning, ActionTargets(curves(batch)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -59,14 +62,10 @@ def train(head, state: torch.Tensor, steps: int, batch: int = 64) -> None:
 @torch.no_grad()
 def seams(head, state: torch.Tensor, weight: float) -> dict[str, float]:
     conditioning = condition(head, state, PAIRS)
-    previous = head.sample(conditioning, generator=torch.Generator().manual_seed(1))[:, EXECUTED:]
-    new = head.sample(
-        conditioning,
-        generator=torch.Generator().manual_seed(2),
-        previous_chunk=previous,
-        inference_delay=DELAY,
-        max_guidance_weight=weight,
-    )
+    first, second = (SamplingOptions(generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    previous = head.sample(conditioning, first)[:, EXECUTED:]
+    second.real_time_chunking = RealTimeChunking(previous, DELAY, max_guidance_weight=weight)
+    new = head.sample(conditioning, second)
     side = new[..., :1].sign()
     radius = torch.cat([new[..., :1] - 0.7 * side, new[..., 1:]], dim=-1)[:, DELAY:].norm(dim=-1)
     same = new[:, DELAY:, 0].mean(1).sign() == previous[..., 0].mean(1).sign()
@@ -82,12 +81,12 @@ def seams(head, state: torch.Tensor, weight: float) -> dict[str, float]:
 def seconds(head, state: torch.Tensor, repeats: int) -> list[float]:
     """Of a prediction without and with guidance: the least of several, taken by turns, as other work slows some."""
     horizon, dim = head.config.action_horizon, head.config.action_dim
-    guidance = {"previous_chunk": torch.randn(1, horizon // 2, dim), "inference_delay": 2}
+    guidance = SamplingOptions(real_time_chunking=RealTimeChunking(torch.randn(1, horizon // 2, dim), 2))
     best = [math.inf, math.inf]
     for _ in range(repeats):
-        for index, settings in enumerate(({}, guidance)):
+        for index, options in enumerate((None, guidance)):
             start = time.perf_counter()
-            head.sample(condition(head, state, 1), **settings)
+            head.sample(condition(head, state, 1), options)
             best[index] = min(best[index], time.perf_counter() - start)
     return best
 

@@ -11,8 +11,6 @@ import numpy as np
 import torch
 import yaml
 
-from hf_vla.registry import class_of
-
 REFERENCE = Path(__file__).resolve().parent / "reference"
 FAST_TOKENIZER = REFERENCE / "fast_tokenizer"
 
@@ -193,5 +191,5 @@ class ReferenceCases:
         return AutoProcessor.from_pretrained(self.run_folder(variant), base_vlm=str(self.base_vlm(variant)))
 
     def case(self, variant: str, case: str) -> Case:
-        state_in_head = class_of(self.policy(variant).config.model_type, "processor").state_in_head
+        state_in_head = self.policy(variant).config.state_input == "head"
         return Case(recorded_arrays(variant, case), self.meta(variant)["cases"][case], state_in_head)

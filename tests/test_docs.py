@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from reference_cases import base_vlm
 from tiny_policies import build, observation
-from tiny_vlms import write_tiny_vlm
+from tiny_vlms import write_tiny_llava, write_tiny_vlm
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 import hf_vla
+from hf_vla.processing import backbone_families
 from hf_vla.registry import class_of, frameworks
 from hf_vla.training_args.recipe import PolicyArguments
 
@@ -56,20 +57,23 @@ def smolvlm(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def framework(smolvlm, tmp_path_factory):
-    """The module that the document's blocks make up, run from top to bottom."""
+    """The module that the document's blocks make up, run from top to bottom; its family of backbones is known as long."""
     source = "\n\n".join(code_blocks())
     assert source.count(BACKBONE) == 1
     folder = tmp_path_factory.mktemp("user")
+    known = dict(backbone_families._FAMILIES)
     with contextlib.chdir(folder):
-        return load("query_regression", source.replace(BACKBONE, repr(str(smolvlm))), folder)
+        yield load("query_regression", source.replace(BACKBONE, repr(str(smolvlm))), folder)
+    backbone_families._FAMILIES = known
 
 
-@pytest.fixture(params=["Qwen3-VL", "Qwen2.5-VL", "SmolVLM2"])
-def policy_and_processor(request, framework, smolvlm):
+@pytest.fixture(params=["Qwen3-VL", "Qwen2.5-VL", "SmolVLM2", "LLaVA"])
+def policy_and_processor(request, framework, smolvlm, tmp_path):
     folder = {
         "Qwen3-VL": base_vlm("Qwen3-VL-4B-Instruct"),
         "Qwen2.5-VL": base_vlm("Qwen2.5-VL-3B-Instruct"),
         "SmolVLM2": smolvlm,
+        "LLaVA": write_tiny_llava(tmp_path / "llava"),
     }[request.param]
     torch.manual_seed(0)
     return framework.QueryRegressionForActionPrediction.from_vlm(folder, random_init=True, **SETTINGS)
@@ -85,7 +89,7 @@ def observations() -> dict:
 
 
 def test_the_document_runs_from_top_to_bottom(framework):
-    assert len(code_blocks()) == 6
+    assert len(code_blocks()) == 7
     assert framework.normalized.shape == (1, 8, 7) and framework.normalized.isfinite().all()
     assert framework.actions.shape == (1, 8, 7) and framework.actions.dtype == np.float32
     assert (Path(framework.__file__).parent / "my-policy" / "model.safetensors").exists()
@@ -205,5 +209,5 @@ class TestBadRegistration:
             hf_vla.register_framework("another", framework.QueryRegressionConfig, None, None)
 
     def test_widths_that_do_not_divide(self, framework):
-        with pytest.raises(ValueError, match="no multiple of num_action_heads"):
+        with pytest.raises(ValueError, match="not a multiple of num_action_heads"):
             framework.QueryRegressionConfig(action_hidden_size=30)

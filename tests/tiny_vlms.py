@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
+    CLIPImageProcessorPil,
     Idefics3ImageProcessorPil,
     PreTrainedTokenizerFast,
     SmolVLMImageProcessorPil,
@@ -94,4 +95,28 @@ def write_tiny_vlm(folder: Path, model_type: str = "smolvlm", tied: bool = False
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": CHAT_TEMPLATE}))
     image_processor = {"smolvlm": SmolVLMImageProcessorPil, "idefics3": Idefics3ImageProcessorPil}[model_type]
     image_processor(size={"longest_edge": 2 * FRAME}, max_image_size={"longest_edge": FRAME}).save_pretrained(folder)
+    return folder
+
+
+def write_tiny_llava(folder: Path) -> Path:
+    """Write configuration, tokenizer, image processor and chat template of a tiny "llava": 4 x 4 tokens per image."""
+    tokenizer = tiny_tokenizer()
+    sizes = {"intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    AutoConfig.for_model(
+        "llava",
+        text_config={"model_type": "llama", "hidden_size": 32, "vocab_size": len(tokenizer), **sizes},
+        vision_config={
+            "model_type": "clip_vision_model",
+            "hidden_size": 16,
+            "image_size": FRAME,
+            "patch_size": PATCH,
+            **sizes,
+        },
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        pad_token_id=tokenizer.pad_token_id,
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": CHAT_TEMPLATE}))
+    size = {"height": FRAME, "width": FRAME}
+    CLIPImageProcessorPil(size={"shortest_edge": FRAME}, crop_size=size).save_pretrained(folder)
     return folder

@@ -11,6 +11,7 @@ from .utils.lazy import lazy_names
 __version__ = "0.1.0"
 
 _LAZY = {
+    "BackboneFamily": "processing.backbone_families",
     "DatasetMixture": "data",
     "ImageAugmentation": "data",
     "LeRobotDataset": "data",
@@ -23,6 +24,7 @@ _LAZY = {
     "VisionLanguageActionPipeline": "inference.pipeline",
     "VLATrainer": "training.trainer",
     "VLATrainingArguments": "training_args.arguments",
+    "register_backbone_family": "processing.backbone_families",
     "register_environment": "evaluation.environments",
 }
 for _type, _stem in FRAMEWORKS.items():

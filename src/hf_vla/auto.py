@@ -1,7 +1,7 @@
 """The hook that lets transformers' Auto classes know this package, without importing transformers before the user does.
 
-AutoConfig, AutoModel, AutoProcessor and the pipelines learn of our frameworks right after they are imported; AutoConfig also reads
-StarVLA's native layout, where transformers finds no `config.json`, and AutoModel adapters.
+AutoConfig, AutoModel, AutoProcessor and the pipelines learn of our frameworks right after they are imported. They also open
+checkpoints that transformers does not know: StarVLA's native ones, and adapters of policies.
 """
 
 import functools
@@ -13,62 +13,78 @@ from importlib.abc import Loader, MetaPathFinder
 from .plugins import load_plugins
 from .registry import FRAMEWORKS, class_of, frameworks
 
+#: Arguments of the Auto classes alone, which those that they load do not take
+_OF_AUTO_CLASSES = ("code_revision", "trust_remote_code", "_from_auto", "_from_pipeline")
 
-def understand_native_repositories(auto_config) -> None:
-    """Let `AutoConfig.from_pretrained` read a native repository; AutoModel and AutoProcessor follow, as they ask it first."""
+
+def patch_config(auto_config) -> None:
+    """Let `AutoConfig.from_pretrained` read a native checkpoint, in which transformers finds no `config.json`."""
     original = auto_config.from_pretrained.__func__
-    if getattr(original, "_reads_starvla", False):
+    if getattr(original, "_opens_checkpoints", False):
         return
 
     @functools.wraps(original)
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        from .checkpoints.starvla import NATIVE_KWARGS, find_repository
+        from .checkpoints.opening import NATIVE_KWARGS, find_checkpoint
 
         try:
             return original(cls, pretrained_model_name_or_path, **kwargs)
         except (OSError, ValueError):
             if load_plugins():  # one of them may bring the framework
                 return from_pretrained(cls, pretrained_model_name_or_path, **kwargs)
-            repository = find_repository(pretrained_model_name_or_path, **kwargs)
-            if repository is None:
+            checkpoint = find_checkpoint(pretrained_model_name_or_path, **_opening_options(kwargs))
+            if checkpoint is None or not checkpoint.is_native:
                 raise
-        # AutoModel hands what comes back unused to the model, so what is AutoConfig's own must not come back.
-        for name in ("code_revision", "trust_remote_code", "_from_auto", "_from_pipeline"):
-            kwargs.pop(name, None)
-        native = {name: kwargs[name] for name in kwargs if name in NATIVE_KWARGS}
+        # What comes back unused is handed to the model, so what is AutoConfig's own must not come back.
+        of_policy = {name: value for name, value in kwargs.items() if name not in _OF_AUTO_CLASSES}
         try:
-            result = repository.config(**kwargs)
+            result = class_of(checkpoint.model_type, "config").from_pretrained(checkpoint, **of_policy)
         except ValueError as error:
-            raise OSError(
-                str(error)
-            ) from error  # AutoProcessor takes a ValueError for "not mine" and drops its message
+            # AutoProcessor takes a ValueError for "not mine" and drops its message.
+            raise OSError(str(error)) from error
+        native = {name: kwargs[name] for name in kwargs if name in NATIVE_KWARGS}
         return (result[0], result[1] | native) if kwargs.get("return_unused_kwargs") else result
 
-    from_pretrained._reads_starvla = True
+    from_pretrained._opens_checkpoints = True
     auto_config.from_pretrained = classmethod(from_pretrained)
 
 
-def understand_adapters(auto_model) -> None:
-    """Let `AutoModel.from_pretrained` load a policy's adapter by the configuration beside it.
+def patch_loading(auto_class, kind: str) -> None:
+    """Let `AutoModel` or `AutoProcessor` open a policy's checkpoint once, in any format, and hand it to our class.
 
-    transformers would take the base's, which may be a plain vision-language model.
+    All else is loaded as ever. transformers does not know native checkpoints, and of an adapter would load the base,
+    which may be a plain vision-language model.
+
+    Args:
+        auto_class: the Auto class.
+        kind: what it loads, "model" or "processor".
     """
-    original = auto_model.from_pretrained.__func__
-    if getattr(original, "_reads_adapters", False):
+    original = auto_class.from_pretrained.__func__
+    if getattr(original, "_opens_checkpoints", False):
         return
 
+    @functools.wraps(original)
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        from .checkpoints.adapters import find_adapter
+        from .checkpoints.opening import find_checkpoint
 
-        adapter = find_adapter(pretrained_model_name_or_path, **{**kwargs, "adapter_kwargs": None})
-        if adapter is None or adapter.model_type not in frameworks():
-            return original(cls, pretrained_model_name_or_path, *args, **kwargs)
-        for name in ("code_revision", "trust_remote_code"):
-            kwargs.pop(name, None)
-        return class_of(adapter.model_type, "model").from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        checkpoint = find_checkpoint(pretrained_model_name_or_path, **_opening_options(kwargs))
+        if checkpoint is not None:
+            own_class = class_of(checkpoint.model_type, kind) if checkpoint.model_type in frameworks() else None
+            if own_class is not None and (kind == "model" or checkpoint.processor_class == own_class.__name__):
+                of_policy = {name: value for name, value in kwargs.items() if name not in _OF_AUTO_CLASSES[:2]}
+                return own_class.from_pretrained(checkpoint, *args, **of_policy)
+            if checkpoint is pretrained_model_name_or_path:
+                pretrained_model_name_or_path, kwargs = checkpoint.name, {**kwargs, **checkpoint.files.hub}
+        return original(cls, pretrained_model_name_or_path, *args, **kwargs)
 
-    from_pretrained.__doc__, from_pretrained._reads_adapters = original.__doc__, True
-    auto_model.from_pretrained = classmethod(from_pretrained)
+    from_pretrained._opens_checkpoints = True
+    auto_class.from_pretrained = classmethod(from_pretrained)
+
+
+def _opening_options(kwargs: dict) -> dict:
+    from .checkpoints.opening import HUB_KWARGS, NATIVE_KWARGS
+
+    return {name: kwargs[name] for name in (*HUB_KWARGS, *NATIVE_KWARGS) if name in kwargs}
 
 
 def _register_configs() -> None:
@@ -76,7 +92,7 @@ def _register_configs() -> None:
 
     for model_type in FRAMEWORKS:
         AutoConfig.register(model_type, class_of(model_type, "config"), exist_ok=True)
-    understand_native_repositories(AutoConfig)
+    patch_config(AutoConfig)
 
 
 def _register_models() -> None:
@@ -84,7 +100,7 @@ def _register_models() -> None:
 
     for model_type in FRAMEWORKS:
         AutoModel.register(class_of(model_type, "config"), class_of(model_type, "model"), exist_ok=True)
-    understand_adapters(AutoModel)
+    patch_loading(AutoModel, "model")
 
 
 def _register_processors() -> None:
@@ -92,6 +108,7 @@ def _register_processors() -> None:
 
     for model_type in FRAMEWORKS:
         AutoProcessor.register(class_of(model_type, "config"), class_of(model_type, "processor"), exist_ok=True)
+    patch_loading(AutoProcessor, "processor")
 
 
 def _register_pipeline() -> None:

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 import hf_vla
-from hf_vla.checkpoints.starvla import StarVLARepository
+from hf_vla.checkpoints import open_checkpoint
 from hf_vla.checkpoints.starvla_writer import save_repository
 
 VARIANT = "QwenPI_v3"
@@ -126,11 +126,10 @@ def test_null_width_means_the_backbones_and_no_projectors(run, base_vlm):
 def test_highest_step_or_the_one_asked_for(run, base_vlm):
     later = run / "checkpoints" / "steps_200_pytorch_model.pt"
     shutil.copy(run / FILE, later)
-    repository = StarVLARepository("run", run)
-    assert repository.checkpoint() == later
-    assert repository.checkpoint("steps_10_pytorch_model.pt") == run / FILE
+    assert open_checkpoint(run).weights_file() == later
+    assert open_checkpoint(run, checkpoint="steps_10_pytorch_model.pt").weights_file() == run / FILE
     with pytest.raises(OSError, match="steps_10_pytorch_model.pt, checkpoints/steps_200"):
-        repository.checkpoint("steps_30_pytorch_model.pt")
+        open_checkpoint(run, checkpoint="steps_30_pytorch_model.pt").weights_file()
 
 
 def test_a_file_is_looked_for_in_the_repository_first(run, tmp_path, monkeypatch, caplog):
@@ -140,12 +139,11 @@ def test_a_file_is_looked_for_in_the_repository_first(run, tmp_path, monkeypatch
     shutil.copy(run / FILE, elsewhere / name)
     shutil.copy(run / FILE, elsewhere / "other.pt")
     monkeypatch.chdir(elsewhere)
-    repository = StarVLARepository("run", run)
     for chosen, expected in ((name, run / FILE), (None, run / FILE), ("other.pt", Path("other.pt"))):
         for _ in range(2):  # every load says which
             caplog.clear()
-            assert repository.checkpoint(chosen) == expected
-            assert f"run: loading {FILE if expected == run / FILE else 'other.pt'}" in caplog.text
+            assert open_checkpoint(run, checkpoint=chosen).weights_file() == expected
+            assert f"{run}: loading {FILE if expected == run / FILE else 'other.pt'}" in caplog.text
 
 
 def test_safetensors_checkpoint(run, base_vlm):
@@ -176,6 +174,33 @@ def test_unknown_robot_needs_modes(run, base_vlm):
     low, high = (torch.tensor(statistics["oxe_bridge"]["action"][k]) for k in ("min", "max"))
     actions = processor.unnormalize_actions(torch.zeros(1, 8, 7))
     assert torch.allclose(torch.from_numpy(actions[0, 0]), (low + high) / 2, atol=1e-6)
+
+
+def test_a_checkpoint_is_opened_once_and_handed_on(pristine_run, base_vlm, monkeypatch):
+    from hf_vla.checkpoints import checkpoint as module
+
+    opened = []
+    original = module.Files.__init__
+    monkeypatch.setattr(
+        module.Files, "__init__", lambda self, name, **hub: (opened.append(str(name)), original(self, name, **hub))[0]
+    )
+    policy = hf_vla.Policy.from_pretrained(str(pristine_run), "oxe_bridge", base_vlm=base_vlm)
+    assert isinstance(policy.model, hf_vla.QwenPIV3ForActionPrediction) and opened == [str(pristine_run)]
+
+    opened.clear()
+    checkpoint = open_checkpoint(pristine_run, base_vlm=base_vlm)
+    assert (checkpoint.is_native, checkpoint.model_type) == (True, "qwen_pi_v3")
+    config = hf_vla.QwenPIV3Config.from_pretrained(checkpoint)
+    model = hf_vla.QwenPIV3ForActionPrediction.from_pretrained(checkpoint, config=config)
+    assert AutoProcessor.from_pretrained(checkpoint).image_size == [96, 64]
+    assert model.config.action_hidden_size == 48 and opened == [str(pristine_run)]
+
+
+def test_loading_again_from_an_open_checkpoint_shares_nothing(pristine_run, base_vlm):
+    checkpoint = open_checkpoint(pristine_run, base_vlm=base_vlm)
+    first, second = (hf_vla.QwenPIV3Config.from_pretrained(checkpoint) for _ in range(2))
+    first.vlm_config.text_config.hidden_size = 1
+    assert second.vlm_config.text_config.hidden_size == 64
 
 
 # ------------------------------------------------------------ from the Hub

@@ -1,5 +1,7 @@
 """`Policy.predict`: samples, the prompt, stages, and the trace of denoising and attention; where an image's tokens lie."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,8 @@ from tiny_policies import ACTION_DIM, HORIZON, OWN, STEPS, build, observation
 from tiny_vlms import write_tiny_vlm
 
 from hf_vla.inference.prediction import Recorder
-from hf_vla.processing.image_layouts import LAYOUTS, LaidOutImages
+from hf_vla.processing import backbone_families
+from hf_vla.processing.image_layouts import LaidOutImages
 
 FLOW_MATCHING = [name for name in OWN if name not in ("qwen_oft", "qwen_fast")]
 flow_matching = pytest.mark.parametrize("framework", FLOW_MATCHING)
@@ -259,6 +262,7 @@ def test_images_of_other_prompts():
 
 def test_a_family_that_does_not_tell_its_grids(monkeypatch):
     policy = build("qwen_pi_v3")
-    monkeypatch.setitem(LAYOUTS, "Qwen2VLImageProcessor", lambda *_: LaidOutImages("<|image_pad|>", [], {}))
+    without = replace(backbone_families.family_of("qwen3_vl"), layout=lambda *_: LaidOutImages([], {}))
+    monkeypatch.setitem(backbone_families._FAMILIES, without.name, without)
     with pytest.raises(ValueError, match="is not known for backbones with a Qwen2VLImageProcessor.*give `grids`"):
         policy.processor.image_token_positions(observation()["image"], torch.zeros(1, 4))

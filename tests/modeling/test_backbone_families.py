@@ -1,5 +1,8 @@
 """Every framework on backbones of another family than Qwen-VL: SmolVLM2, and Idefics3 that it descends from."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +22,7 @@ from hf_vla.checkpoints.starvla_writer import save_repository
 from hf_vla.modeling.backbone import build_backbone, layer_states
 from hf_vla.modeling.configuration_vla import FlowMatchingConfig
 from hf_vla.modeling.qwen_fast.action_tokenizer import FastActionTokenizer
+from hf_vla.processing.backbone_families import family_of, register_backbone_family
 from hf_vla.processing.processing_vla import VLAProcessor
 from hf_vla.registry import class_of
 
@@ -298,6 +302,18 @@ class TestBadInput:
         with pytest.raises(ValueError, match="no image layout is known for backbones with a CLIPImageProcessor"):
             QwenOFTForActionPrediction.from_vlm(folder, **COMMON)
 
+    def test_a_model_type_of_no_family(self, smolvlm, tmp_path):
+        folder = write_tiny_vlm(tmp_path)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"model_type": "idefics2"}))
+        with pytest.raises(ValueError, match="no family .* 'idefics2'; known are qwen3_vl.*did you mean idefics3"):
+            QwenOFTForActionPrediction.from_vlm(folder, random_init=True, **COMMON)
+
+    def test_a_model_type_of_two_families(self):
+        other = replace(family_of("smolvlm"), name="mine", model_types=("mine", "qwen2_5_vl"))
+        with pytest.raises(ValueError, match="'qwen2_5_vl' is a model type of Qwen2.5-VL; mine can't have it too"):
+            register_backbone_family(other)
+
     def test_a_processor_of_no_framework(self, smolvlm):
         with pytest.raises(ValueError, match="VLAProcessor belongs to no framework"):
             VLAProcessor.from_vlm(smolvlm)
@@ -318,5 +334,5 @@ class TestBadInput:
 
     def test_starvla_has_no_such_backbone(self, smolvlm, tmp_path):
         policy, processor = build("qwen_oft", smolvlm)
-        with pytest.raises(ValueError, match="QwenOFT has Qwen-VL backbones only; this policy's is a 'smolvlm'"):
+        with pytest.raises(ValueError, match="QwenOFT has no backbone of this policy's family, 'smolvlm'"):
             save_repository(policy, processor, tmp_path / "run")

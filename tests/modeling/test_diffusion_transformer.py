@@ -57,7 +57,7 @@ def test_prepared_keys_and_modulations_equal_unprepared_ones(transformer, inputs
     is_cross = [block.is_cross for block in transformer.transformer_blocks]
     assert [pair is not None for pair in prepared.keys_and_values] == is_cross
     prepared.states = [None] * 4  # proof that they are not read again
-    assert torch.equal(transformer(tokens, prepared, temb, transformer.modulations(temb)), expected)
+    assert torch.equal(transformer(tokens, prepared, temb, modulations=transformer.modulations(temb)), expected)
 
 
 def test_padding_is_not_attended(transformer, inputs):

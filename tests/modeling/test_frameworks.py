@@ -403,15 +403,16 @@ def test_draws(framework):
 def test_the_state_goes_where_the_framework_reads_it(framework):
     policy, processor = build(framework)
     inputs = processor(**observations())
-    assert ("state" in inputs) == policy.state_in_head == processor.state_in_head != processor.state_in_prompt
+    assert policy.config.state_input == processor.state_input
+    assert ("state" in inputs) == (policy.config.state_input == "head")
     state = torch.zeros(2, 1, STATE_DIM)
-    if not policy.state_in_head:
+    if policy.config.state_input == "prompt":
         with pytest.raises(ValueError, match="give it to the processor"):
             policy.predict_action(**inputs, state=state)
         return
     with pytest.raises(ValueError, match=r"state has shape \(2, 1, 4\); this policy needs \(2, 1, 3\)"):
         policy.predict_action(**{**inputs, "state": torch.zeros(2, 1, STATE_DIM + 1)})
-    policy.action_head.state_encoder = None
+    policy.config.state_dim = 0
     with pytest.raises(ValueError, match="no state encoder"):
         policy.predict_action(**inputs)
 

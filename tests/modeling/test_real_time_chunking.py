@@ -10,6 +10,7 @@ from reference_cases import base_vlm
 
 from hf_vla.inference.policy import Policy
 from hf_vla.modeling import flow_matching
+from hf_vla.modeling.real_time_chunking import RealTimeChunking, guidance_weight, overlap_weights
 from hf_vla.registry import class_of
 
 HORIZON, ACTION_DIM = 8, 2
@@ -65,7 +66,7 @@ def test_soft_mask(overlap, delay):
     for i in range(overlap):
         c = (overlap - i) / (overlap - delay + 1)
         expected.append(1.0 if i < delay else c * (math.exp(c) - 1) / (math.e - 1))
-    weights = flow_matching.overlap_weights(overlap, delay)
+    weights = overlap_weights(overlap, delay)
     assert torch.allclose(weights, torch.tensor(expected), atol=1e-6)
     assert (weights[:delay] == 1).all() and (weights[delay:] < 1).all() and (weights > 0).all()
 
@@ -74,18 +75,18 @@ def test_soft_mask(overlap, delay):
     ("time", "beta", "weight"), [(0, 5, 5), (0.25, 5, 10 / 3), (0.5, 5, 2), (0.5, 1, 1), (0.9, 5, 5)]
 )
 def test_guidance_weight(time, beta, weight):
-    assert flow_matching.guidance_weight(time, beta) == pytest.approx(weight)
+    assert guidance_weight(time, beta) == pytest.approx(weight)
 
 
 def test_a_constant_velocity_is_inpainted_as_calculated():
     """x̂ = x + (1 - t) v has derivative 1: its distance to the previous chunk shrinks by 1 - w g(t) / n each step."""
     noise, velocity, previous = (torch.randn(3, 6, 2, generator=seeded(s)) for s in range(3))
     previous = previous[:, :4]
-    guided = flow_matching.guide(lambda x, _: velocity, previous, 2, 4, BETA)
+    guided = RealTimeChunking(previous, 2, BETA).guide(lambda x, _: velocity, 4)
     result = flow_matching.integrate(guided, noise, 4)
     factor = torch.ones(4)
     for g in (5, 10 / 3, 2, 10 / 3):
-        factor *= 1 - flow_matching.overlap_weights(4, 2) * g / 4
+        factor *= 1 - overlap_weights(4, 2) * g / 4
     free = noise + velocity
     expected = previous + factor[:, None] * (free[:, :4] - previous)
     assert torch.allclose(result[:, :4], expected, atol=1e-5)
@@ -99,15 +100,15 @@ def test_the_correction_is_the_transposed_jacobian_times_the_error():
     horizon, dim, steps = 5, 2, 3
     matrix = 0.5 * torch.randn(horizon * dim, horizon * dim, generator=seeded(0), dtype=torch.float64)
     x, previous = (torch.randn(2, n, dim, generator=seeded(n), dtype=torch.float64) for n in (horizon, 3))
-    guided = flow_matching.guide(lambda x, _: (x.flatten(1) @ matrix.T).view_as(x), previous, 1, steps, BETA)
+    guided = RealTimeChunking(previous, 1, BETA).guide(lambda x, _: (x.flatten(1) @ matrix.T).view_as(x), steps)
     weights = torch.zeros(horizon, dim, dtype=torch.float64)
-    weights[:3] = flow_matching.overlap_weights(3, 1)[:, None]
+    weights[:3] = overlap_weights(3, 1)[:, None]
     target = torch.zeros_like(x)
     target[:, :3] = previous
     for step in range(steps):
         jacobian = torch.eye(horizon * dim, dtype=torch.float64) + (1 - step / steps) * matrix
         error = weights.flatten() * (target.flatten(1) - x.flatten(1) @ jacobian.T)
-        g = flow_matching.guidance_weight(step / steps, BETA)
+        g = guidance_weight(step / steps, BETA)
         expected = x.flatten(1) @ matrix.T + g * error @ jacobian
         assert torch.allclose(guided(x, step).flatten(1), expected, atol=1e-6)
         assert not torch.allclose(expected, x.flatten(1) @ matrix.T + g * error @ jacobian.T, atol=1e-2)
@@ -117,7 +118,7 @@ def test_the_correction_is_the_transposed_jacobian_times_the_error():
 def test_what_no_noise_leads_elsewhere_stays():
     """Data of a single chunk: the derivative is 0, and guidance does not leave the data."""
     actions, noise, previous = (torch.randn(2, 4, 2, generator=seeded(s)) for s in range(3))
-    guided = flow_matching.guide(lambda x, step: (actions - x) / (1 - step / 4), previous, 2, 4, BETA)
+    guided = RealTimeChunking(previous, 2, BETA).guide(lambda x, step: (actions - x) / (1 - step / 4), 4)
     assert torch.allclose(flow_matching.integrate(guided, noise, 4), actions, atol=1e-5)
 
 
@@ -307,9 +308,9 @@ def given_to_model(policy, monkeypatch) -> list:
     """Every `previous_chunk` that the model is given."""
     given, predict = [], policy.model.predict_action
 
-    def spy(*args, previous_chunk=None, inference_delay=0, **kwargs):
-        given.append(previous_chunk)
-        return predict(*args, previous_chunk=previous_chunk, inference_delay=inference_delay, **kwargs)
+    def spy(*args, real_time_chunking=None, **kwargs):
+        given.append(None if real_time_chunking is None else real_time_chunking.previous_chunk)
+        return predict(*args, real_time_chunking=real_time_chunking, **kwargs)
 
     monkeypatch.setattr(policy.model, "predict_action", spy)
     return given

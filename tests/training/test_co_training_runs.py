@@ -121,13 +121,6 @@ class TestRefused:
         with pytest.raises(ValueError, match="give DatasetMixture"):
             trainer_for(cotraining_recipe, train_dataset=dataset)
 
-    def test_a_policy_that_takes_no_conversations(self, cotraining_recipe, monkeypatch):
-        from hf_vla import QwenOFTForActionPrediction
-
-        monkeypatch.setattr(QwenOFTForActionPrediction, "forward", lambda self, input_ids, actions=None: None)
-        with pytest.raises(ValueError, match="its forward takes no vlm_batch"):
-            trainer_for(cotraining_recipe)
-
     def test_plain_text_where_parameters_are_sharded(self, cotraining_recipe, write_conversations, tmp_path):
         write_conversations(tmp_path, images=False)
         dataset = trainer_for(cotraining_recipe).train_dataset

@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 from transformers.utils import logging
 
+from ..hub import is_repository_name
 from ..utils.files import atomic_write
 from . import sections as card_sections
 
@@ -140,7 +141,7 @@ def _describe(fields, folder: Path, metadata: Mapping, name: str) -> None:
         if value is not None and key != "tags":
             setattr(fields, key, value)
     backbone = config.get("vlm_name_or_path")
-    if backbone and fields.base_model is None and card_sections.looks_like_repository(backbone):
+    if backbone and fields.base_model is None and is_repository_name(backbone):
         fields.base_model = backbone
     rows = [row for row in card_sections.summary_rows(folder) if row["control"] == "none"]
     if rows:

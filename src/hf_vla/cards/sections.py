@@ -6,13 +6,13 @@ A section's function takes the folder and returns Markdown, or None where the fo
 import ast
 import csv
 import json
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
 
+from ..hub import is_repository_name
 from ..registry import FRAMEWORKS, class_of
 
 SUMMARY = "success_summary.csv"
@@ -42,11 +42,6 @@ def policy_config(folder: Path) -> dict:
     return config if "vlm_config" in config and "action_horizon" in config else {}
 
 
-def looks_like_repository(name: str) -> bool:
-    """Whether a name can be a Hub repository's, and is none of a folder here."""
-    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not Path(name).exists()
-
-
 def figure(model_type: str) -> str:
     """A framework in one line: its name and the way from backbone to actions, as its module says."""
     if model_type in FRAMEWORKS:  # read, not imported: a card needs no torch
@@ -66,7 +61,7 @@ def architecture(folder: Path) -> str | None:
     vlm = config["vlm_config"]
     text = vlm.get("text_config", vlm)
     name = config.get("vlm_name_or_path")
-    name = name if not name or looks_like_repository(name) else Path(name).name
+    name = name if not name or is_repository_name(name) else Path(name).name
     lora = read_json(folder / "adapter_config.json")
     facts = {
         "framework": f"`{config['model_type']}`",
@@ -251,7 +246,6 @@ __all__ = [
     "ORDER",
     "SUMMARY",
     "licence",
-    "looks_like_repository",
     "policy_config",
     "read_json",
     "read_summary",

@@ -105,7 +105,7 @@ def merge(model: nn.Module) -> nn.Module:
     return model.requires_grad_(True)
 
 
-def fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
+def weight_fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
     """A few values of a few weights of the backbone, (4,) each, by name.
 
     Args:
@@ -133,10 +133,10 @@ def _sample(weight: torch.Tensor, number: int = 4) -> torch.Tensor:
 
 __all__ = [
     "adapter_tensors",
-    "fingerprint",
     "has_tied_embeddings",
     "inject",
     "merge",
     "plain_name",
     "uncovered_modules",
+    "weight_fingerprint",
 ]

@@ -12,94 +12,52 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
 
 from ..cards.model_card import write_model_card
-from ..cards.sections import looks_like_repository
-from ..hub import HUB_KWARGS, hub_file
-from ..registry import frameworks
-from .adapted_modules import adapter_tensors, fingerprint, inject, uncovered_modules
-from .starvla import find_repository
+from ..hub import SHARED_HUB_KWARGS, hub_options, is_repository_name
+from .adapted_modules import adapter_tensors, inject, uncovered_modules, weight_fingerprint
+from .checkpoint import WHOLE_WEIGHTS, Checkpoint, Files
 from .weights import load_tensors
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
 _PREFIX = "base_model.model."  # PEFT's, in front of every name in the file
-_OF_ONE_REPOSITORY = ("revision", "subfolder", "_commit_hash")
 
 
-def find_adapter(name_or_path, adapter_kwargs: dict | None = None, **kwargs) -> "Adapter | None":
-    """The adapter of that name, or None where it is none.
+class AdapterCheckpoint(Checkpoint):
+    """An adapter's folder, or the Hub repository of one."""
 
-    Args:
-        name_or_path: a folder or Hub repository.
-        adapter_kwargs: transformers' own, which say where AutoModel came from when it has gone on to the base.
-        kwargs: Hub options (`revision`, `token`, …); others are not read.
-    """
-    source = (adapter_kwargs or {}).get("_adapter_model_path") or name_or_path
-    if source is None:
-        return None
-    path = Path(source)
-    if path.is_dir():
-        path = path / (kwargs.get("subfolder") or "")
+    is_adapter = True
+
+    @classmethod
+    def find(cls, files: Files, **options) -> "AdapterCheckpoint | None":
+        if files.find(CONFIG) is None:
+            return None
         # A whole policy with an adapter beside it is transformers' own matter.
-        complete = any((path / name).exists() for name in ("model.safetensors", "model.safetensors.index.json"))
-        return Adapter(str(source), path) if (path / CONFIG).is_file() and not complete else None
-    if str(source).count("/") != 1:
-        return None  # no Hub repository
-    hub = {name: kwargs[name] for name in HUB_KWARGS if kwargs.get(name) is not None}
-    file = hub_file(str(source), CONFIG, hub)
-    return None if file is None else Adapter(str(source), file.parent, hub)
-
-
-class Adapter:
-    """An adapter's folder, or the snapshot of its Hub repository.
-
-    Args:
-        name: as the user calls it.
-        root: the folder, or the snapshot's folder in the Hub cache.
-        hub: Hub options; None for a local folder.
-    """
-
-    def __init__(self, name: str, root: Path, hub: dict | None = None):
-        self.name, self.root, self._hub = name, root, hub
-
-    def _file(self, name: str) -> Path | None:
-        if self._hub is None:
-            return self.root / name if (self.root / name).is_file() else None
-        return hub_file(self.name, name, self._hub)
-
-    def _json(self, name: str) -> dict | None:
-        file = self._file(name)
-        try:
-            return None if file is None else json.loads(file.read_text())
-        except json.JSONDecodeError as error:
-            raise OSError(f"{file} is no valid JSON: {error}") from error
+        if files.folder is not None and any(files.find(name) for name in WHOLE_WEIGHTS):
+            return None
+        return cls(files, **options)
 
     def _base_record(self) -> dict:
-        return self._json(BASE) or {}  # none where PEFT itself wrote the adapter
+        return self.files.read_json(BASE) or {}  # none if PEFT itself wrote the adapter
 
     def settings(self) -> dict:
         """PEFT's `adapter_config.json`."""
-        return self._json(CONFIG)
-
-    @property
-    def model_type(self) -> str | None:
-        """The framework of the policy, where the folder says it."""
-        return (self._json("config.json") or {}).get("model_type")
+        return self.files.read_json(CONFIG)
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the policy that was adapted, by the configuration beside the adapter."""
-        return getattr(torch, str((self._json("config.json") or {}).get("dtype") or "float32"))
+        return getattr(torch, str((self.files.read_json("config.json") or {}).get("dtype") or "float32"))
 
     def base(self, given: str | None = None) -> str:
         """The folder or repository of the base: `given`, else what was recorded."""
         base = given or self.settings().get("base_model_name_or_path")
         if not base:
             raise ValueError(f"{self.name} does not say what it adapts; pass base_model= with that policy or backbone")
-        candidates = [Path(base), self.root / base]
+        root = self.files.find(CONFIG).parent
+        candidates = [Path(base), root / base]
         if given is None and (relative := self._base_record().get("relative_path")):
-            candidates.append(self.root / relative)  # both were moved; the fingerprint tells whether it is the same
+            candidates.append(root / relative)  # both were moved; the fingerprint tells whether it is the same
         for path in candidates:
             if path.is_dir():
                 return str(path)
@@ -117,7 +75,7 @@ class Adapter:
             model_class: the policy's class.
             config: its configuration; by default the one in the folder, else the base's.
             base_model: where the base is now, if not where it was.
-            kwargs: as for `PreTrainedModel.from_pretrained`; Hub options are of the adapter.
+            kwargs: as for `PreTrainedModel.from_pretrained`, Hub options apart.
 
         Raises:
             ValueError: the adapter does not fit the base, or the base is another one than it was trained on.
@@ -129,19 +87,18 @@ class Adapter:
         except ImportError as error:
             raise ImportError(f"{self.name} is an adapter, which needs peft: pip install peft") from error
         base = self.base(base_model)
-        if config is None and self._file("config.json") is not None:
-            config = model_class.config_class.from_pretrained(self._file("config.json").parent)
-        for name in (*_OF_ONE_REPOSITORY, "adapter_kwargs"):
-            kwargs.pop(name, None)
+        if config is None and self.model_type is not None:
+            config = model_class.config_class.from_pretrained(self)
+        kwargs.pop("adapter_kwargs", None)
+        # Of the options, those that hold for the base too.
+        kwargs |= hub_options(self.files.hub, SHARED_HUB_KWARGS) | self.options
         if kwargs.get("dtype") in (None, "auto") and getattr(config, "dtype", None) is not None:
             kwargs["dtype"] = config.dtype  # that of the training, also where the base's own is another
-        peft_config = PeftConfig.from_pretrained(self._file(CONFIG).parent)
+        peft_config = PeftConfig.from_pretrained(self.files.find(CONFIG).parent)
         if peft_config.revision is not None:
             kwargs["revision"] = peft_config.revision
         try:
-            of_policy = is_policy(base, **kwargs)
-            load = model_class.from_pretrained if of_policy else model_class.on_backbone
-            model = load(base, config=config, **kwargs)
+            model, is_policy = model_class.from_policy_or_backbone(base, config=config, **kwargs)
         except ValueError as error:
             raise ValueError(f"{self.name} does not fit {base}, which it names as its base: {error}") from error
         except OSError as error:
@@ -153,7 +110,7 @@ class Adapter:
         peft_config.inference_mode = True
         inject(peft_config, model)
         model._hf_peft_config_loaded = True  # so that transformers saves adapters only
-        if not of_policy and (random := uncovered_modules(model)):
+        if not is_policy and (random := uncovered_modules(model)):
             raise ValueError(
                 f"{self.name} does not hold {', '.join(random)}, and its base {base} is a backbone without them: the "
                 "policy would be half random"
@@ -168,7 +125,7 @@ class Adapter:
 
         from .strict_loading import raise_if_incomplete
 
-        file = self._file(WEIGHTS)
+        file = self.files.find(WEIGHTS)
         if file is None:
             raise OSError(f"{self.name} holds no {WEIGHTS}; the checkpoint is incomplete")
         tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in load_tensors(file).items()}
@@ -188,7 +145,7 @@ class Adapter:
     def check_base(self, model: nn.Module, base: str) -> None:
         """Raise a ValueError where `model`, which has no adapter, is not what the adapter was trained on."""
         recorded = self._base_record().get("fingerprint") or {}
-        now = fingerprint(model, recorded)
+        now = weight_fingerprint(model, recorded)
         differ = [
             name
             for name, values in now.items()
@@ -200,14 +157,6 @@ class Adapter:
                 f"{len(now)} weights compared differ, for example {differ[0]}. Was it trained anew? Pass base_model= with "
                 "the old one, or adapt the new one again"
             )
-
-
-def is_policy(name_or_path, **kwargs) -> bool:
-    """Whether a folder or repository holds a policy, not a backbone alone."""
-    if find_repository(name_or_path, **kwargs) is not None:
-        return True
-    hub = {name: kwargs[name] for name in HUB_KWARGS if kwargs.get(name) is not None}
-    return PreTrainedConfig.get_config_dict(name_or_path, **hub)[0].get("model_type") in frameworks()
 
 
 def describe_base(
@@ -225,8 +174,8 @@ def describe_base(
     relative = os.path.relpath(base, final_folder or folder) if base and Path(base).is_dir() else None
     record = {"relative_path": relative, "fingerprint": base_fingerprint}
     (Path(folder) / BASE).write_text(json.dumps(record, indent=1) + "\n")
-    repository = base if base and looks_like_repository(base) else None
+    repository = base if base and is_repository_name(base) else None
     write_model_card(folder, metadata={"base_model": repository, "base_model_relation": "adapter", "tags": ["lora"]})
 
 
-__all__ = ["Adapter", "describe_base", "find_adapter", "is_policy"]
+__all__ = ["AdapterCheckpoint", "describe_base"]

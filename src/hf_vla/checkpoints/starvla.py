@@ -1,23 +1,21 @@
-"""StarVLA's native run folders and Hub repositories: finding and reading them (StarVLA's semantics, section 1).
+"""StarVLA's native run folders and Hub repositories, read (StarVLA's semantics, section 1).
 
-transformers' Auto classes see them through [`~hf_vla.auto`]; writing is
-[`~hf_vla.checkpoints.starvla_writer`].
+How a framework's configuration and tensors map to ours is in its folder, see
+[`~hf_vla.checkpoints.starvla_mapping`]; writing is in [`~hf_vla.checkpoints.starvla_writer`].
 """
 
-import functools
-import json
-import os
+import copy
 import re
+from functools import cached_property
 from pathlib import Path
 
 import torch
 import yaml
-from huggingface_hub import is_offline_mode
 from transformers.utils import logging
 
-from ..hub import HUB_KWARGS, hub_file
+from ..hub import SHARED_HUB_KWARGS, hub_options
 from ..registry import class_of, starvla_frameworks, starvla_mapping
-from .run_config import check_tree, hub_name
+from .checkpoint import Checkpoint, Files
 from .starvla_mapping import StarVLAMapping, lookup
 from .weights import load_tensors
 
@@ -25,65 +23,41 @@ logger = logging.get_logger(__name__)
 
 CONFIG_FILES = ("config.full.yaml", "config.yaml")
 STATISTICS_FILE = "dataset_statistics.json"
+#: What a caller may choose for a native checkpoint alone, see `open_checkpoint`
 NATIVE_KWARGS = ("base_vlm", "checkpoint", "fast_tokenizer")
+#: Leaves of the YAML that all frameworks read -> (type, what to say it must be)
+_LEAVES = {
+    "framework.action_model": (dict, "a mapping"),
+    "framework.action_model.diffusion_model_cfg": (dict | None, "a mapping"),
+    "framework.qwenvl.base_vlm": (str | None, "a path or repository"),
+    "datasets.vla_data.CoT_prompt": (str | None, "a text"),
+    "datasets.vla_data.obs_image_size": (list | None, "[width, height]"),
+}
 _CHECKPOINT = re.compile(r"(?:^|/)steps_(\d+)_(pytorch_model\.pt|model\.safetensors)$")
 _FINAL = re.compile(r"(?:^|/)final_model/(pytorch_model\.pt|model\.safetensors)$")
 
 
-def pop_native_kwargs(kwargs: dict) -> dict:
-    """Take the arguments that only native checkpoints know out of `kwargs`."""
-    return {name: kwargs.pop(name) for name in NATIVE_KWARGS if name in kwargs}
+def check_tree(tree, file) -> None:
+    """Raise a ValueError if the YAML names no framework that is known, or a leaf that is read is of another type."""
+    known = starvla_frameworks()
+    if (name := lookup(tree, "framework.name")) not in list(known):
+        raise ValueError(f"{file} names the framework {name!r}; known are {', '.join(known)}")
+    for path, (kind, what) in (_LEAVES | starvla_mapping(known[name]).leaves).items():
+        value = lookup(tree, path, {} if kind is dict else None)
+        pair = not isinstance(value, list) or (len(value) == 2 and all(isinstance(x, int) and x > 0 for x in value))
+        if not isinstance(value, kind) or not pair:
+            raise ValueError(f"{path} is {value!r:.80} in {file}; it must be {what}, or be left out")
 
 
-def refuse_native_kwargs(native_kwargs: dict, source) -> None:
-    """Raise where such arguments were given for a checkpoint that is not native."""
-    if given := [name for name, value in native_kwargs.items() if value is not None]:
-        raise ValueError(
-            f"{source} is no native StarVLA checkpoint (it has its own config.json, or none of "
-            f"{' and '.join(CONFIG_FILES)}); {', '.join(given)} can't be used with it"
-        )
+def hub_name(base_vlm: str) -> str:
+    """Return a backbone's folder or repository.
 
-
-def find_repository(name_or_path, **kwargs) -> "StarVLARepository | None":
-    """The native run folder or Hub repository of that name, or None where it is none.
-
-    Args:
-        name_or_path: a run folder, or a Hub repository.
-        kwargs: Hub options (`revision`, `token`, `cache_dir`, …); others are not read.
-
-    Raises:
-        OSError: a run folder without its configuration.
+    Released configurations hold a path on the author's disk; its name tells the owner.
     """
-    path = Path(name_or_path)
-    if path.is_dir():
-        if (path / "config.json").exists() or (path / "processor_config.json").exists():
-            return None
-        configs = [path / name for name in CONFIG_FILES if (path / name).exists()]
-        if configs and not re.search(r"^framework:", configs[0].read_text(), re.MULTILINE):
-            return None  # somebody else's config.yaml, for example of a training run that is under way
-        if configs:
-            return StarVLARepository(str(name_or_path), path)
-        if (path / STATISTICS_FILE).exists() or (path / "checkpoints").is_dir():
-            raise OSError(
-                f"{path} looks like a StarVLA run folder, but holds neither {' nor '.join(CONFIG_FILES)}; "
-                "copy the run's configuration into it"
-            )
-        return None
-    hub = {name: kwargs[name] for name in HUB_KWARGS if kwargs.get(name) is not None}
-    if str(name_or_path).count("/") != 1:
-        return None  # no Hub repository
-    for spelling in _spellings(str(name_or_path)):
-        if hub_file(spelling, "config.json", hub) is not None:
-            return None
-        for name in CONFIG_FILES:
-            config_file = hub_file(spelling, name, hub)
-            if config_file is not None:
-                if spelling != str(name_or_path):
-                    logger.warning(
-                        f"{name_or_path} is not known; loading {spelling}, as the repository is also spelled"
-                    )
-                return StarVLARepository(spelling, config_file.parent, hub)
-    return None
+    if Path(base_vlm).is_dir() or re.fullmatch(r"\w[\w.-]*/[\w.-]+", base_vlm):
+        return base_vlm
+    name = base_vlm.rstrip("/").split("/")[-1]
+    return f"StarVLA/{name}" if name.endswith("-Action") else f"Qwen/{name}"
 
 
 def _spellings(name: str) -> list[str]:
@@ -94,140 +68,183 @@ def _spellings(name: str) -> list[str]:
     return [name]
 
 
-class StarVLARepository:
-    """A native run folder, or the snapshot of a Hub repository.
+class StarVLACheckpoint(Checkpoint):
+    """A native run folder, or a Hub repository in its layout."""
 
-    Args:
-        name: as the user calls it.
-        root: the folder, or the snapshot's folder in the Hub cache.
-        hub: Hub options; None for a local folder.
-    """
+    is_native = True
 
-    def __init__(self, name: str, root: Path, hub: dict | None = None):
-        self.name, self.root = name, root
-        self._hub = None if hub is None else {**hub, "revision": root.name}
+    @classmethod
+    def find(cls, files: Files, **options) -> "StarVLACheckpoint | None":
+        """Return the checkpoint in these files, or None if they are not a native one.
 
-    @functools.cached_property
+        Raises:
+            OSError: a run folder without its configuration.
+        """
+        if files.folder is None:
+            for spelling in _spellings(files.name):
+                found = Files(spelling, **files.hub)
+                # A configuration of ours makes it a checkpoint of ours.
+                if spelling != files.name and found.find("config.json") is not None:
+                    return None
+                if any(found.find(name) for name in CONFIG_FILES):
+                    if spelling != files.name:
+                        logger.warning(
+                            f"{files.name} is not known; loading {spelling}, as the repository is also spelled"
+                        )
+                    return cls(found, **options)
+            return None
+        config = next(filter(None, map(files.find, CONFIG_FILES)), None)
+        if config is not None:
+            # Somebody else's config.yaml has no framework, for example that of a training run that is under way.
+            is_native = re.search(r"^framework:", config.read_text(encoding="utf-8"), re.MULTILINE)
+            return cls(files, **options) if is_native else None
+        if files.find(STATISTICS_FILE) or (files.folder / "checkpoints").is_dir():
+            raise OSError(
+                f"{files.folder} looks like a StarVLA run folder, but holds neither {' nor '.join(CONFIG_FILES)}; "
+                "copy the run's configuration into it"
+            )
+        return None
+
+    @cached_property
+    def _config_file(self) -> Path:
+        return next(filter(None, map(self.files.find, CONFIG_FILES)))
+
+    @cached_property
     def tree(self) -> dict:
-        """The run's configuration: `config.full.yaml`, else `config.yaml`."""
-        file = next(path for name in CONFIG_FILES if (path := self._file(name)) is not None)
+        """The run's configuration: `config.full.yaml`, else `config.yaml`.
+
+        Raises:
+            OSError: it is not valid YAML, names an unknown framework, or holds a value of another type.
+        """
         try:
-            tree = yaml.safe_load(file.read_text())
-        except yaml.YAMLError as error:
-            raise OSError(f"{file} is no valid YAML: {error}") from error
-        check_tree(tree, file)
+            tree = yaml.safe_load(self._config_file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise OSError(f"{self._config_file} is no valid YAML: {error}") from error
+        try:
+            check_tree(tree, self._config_file)
+        except ValueError as error:
+            raise OSError(str(error)) from error
         return tree
 
     @property
     def model_type(self) -> str:
-        """Our framework."""
         return starvla_frameworks()[self.tree["framework"]["name"]]
 
     @property
-    def mapping(self) -> StarVLAMapping:
-        return starvla_mapping(self.model_type)
+    def processor_class(self) -> str:
+        return self._class("processor").__name__
 
-    def _file(self, name: str) -> Path | None:
-        """A file of the repository, downloaded where needed, or None where there is no such file."""
-        if self._hub is None:
-            return self.root / name if (self.root / name).is_file() else None
-        return hub_file(self.name, name, self._hub)
+    @property
+    def mapping(self) -> StarVLAMapping:
+        """How StarVLA's framework maps to ours."""
+        return starvla_mapping(self.model_type)
 
     @property
     def base_vlm(self) -> str:
-        """The backbone's folder or repository."""
+        """The backbone's folder or repository, as the run's configuration names it."""
         name = lookup(self.tree, "framework.qwenvl.base_vlm")
         if not name:
-            raise ValueError(f"the configuration of {self.name} names no framework.qwenvl.base_vlm; pass base_vlm=")
+            raise OSError(f"the configuration of {self.name} names no framework.qwenvl.base_vlm; pass base_vlm=")
         return hub_name(name)
 
-    # -------------------------------------------------------------- reading
+    def _class(self, kind: str) -> type:
+        return class_of(self.model_type, kind)
 
-    def config(
-        self,
-        config_class=None,
-        base_vlm=None,
-        return_unused_kwargs=False,
-        checkpoint=None,
-        fast_tokenizer=None,
-        **kwargs,
-    ):
-        """The policy's configuration; fields in `kwargs` override it.
+    @property
+    def _of_backbone(self) -> tuple[str, dict]:
+        """Where the backbone's configuration and processor are loaded from, and Hub options for it."""
+        return self.options.get("base_vlm") or self.base_vlm, hub_options(self.files.hub, SHARED_HUB_KWARGS)
 
-        Raises:
-            ValueError: `config_class` is another framework's, or the YAML asks for what is not supported.
-            OSError: the backbone's configuration is not found.
-        """
-        from transformers import AutoConfig, AutoTokenizer
+    # -------------------------------------------------------- configuration
 
-        own_class = class_of(self.model_type, "config")
-        if config_class is not None and not issubclass(own_class, config_class):
-            raise ValueError(
-                f"{self.name} holds a {self.tree['framework']['name']} policy ({own_class.__name__}), "
-                f"not one of {config_class.__name__}"
-            )
+    @cached_property
+    def _vlm_config(self):
+        from transformers import AutoConfig
+
+        base, hub = self._of_backbone
         try:
-            fields = self.mapping.to_config(self.tree)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"the configuration of {self.name} can't be read: {error}") from error
-        base = base_vlm or self.base_vlm
-        try:
-            vlm_config = AutoConfig.from_pretrained(base, **self._hub_kwargs_for_base(kwargs))
+            vlm_config = AutoConfig.from_pretrained(base, **hub)
         except OSError as error:
             raise OSError(
                 f"{self.name} needs the configuration of its backbone, and {base} can't be loaded; pass base_vlm= with a "
                 f"folder or repository that holds the backbone's config, tokenizer and image processor ({error})"
             ) from error
         vlm_config._name_or_path = self.base_vlm  # not where this machine keeps it
-        processor_class = class_of(self.model_type, "processor")
-        hub = self._hub_kwargs_for_base(kwargs)
-        loaded = processor_class.load_settings({"fast_tokenizer": fast_tokenizer}, self._file, **hub)
-        fields |= processor_class.native_config_fields(lambda: AutoTokenizer.from_pretrained(base, **hub), loaded)
+        return vlm_config
+
+    @cached_property
+    def _tokenizer(self):
+        from transformers import AutoTokenizer
+
+        base, hub = self._of_backbone
+        return AutoTokenizer.from_pretrained(base, **hub)
+
+    @cached_property
+    def _fields(self) -> dict:
+        """The fields of the policy's configuration that the YAML gives."""
+        try:
+            return self.mapping.to_config(self.tree)
+        except (TypeError, ValueError) as error:
+            raise OSError(f"the configuration of {self.name} can't be read: {error}") from error
+
+    @cached_property
+    def _loaded_settings(self) -> dict:
+        """The processor's settings that have files of their own."""
+        return self._load_settings({})
+
+    def _load_settings(self, given: dict) -> dict:
+        given = {"fast_tokenizer": self.options.get("fast_tokenizer"), **given}
+        return self._class("processor").load_settings(given, self.files.find, **self._of_backbone[1])
+
+    def config(self, config_class=None, return_unused_kwargs=False, **kwargs):
+        """Return the policy's configuration; fields in `kwargs` override it.
+
+        With `return_unused_kwargs`, return those of `kwargs` that are not fields, too.
+
+        Raises:
+            ValueError: `config_class` is another framework's.
+            OSError: the YAML asks for what is not supported, or the backbone's configuration is not found.
+        """
+        own_class = self._class("config")
+        if config_class is not None and not issubclass(own_class, config_class):
+            raise ValueError(
+                f"{self.name} holds a {self.tree['framework']['name']} policy ({own_class.__name__}), "
+                f"not one of {config_class.__name__}"
+            )
+        of_tokenizer = self._class("processor").native_config_fields(lambda: self._tokenizer, self._loaded_settings)
+        fields = {"vlm_config": copy.deepcopy(self._vlm_config), **self._fields, **of_tokenizer}
         unused = {}
         for name, value in kwargs.items():
-            if name not in HUB_KWARGS:
-                is_field = name in own_class.__dataclass_fields__ and (name, value) != ("dtype", "auto")
-                (fields if is_field else unused)[name] = value
-        config = own_class(
-            **{"vlm_config": vlm_config, "vlm_name_or_path": self.base_vlm, "architectures": None, **fields}
-        )
+            is_field = name in own_class.__dataclass_fields__ and (name, value) != ("dtype", "auto")
+            (fields if is_field else unused)[name] = value
+        config = own_class(**{"vlm_name_or_path": self.base_vlm, "architectures": None, **fields})
         config._name_or_path = self.name
         return (config, unused) if return_unused_kwargs else config
 
-    def _hub_kwargs_for_base(self, kwargs: dict) -> dict:
-        """The backbone is another repository: of the Hub options, only those that don't locate a revision or folder."""
-        options = {**(self._hub or {}), **kwargs}
-        kept = ("cache_dir", "force_download", "local_files_only", "proxies", "token")
-        return {name: options[name] for name in kept if options.get(name) is not None}
+    # ------------------------------------------------------------ processor
 
-    def processor(
-        self,
-        processor_class=None,
-        base_vlm=None,
-        checkpoint=None,
-        fast_tokenizer=None,
-        image_processor_config=None,
-        **overrides,
-    ):
-        """The policy's processor: the backbone's tokenizer and image processor, the run's prompt, image size, statistics.
+    def processor(self, processor_class=None, image_processor_config: dict | None = None, **overrides):
+        """Return the policy's processor: the backbone's tokenizer and image processor, the run's prompt, image size, statistics.
 
-        `overrides` are settings of the processor, `image_processor_config` fields of the image processor to change.
+        Args:
+            processor_class: the class that is asked for.
+            image_processor_config: fields of the image processor to change.
+            overrides: settings of the processor.
+
+        Raises:
+            ValueError: `processor_class` is another framework's, or a setting has no possible value.
+            OSError: files are missing or broken.
         """
         from ..robots.robot_types import ROBOTS, modes_for
 
-        own_class = class_of(self.model_type, "processor")
+        own_class = self._class("processor")
         if processor_class is not None and not issubclass(own_class, processor_class):
             raise ValueError(f"{self.name} needs {own_class.__name__}, not {processor_class.__name__}")
-        base, hub = base_vlm or self.base_vlm, self._hub_kwargs_for_base({})
-        fast_tokenizer = overrides.pop("fast", None) or fast_tokenizer  # two names of one thing
-        config = self.config(base_vlm=base_vlm, fast_tokenizer=fast_tokenizer)
         settings = {
             "prompt_template": lookup(self.tree, "datasets.vla_data.CoT_prompt"),
             "image_size": self.mapping.image_size(self.tree),
-            "action_dim": config.action_dim,
-            "state_dim": config.state_dim,
-            "action_horizon": config.action_horizon,
-            **own_class.load_settings({"fast_tokenizer": fast_tokenizer}, self._file, **hub),
+            **{name: self._fields[name] for name in ("action_dim", "state_dim", "action_horizon")},
+            **(self._load_settings(overrides) if overrides else self._loaded_settings),
         }
         if "statistics" not in overrides:
             statistics = settings["statistics"] = self._statistics()
@@ -236,7 +253,7 @@ class StarVLARepository:
             settings["action_names"] = {
                 key: list(ROBOTS[key].action_names)
                 for key in statistics
-                if key in ROBOTS and len(ROBOTS[key].action_names) == config.action_dim
+                if key in ROBOTS and len(ROBOTS[key].action_names) == self._fields["action_dim"]
             }
             unknown = (
                 set(statistics)
@@ -248,30 +265,34 @@ class StarVLARepository:
                     f"{self.name} was trained on {', '.join(sorted(unknown))}: no robot type whose normalisation is known. "
                     "Pass normalization_modes={key: {'action': mode, 'state': mode}} to un-normalise its actions"
                 )
-        settings |= overrides
-        return own_class.from_backbone(base, config.vlm_config, settings, image_processor_config, **hub)
+        base, hub = self._of_backbone
+        return own_class.from_backbone(base, self._vlm_config, settings | overrides, image_processor_config, **hub)
 
     def _statistics(self) -> dict:
-        file = self._file(STATISTICS_FILE)
-        if file is None:
+        statistics = self.files.read_json(STATISTICS_FILE)
+        if statistics is None:
             raise OSError(
                 f"{self.name} holds no {STATISTICS_FILE}, without which its actions have no units; copy it from the training "
                 "run, or pass statistics= to AutoProcessor.from_pretrained"
             )
-        try:
-            statistics = json.loads(file.read_text())
-        except json.JSONDecodeError as error:
-            raise OSError(f"{file} is no valid JSON: {error}") from error
         if not isinstance(statistics, dict):
-            raise OSError(f"{file} holds a {type(statistics).__name__}; it must map robot types to their statistics")
+            raise OSError(
+                f"{STATISTICS_FILE} of {self.name} holds a {type(statistics).__name__}; it must map robot types to their "
+                "statistics"
+            )
         return statistics
 
-    def checkpoint(self, name: str | os.PathLike | None = None) -> Path:
-        """The checkpoint file of that name, else the one of the highest step, else the final model's.
+    # -------------------------------------------------------------- weights
 
-        A name is looked for in the repository first; a path outside of it is taken where there is no such file in it.
+    def weights_file(self) -> Path:
+        """Return the file that `checkpoint=` names, else the one of the highest step, else the final model's.
+
+        A name is looked for in the repository first; a path outside of it is taken if there is no such file in it.
+
+        Raises:
+            OSError: there is no such file.
         """
-        files = self._list_files()
+        files, name = self.files.list(self._config_file), self.options.get("checkpoint")
         steps = {file: int(match[1]) for file in files if (match := _CHECKPOINT.search(file))}
         finals = [file for file in files if _FINAL.search(file)]
         if name is not None:
@@ -288,25 +309,15 @@ class StarVLARepository:
                 f"{self.name} holds no checkpoint{'' if name is None else f' {name}'}; expected "
                 f"checkpoints/steps_N_pytorch_model.pt, steps_N_model.safetensors or final_model/pytorch_model.pt, found {found}"
             )
-        path = self._file(wanted[0])
+        path = self.files.find(wanted[0])
         if path is None:
             raise OSError(f"{self.name}: {wanted[0]} could not be downloaded")
         logger.warning(f"{self.name}: loading {wanted[0]}" + (f" of {len(steps)}" if len(steps) > 1 else ""))
         return path
 
-    def _list_files(self) -> list[str]:
-        """Paths of all files, relative to the repository."""
-        if self._hub is not None and not (is_offline_mode() or self._hub.get("local_files_only")):
-            from huggingface_hub import HfApi
-
-            api = HfApi(token=self._hub.get("token"))
-            return api.list_repo_files(self.name, revision=self._hub["revision"])
-        return [path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file()]
-
-    def state_dict(self, checkpoint: str | os.PathLike | None = None) -> dict[str, torch.Tensor]:
-        """The checkpoint's tensors under our names, memory-mapped."""
-        file = self.checkpoint(checkpoint)
-        return self.mapping.convert(load_tensors(file), to_starvla=False)
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return the tensors under our names, memory-mapped."""
+        return self.mapping.convert(load_tensors(self.weights_file()), to_starvla=False)
 
 
-__all__ = ["StarVLARepository", "find_repository"]
+__all__ = ["CONFIG_FILES", "NATIVE_KWARGS", "STATISTICS_FILE", "StarVLACheckpoint", "check_tree", "hub_name"]

@@ -44,8 +44,8 @@ def save_repository(model, processor, folder: str | os.PathLike, step: int = 0, 
     config = model.config
     mapping = starvla_mapping(config.model_type)
     name = mapping.names[0]
-    if not (backbone := config.vlm_config.model_type).startswith("qwen"):
-        raise ValueError(f"StarVLA's {name} has Qwen-VL backbones only; this policy's is a {backbone!r}")
+    if not processor.family_in_starvla(config.vlm_config):
+        raise ValueError(f"StarVLA's {name} has no backbone of this policy's family, {config.vlm_config.model_type!r}")
     if step < 0:
         raise ValueError(f"step is {step}; it must be 0 or more")
     base = base_vlm or config.vlm_name_or_path

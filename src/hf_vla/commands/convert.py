@@ -40,13 +40,12 @@ def make_parser() -> ArgumentParser:
 
 def convert(arguments) -> tuple[str, int]:
     """Convert; returns the framework and the number of parameters."""
-    from transformers import AutoConfig, AutoModel, AutoProcessor
+    from transformers import AutoModel, AutoProcessor
 
+    from ..checkpoints import open_checkpoint
     from ..checkpoints.saving import save_policy
-    from ..checkpoints.sources import check_source
-    from ..checkpoints.starvla import find_repository
     from ..checkpoints.starvla_writer import save_repository
-    from ..modeling.configuration_vla import VLAConfig
+    from ..registry import frameworks
     from ..utils.files import refuse_full_folder
 
     to_starvla = arguments.to == "starvla"
@@ -55,17 +54,15 @@ def convert(arguments) -> tuple[str, int]:
     if arguments.step is not None and arguments.step < 0:
         raise ValueError(f"--step is {arguments.step}; it must be 0 or more")
     refuse_full_folder(Path(arguments.dst))
-    check_source(arguments.src)
     given = {name: getattr(arguments, name) for name in ("base_vlm", "fast_tokenizer", "checkpoint")}
-    given = {name: value for name, value in given.items() if value is not None}
     written_base = None
-    if to_starvla and find_repository(arguments.src) is None:
-        written_base = given.pop("base_vlm", None)
-    config = AutoConfig.from_pretrained(arguments.src, **given)
-    if not isinstance(config, VLAConfig):
-        raise ValueError(f"{arguments.src} holds a {config.model_type!r} model; only policies can be converted")
-    processor = AutoProcessor.from_pretrained(arguments.src, **given)
-    model = AutoModel.from_pretrained(arguments.src, dtype=arguments.dtype, **given)
+    if to_starvla and not open_checkpoint(arguments.src).is_native:
+        written_base = given.pop("base_vlm")
+    checkpoint = open_checkpoint(arguments.src, **given)
+    if checkpoint.model_type not in frameworks():
+        raise ValueError(f"{arguments.src} holds a {checkpoint.model_type!r} model; only policies can be converted")
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    model = AutoModel.from_pretrained(checkpoint, dtype=arguments.dtype)
     if to_starvla:
         save_repository(model, processor, arguments.dst, step=arguments.step or 0, base_vlm=written_base)
     else:

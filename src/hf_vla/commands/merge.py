@@ -33,19 +33,17 @@ def merge_adapter(arguments) -> tuple[str, int]:
     import torch
     from transformers import AutoModel, AutoProcessor
 
+    from ..checkpoints import open_checkpoint
     from ..checkpoints.adapted_modules import merge
-    from ..checkpoints.adapters import find_adapter
     from ..checkpoints.saving import save_policy
-    from ..checkpoints.sources import check_source
     from ..utils.files import refuse_full_folder
 
     refuse_full_folder(Path(arguments.output))
-    check_source(arguments.adapter)
-    adapter = find_adapter(arguments.adapter)
-    if adapter is None:
+    adapter = open_checkpoint(arguments.adapter)
+    if not adapter.is_adapter:
         raise ValueError(f"{arguments.adapter} is no adapter (no adapter_config.json): there is nothing to merge")
-    processor = AutoProcessor.from_pretrained(arguments.adapter)
-    model = merge(AutoModel.from_pretrained(arguments.adapter, dtype=torch.float32, base_model=arguments.base_model))
+    processor = AutoProcessor.from_pretrained(adapter)
+    model = merge(AutoModel.from_pretrained(adapter, dtype=torch.float32, base_model=arguments.base_model))
     dtype = adapter.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
     save_policy(model.to(dtype), processor, arguments.output)
     return model.config.model_type, model.num_parameters()

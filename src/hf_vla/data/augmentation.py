@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from ..utils.pillow import resize
 from .checks import is_integer, is_number
 
 
@@ -65,15 +66,15 @@ class ImageAugmentation:
     def _change(self, image: Image.Image, camera: int, draws: np.ndarray) -> Image.Image:
         size = image.size if self.size is None else tuple(self.size)
         if self.cameras is not None and camera not in self.cameras:
-            return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+            return image if image.size == size else resize(image, size)
         share, x, y, *factors, hue = draws[camera]
         if self.crop < 1:
             scale = 1 - share * (1 - self.crop)
             width, height = scale * image.width, scale * image.height
             left, top = x * (image.width - width), y * (image.height - height)
-            image = image.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
+            image = resize(image, size, box=(left, top, left + width, top + height))
         elif image.size != size:
-            image = image.resize(size, Image.Resampling.BICUBIC)
+            image = resize(image, size)
         changes = (
             (ImageEnhance.Brightness, self.brightness),
             (ImageEnhance.Contrast, self.contrast),

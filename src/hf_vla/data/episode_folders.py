@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ..utils import pillow
 from .images import read_image
 from .lerobot_writer import LeRobotWriter
 
@@ -248,7 +249,7 @@ def _pixels(path: Path, shape: tuple[int, int, int], resize: bool) -> np.ndarray
     height, width, _ = shape
     image = _read_image(path)
     if resize:
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        image = pillow.resize(image, (width, height))
     elif image.size != (width, height):
         raise ValueError(
             f"{path} is {image.width} x {image.height}, the first of its camera {width} x {height}: give an image size"

@@ -14,7 +14,7 @@ import torch
 import yaml
 from transformers import AutoProcessor
 
-from ..checkpoints.sources import check_source
+from ..checkpoints import open_checkpoint
 from ..inference.policy import Policy
 from ..processing.new_backbone import write_new_backbone
 from ..registry import class_of
@@ -78,14 +78,14 @@ class Policies:
 
 def _loader(name: str) -> Callable[[], Policy]:
     """What loads this policy, once all is known of it that can be known before."""
-    check_source(name)
-    keys = sorted(AutoProcessor.from_pretrained(name).statistics)
+    checkpoint = open_checkpoint(name)
+    keys = sorted(AutoProcessor.from_pretrained(checkpoint).statistics)
     if not keys:
         raise ValueError(
             f"{name} holds no statistics, so its actions can't be turned into robot units. Save it again with "
             "processor.statistics set to those of its training data."
         )
-    return partial(Policy.from_pretrained, name, unnorm_key=keys[0])  # visitors choose another
+    return partial(Policy.from_pretrained, checkpoint, unnorm_key=keys[0])  # visitors choose another
 
 
 def make_untrained(recipe: Path = RECIPE, seed: int = 0) -> Policy:

@@ -1,13 +1,13 @@
 """A policy as simulators, servers and demos use it: model and processor together, observations in, robot units out."""
 
 import copy
-import inspect
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 
 import numpy as np
 import torch
 
+from ..modeling.real_time_chunking import RealTimeChunking
 from .observations import checked, states, views
 from .prediction import Prediction, Recorder, Stopwatch
 
@@ -51,18 +51,18 @@ class Policy:
         """
         from transformers import AutoModel, AutoProcessor
 
-        from ..checkpoints.sources import check_source
+        from ..checkpoints.opening import open_with
 
-        check_source(name_or_path, **kwargs)
+        checkpoint, kwargs = open_with(name_or_path, kwargs)
         if device is None:
             device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         of_model = {name: kwargs.pop(name) for name in ("base_model", "quantization_config") if name in kwargs}
         if of_model.get("quantization_config") is not None:
             of_model["device_map"] = device  # quantised weights are made where they stay
-        model = AutoModel.from_pretrained(name_or_path, dtype=dtype, **of_model, **kwargs)
+        model = AutoModel.from_pretrained(checkpoint, dtype=dtype, **of_model, **kwargs)
         if "device_map" not in of_model:
             model = model.to(device)
-        return cls(model, AutoProcessor.from_pretrained(name_or_path, **kwargs), unnorm_key)
+        return cls(model, AutoProcessor.from_pretrained(checkpoint, **kwargs), unnorm_key)
 
     @property
     def action_horizon(self) -> int:
@@ -77,7 +77,7 @@ class Policy:
     @property
     def denoises(self) -> bool:
         """Whether actions are drawn, by flow matching: with noise, denoising steps and real-time chunking."""
-        return "previous_chunk" in inspect.signature(self.model.predict_action).parameters
+        return "noise" in self.model.sampling_options
 
     def reset(self, seed: int | None = None) -> None:
         """Start an episode. With a seed, its draws are reproducible; without, they follow torch's global generator."""
@@ -129,11 +129,12 @@ class Policy:
             drawn |= {"noise": noise} if self.denoises else {}
         watch = Stopwatch(self.model.device)
         inputs = self._inputs(batch, watch)
-        real_time = {}
         if previous_chunk is not None or inference_delay:
-            real_time = self._real_time_chunking(previous_chunk, inference_delay, states(batch), single)
+            drawn["real_time_chunking"] = self._real_time_chunking(
+                previous_chunk, inference_delay, states(batch), single
+            )
         with watch.stage("model"):
-            normalized = self.model.predict_action(**inputs, **drawn, **real_time)
+            normalized = self.model.predict_action(**inputs, **drawn)
         with watch.stage("unnormalize"):
             actions = self.processor.unnormalize_actions(normalized, self.unnorm_key, states(batch))
         self.seconds = watch.seconds
@@ -238,15 +239,15 @@ class Policy:
                 f"{', '.join(asked)}, or use a framework that does: QwenPI, QwenPI_v3, QwenGR00T or QwenDual"
             )
 
-    def _real_time_chunking(self, previous_chunk, inference_delay: int, state, single: bool) -> dict:
-        """The arguments of `predict_action` for it, of a previous chunk in robot units."""
+    def _real_time_chunking(self, previous_chunk, inference_delay: int, state, single: bool) -> RealTimeChunking:
+        """Of a previous chunk in robot units."""
         self._needs_denoising(previous_chunk=previous_chunk is not None, inference_delay=inference_delay)
         if previous_chunk is not None:
             previous_chunk = np.asarray(previous_chunk, dtype=np.float32)
             previous_chunk = previous_chunk[None] if single else previous_chunk
             previous_chunk = self.processor.relative_actions(previous_chunk, state, self.unnorm_key)
             previous_chunk = torch.from_numpy(self._normalize_executed(previous_chunk))
-        return {"previous_chunk": previous_chunk, "inference_delay": inference_delay}
+        return RealTimeChunking(previous_chunk, inference_delay)
 
     def _normalize_executed(self, actions: np.ndarray) -> np.ndarray:
         """The inverse of un-normalising: robot units (…, action_dim), relative where the statistics are -> normalised.

@@ -1,16 +1,16 @@
 """The flow-matching action head that PI, PI_v3, GR00T and Dual share: actions in, velocities out, loss and sampler."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from . import flow_matching
+from .attention import AttentionRecorder
 from .configuration_vla import DiTConfig, FlowMatchingConfig
 from .diffusion_transformer import Conditioning, DiffusionTransformer
-from .losses import masked_mean
-from .real_time_chunking import DenoisingStep, check_previous_chunk
+from .losses import ActionTargets
+from .sampling import DenoisingStep, SamplingOptions
 
 
 class MLP(nn.Module):
@@ -94,7 +94,7 @@ class FlowMatchingActionHead(nn.Module):
         )
 
     @classmethod
-    def of_one_state(cls, config: DiTConfig) -> "FlowMatchingActionHead":
+    def from_dit_config(cls, config: DiTConfig) -> "FlowMatchingActionHead":
         """GR00T's head, and Dual's: every block that attends the backbone attends the same state of it."""
         return cls(
             config,
@@ -124,40 +124,45 @@ class FlowMatchingActionHead(nn.Module):
         return torch.cat([*prefix, tokens], dim=-2)
 
     def velocity(
-        self, noisy_actions, timestep, conditioning, state=None, temb=None, modulations=None, weights=None
+        self,
+        noisy_actions: torch.Tensor,
+        timestep: torch.Tensor,
+        conditioning: Conditioning,
+        *,
+        state: torch.Tensor | None = None,
+        temb: torch.Tensor | None = None,
+        modulations: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
+        recorder: AttentionRecorder | None = None,
     ) -> torch.Tensor:
         """The velocity at `noisy_actions` (B, R, H, A) and integer `timestep` (B, R), of the same shape.
 
-        A list given as `weights` receives what `DiffusionTransformer.forward` puts there.
+        Args:
+            state: (B, 1, state_dim), normalised, or None.
+            temb, modulations: the timestep's embedding (B, R, D) or (1, 1, D), and what the blocks make of it, if known.
+            recorder: as for `DiffusionTransformer.forward`.
         """
         tokens = self._tokens(noisy_actions, timestep, state)
         if temb is None:
             temb = self.transformer.timestep_encoder(timestep)
-        tokens = self.transformer(tokens, conditioning, temb, modulations, weights)[..., -noisy_actions.shape[-2] :, :]
+        tokens = self.transformer(tokens, conditioning, temb, modulations=modulations, recorder=recorder)
+        tokens = tokens[..., -noisy_actions.shape[-2] :, :]
         if self.use_output_head:
             tokens = self.transformer.output(tokens, temb)
         return self.action_decoder(tokens)
 
     def loss(
-        self,
-        conditioning: Conditioning,
-        actions: torch.Tensor,
-        state: torch.Tensor | None = None,
-        noise: torch.Tensor | None = None,
-        timestep: torch.Tensor | None = None,
-        action_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Mean squared error of the velocity over R noise draws of each sample.
+        self, conditioning: Conditioning, targets: ActionTargets, *, state: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean squared error of the velocity over R noise draws of each sample: of the batch (), of each sample (B,).
 
         Args:
             conditioning: states of B observations.
-            actions: (B, H, action_dim), normalised.
+            targets: their actions. `noise` (R * B, H, action_dim) and `timestep` (R * B,), t in [0, 1], are in tiled order
+                b0 b1 … b0 b1 …; if None they are drawn: noise first, then time, so that a seed gives StarVLA's draw.
             state: (B, 1, state_dim), normalised, or None.
-            noise: (R * B, H, action_dim) and timestep: (R * B,), t in [0, 1], in tiled order b0 b1 … b0 b1 …; drawn where
-                None: noise first, then time, so that a seed gives StarVLA's draw.
-            action_mask: boolean (B, H), false where a step is padding and does not count; None counts every step.
         """
-        config, batch = self.config, actions.shape[0]
+        config, actions, batch = self.config, targets.actions, targets.actions.shape[0]
+        noise, timestep = targets.noise, targets.timestep
         copies = self._copies(batch, noise, timestep)
         shape = (copies * batch, *actions.shape[1:])
         if noise is None:
@@ -178,8 +183,8 @@ class FlowMatchingActionHead(nn.Module):
         target = actions[:, None].float() - noise
         noisy = flow_matching.interpolate(noise, actions[:, None].float(), time[..., None, None])
         bucket = flow_matching.time_to_bucket(time, config.num_timestep_buckets)
-        error = (self.velocity(noisy, bucket, conditioning, state).float() - target) ** 2
-        return masked_mean(error, action_mask)
+        velocity = self.velocity(noisy, bucket, conditioning, state=state)
+        return targets.mean((velocity.float() - target) ** 2)
 
     def _copies(self, batch: int, noise: torch.Tensor | None, timestep: torch.Tensor | None) -> int:
         """R: the number of rows of the given draw over the batch size, else the config's."""
@@ -195,79 +200,69 @@ class FlowMatchingActionHead(nn.Module):
     def sample(
         self,
         conditioning: Conditioning,
+        options: SamplingOptions | None = None,
+        *,
         state: torch.Tensor | None = None,
-        noise: torch.Tensor | None = None,
-        generator: torch.Generator | None = None,
-        num_steps: int | None = None,
-        previous_chunk: torch.Tensor | None = None,
-        inference_delay: int = 0,
-        max_guidance_weight: float = 5.0,
-        on_step: Callable[[DenoisingStep], None] | None = None,
-        output_attentions: bool = False,
     ) -> torch.Tensor:
         """Draw action chunks: Euler integration from noise.
 
         Args:
             conditioning: states of B observations; their keys and values are computed once.
+            options: as in [`~hf_vla.modeling.modeling_vla.VLAPreTrainedModel.predict_action`].
             state: (B, 1, state_dim), normalised, or None.
-            noise: (R * B, H, action_dim), R draws of each observation in tiled order b0 b1 … b0 b1 …; one of each is drawn
-                from `generator` where None.
-            num_steps: denoising steps, by default the config's `num_inference_steps`.
-            previous_chunk, inference_delay, max_guidance_weight, on_step, output_attentions: as in
-                [`~hf_vla.modeling.flow_matching_policy.FlowMatchingPolicy.predict_action`].
 
         Returns:
             float32 tensor (R * B, H, action_dim), normalised, in the order of the noise.
         """
-        config = self.config
-        num_steps = config.num_inference_steps if num_steps is None else num_steps
-        if num_steps < 1:
-            raise ValueError(f"num_inference_steps is {num_steps}; it must be at least 1")
-        if output_attentions and on_step is None:
-            raise ValueError(
-                "output_attentions gives the weights to on_step; pass on_step, which is called every step"
-            )
-        reference = conditioning.states[0]
-        batch = reference.shape[0]
+        config, options = self.config, options or SamplingOptions()
+        num_steps = options.num_inference_steps or config.num_inference_steps
+        device, batch = conditioning.states[0].device, conditioning.states[0].shape[0]
         shape = (batch, config.action_horizon, config.action_dim)
+        noise = self._noise(options, shape, device)
+        real_time = options.real_time_chunking
+        if real_time is not None:
+            real_time = real_time.for_chunks(shape, len(noise) // batch, device)
+        conditioning = self.transformer.prepare(conditioning)
+        buckets = torch.tensor(flow_matching.inference_buckets(num_steps, config.num_timestep_buckets), device=device)
+        tembs = self.transformer.timestep_encoder(buckets)  # (steps, D): all steps at once
+        modulations = self.transformer.modulations(tembs)
+        recorder = AttentionRecorder() if options.output_attentions else None
+
+        def velocity(x: torch.Tensor, step: int) -> torch.Tensor:
+            predicted = self.velocity(
+                _untile(x, batch),
+                buckets[step].view(1, 1),
+                conditioning,
+                state=state,
+                temb=tembs[step].view(1, 1, -1),
+                modulations=[(scale[step], shift[step]) for scale, shift in modulations],
+                recorder=recorder,
+            )
+            return _tile(predicted)
+
+        def report(step: int, before: torch.Tensor, after: torch.Tensor) -> None:
+            weights = () if recorder is None else recorder.take()
+            attention = tuple(_of_each_draw(w, len(before) // batch) for w in weights)
+            options.on_step(DenoisingStep(step, step / num_steps, before, after, attention))
+
+        report = None if options.on_step is None else report
+        if real_time is None:
+            return flow_matching.integrate(velocity, noise, num_steps, report)
+        chunk = flow_matching.integrate(real_time.guide(velocity, num_steps), noise, num_steps, report)
+        return real_time.with_executed(chunk)
+
+    @staticmethod
+    def _noise(options: SamplingOptions, shape: tuple[int, int, int], device: torch.device) -> torch.Tensor:
+        """The given noise, checked, or one draw of `shape` (B, H, action_dim) per observation, float32 on `device`."""
+        noise, generator = options.noise, options.generator
         if noise is None:
-            device = reference.device if generator is None else generator.device
-            noise = torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
-        elif noise.shape[1:] != shape[1:] or not len(noise) or len(noise) % batch:
+            drawn_on = device if generator is None else generator.device
+            noise = torch.randn(shape, generator=generator, device=drawn_on, dtype=torch.float32)
+        elif noise.shape[1:] != shape[1:] or not len(noise) or len(noise) % shape[0]:
             raise ValueError(
                 f"noise has shape {tuple(noise.shape)}; this policy draws from {shape}, or R times as many rows for R draws"
             )
-        check_previous_chunk(previous_chunk, inference_delay, max_guidance_weight, shape)
-        conditioning = self.transformer.prepare(conditioning)
-        buckets = torch.tensor(
-            flow_matching.inference_buckets(num_steps, config.num_timestep_buckets), device=reference.device
-        )
-        tembs = self.transformer.timestep_encoder(buckets)  # (steps, D): all steps at once
-        modulations = self.transformer.modulations(tembs)
-
-        weights = [] if output_attentions else None
-
-        def velocity(x: torch.Tensor, step: int) -> torch.Tensor:
-            at_step = [(scale[step], shift[step]) for scale, shift in modulations]
-            temb = tembs[step].view(1, 1, -1)
-            noisy = _untile(x, batch)
-            return _tile(self.velocity(noisy, buckets[step].view(1, 1), conditioning, state, temb, at_step, weights))
-
-        def record(step: int, before: torch.Tensor, after: torch.Tensor) -> None:
-            attention = tuple(_of_each_draw(w, len(before) // batch) for w in weights or ())
-            if weights:
-                weights.clear()
-            on_step(DenoisingStep(step, step / num_steps, before, after, attention))
-
-        record = None if on_step is None else record
-        noise = noise.to(reference.device, torch.float32)
-        if previous_chunk is None:
-            return flow_matching.integrate(velocity, noise, num_steps, record)
-        previous_chunk = previous_chunk.to(reference.device, torch.float32).repeat(len(noise) // batch, 1, 1)
-        velocity = flow_matching.guide(velocity, previous_chunk, inference_delay, num_steps, max_guidance_weight)
-        chunk = flow_matching.integrate(velocity, noise, num_steps, record)
-        # The robot executes these whatever the guidance, never quite exact, made of them.
-        return torch.cat([previous_chunk[:, :inference_delay], chunk[:, inference_delay:]], dim=1)
+        return noise.to(device, torch.float32)
 
 
 def _untile(x: torch.Tensor, batch: int) -> torch.Tensor:
@@ -283,3 +278,6 @@ def _tile(x: torch.Tensor) -> torch.Tensor:
 def _of_each_draw(weights: torch.Tensor | None, copies: int) -> torch.Tensor | None:
     """A block's attention weights (B, heads, R * S, K) -> (R * B, heads, S, K), in tiled order"""
     return None if weights is None else _tile(weights.unflatten(2, (copies, -1)).transpose(1, 2))
+
+
+__all__ = ["FlowMatchingActionHead"]

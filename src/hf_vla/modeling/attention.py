@@ -24,27 +24,44 @@ def eager_attention(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
+class AttentionRecorder:
+    """Receives the attention weights on the backbone's states, block by block."""
+
+    def __init__(self):
+        self._weights: list[torch.Tensor | None] = []
+
+    def record(self, weights: torch.Tensor | None) -> None:
+        """Add a block's weights (B, heads, Q, K); None for a block that attends other states."""
+        self._weights.append(None if weights is None else weights.detach().float())
+
+    def take(self) -> list[torch.Tensor | None]:
+        """What was recorded since the last call, one entry per block, float32."""
+        taken, self._weights = self._weights, []
+        return taken
+
+
 def attend(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     key_mask: torch.Tensor | None = None,
-    weights: list | None = None,
+    *,
+    recorder: AttentionRecorder | None = None,
 ) -> torch.Tensor:
     """Every query attends every key that `key_mask` allows.
 
     Args:
         module: the attention layer; `module.config._attn_implementation` names the implementation.
         query: (B, heads, Q, dim); key, value: (B, heads, K, dim).
-        key_mask: boolean (B, K), true = attend; None where every key may be attended.
-        weights: a list that receives the weights, float32 (B, heads, Q, K). Only attention that is written out has them, so
-            that it is used in this call whatever the implementation; the output may differ in rounding.
+        key_mask: boolean (B, K), true = attend; None if every key may be attended.
+        recorder: receives the weights (B, heads, Q, K). Only attention that is written out has them, so that it is used in
+            this call whatever the implementation; the output may differ in rounding.
 
     Returns:
         (B, Q, heads * dim)
     """
-    implementation = "eager" if weights is not None else module.config._attn_implementation or "sdpa"
+    implementation = "eager" if recorder is not None else module.config._attn_implementation or "sdpa"
     interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
     batch, _, num_queries, head_dim = query.shape
     mask, extra = None, {}
@@ -55,8 +72,8 @@ def attend(
     output, attended = interface(
         module, query, key, value, mask, scaling=head_dim**-0.5, dropout=0.0, is_causal=False, **extra
     )
-    if weights is not None:
-        weights.append(attended.detach().float())
+    if recorder is not None:
+        recorder.record(attended)
     return output.reshape(batch, num_queries, -1)
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
+from ..processing.backbone_families import find_family
+
 
 def build_backbone(vlm_config: PreTrainedConfig) -> PreTrainedModel:
     """The backbone that `vlm_config.model_type` names, with new weights, in torch's default dtype."""
@@ -93,7 +95,8 @@ def layer_states(vlm: PreTrainedModel, convention: str, **inputs) -> list[torch.
     decoder = vlm.get_decoder()
     with _recorded(decoder, inputs_of_layers=convention == "transformers-4.57") as recorded:
         output = run_backbone(vlm, **inputs)
-    if convention == "transformers-4.57" and vlm.config.model_type.startswith("qwen3_vl"):
+    family = find_family(vlm.config.model_type)
+    if convention == "transformers-4.57" and family is not None and family.last_state_before_norm:
         return recorded["layers"] + [recorded["before_norm"]]
     return recorded["layers"][: len(decoder.layers)] + [output.last_hidden_state]
 

@@ -5,7 +5,10 @@ from pathlib import Path
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from ..checkpoints.checkpoint import Checkpoint
+
 HIDDEN_STATES_CONVENTIONS = ("transformers-4.57", "transformers-5")
+STATE_INPUTS = ("head", "prompt", None)
 
 
 class VLAConfig(PreTrainedConfig):
@@ -32,6 +35,9 @@ class VLAConfig(PreTrainedConfig):
 
     sub_configs_defaults = {"vlm_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen3_vl")}
     keys_to_ignore_at_inference = ["loss"]
+    #: what the framework makes of the robot's state: "head", a tensor for the action head; "prompt", text in the prompt; None,
+    #: nothing. Model and processor read it here.
+    state_input = None
 
     vlm_config: dict | PreTrainedConfig | None = None
     vlm_name_or_path: str | None = None
@@ -47,6 +53,10 @@ class VLAConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.state_dim < 0:
             raise ValueError(f"state_dim is {self.state_dim}; it must be 0 (no state encoder) or more")
+        if self.state_input not in STATE_INPUTS:
+            raise ValueError(
+                f"{type(self).__name__}.state_input is {self.state_input!r}; it must be 'head', 'prompt' or None"
+            )
         if self.hidden_states_convention not in HIDDEN_STATES_CONVENTIONS:
             raise ValueError(
                 f"hidden_states_convention is {self.hidden_states_convention!r}; "
@@ -58,7 +68,7 @@ class VLAConfig(PreTrainedConfig):
         """Load a configuration from a folder or Hub repository, in this format or in StarVLA's native one.
 
         Args:
-            pretrained_model_name_or_path: folder or repository.
+            pretrained_model_name_or_path: folder or repository, or a checkpoint that is open already.
             base_vlm: for native checkpoints, the folder or repository of the backbone's config.
             kwargs: fields to override, Hub options, `return_unused_kwargs`.
 
@@ -66,23 +76,21 @@ class VLAConfig(PreTrainedConfig):
             ValueError: the configuration is another framework's.
             OSError: there is no configuration (transformers itself would return the defaults for such a folder).
         """
-        from ..checkpoints import starvla
+        from ..checkpoints.opening import open_with
 
-        native_kwargs = starvla.pop_native_kwargs(kwargs)
-        repository = starvla.find_repository(pretrained_model_name_or_path, **kwargs)
-        if repository is not None:
-            return repository.config(cls, **native_kwargs, **kwargs)
-        starvla.refuse_native_kwargs(native_kwargs, pretrained_model_name_or_path)
-        folder = Path(pretrained_model_name_or_path)
-        if folder.is_dir() and not (folder / kwargs.get("subfolder", "") / "config.json").is_file():
-            raise OSError(f"{folder} holds no config.json: it is no policy's folder")
-        saved = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)[0].get("model_type")
+        if not isinstance(pretrained_model_name_or_path, Checkpoint) and Path(pretrained_model_name_or_path).is_file():
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        checkpoint, kwargs = open_with(pretrained_model_name_or_path, kwargs)
+        if checkpoint.is_native:
+            return checkpoint.config(cls, **kwargs)
+        if (saved := checkpoint.model_type) is None:
+            raise OSError(f"{checkpoint.name} holds no config.json that names a model_type: it is no policy's folder")
         if cls.model_type and saved not in {getattr(base, "model_type", None) for base in cls.__mro__}:
             raise ValueError(
-                f"{pretrained_model_name_or_path} holds a policy of model_type {saved!r}, {cls.__name__} is {cls.model_type!r}; "
+                f"{checkpoint.name} holds a policy of model_type {saved!r}, {cls.__name__} is {cls.model_type!r}; "
                 "load it with AutoModel (AutoConfig, AutoProcessor), or with its own class"
             )
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        return super().from_pretrained(checkpoint.name, **checkpoint.files.hub, **kwargs)
 
     @property
     def hidden_size(self) -> int:

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import attend
+from .attention import AttentionRecorder, attend
 
 
 class TimestepEncoder(nn.Module):
@@ -82,12 +82,9 @@ class Attention(nn.Module):
         """states (B, K, key_size) -> keys, values (B, heads, K, head_dim)"""
         return self._heads(self.to_k(states)), self._heads(self.to_v(states))
 
-    def forward(self, x, keys_and_values, key_mask=None, weights=None):
-        """x (B, Q, D), keys and values (B, heads, K, head_dim), key_mask (B, K) true = attend -> (B, Q, D)
-
-        A list given as `weights` receives the attention weights (B, heads, Q, K).
-        """
-        output = attend(self, self._heads(self.to_q(x)), *keys_and_values, key_mask, weights)
+    def forward(self, x, keys_and_values, key_mask=None, *, recorder=None):
+        """x (B, Q, D), keys and values (B, heads, K, head_dim), key_mask (B, K) true = attend -> (B, Q, D)"""
+        output = attend(self, self._heads(self.to_q(x)), *keys_and_values, key_mask, recorder=recorder)
         return self.to_out[1](self.to_out[0](output))
 
 
@@ -122,11 +119,11 @@ class DiffusionTransformerBlock(GradientCheckpointingLayer):
         self.ff = FeedForward(hidden_size, dropout, final_dropout)
         self.final_dropout = nn.Dropout(dropout if final_dropout else 0.0)
 
-    def forward(self, x, temb, states, key_mask, keys_and_values=None, modulation=None, weights=None):
-        """x (B, R, S, D), temb (B, R, D) -> (B, R, S, D).
+    def forward(self, x, temb, states, *, key_mask=None, keys_and_values=None, modulation=None, recorder=None):
+        """x (B, R, S, D), temb (B, R, D), states (B, K, key_size) -> (B, R, S, D).
 
-        Given `keys_and_values` or `modulation`, they are used in place of `states` and `temb`. A list given as `weights`
-        receives the attention weights on the backbone's states (B, heads, R * S, K), or None where others are attended.
+        Given `keys_and_values` or `modulation`, they are used in place of `states` and `temb`. An `AttentionRecorder`
+        receives the weights on the states (B, heads, R * S, K), or None if the block attends its own tokens.
         """
         normed = self.norm1(x, modulation if modulation is not None else self.norm1.modulation(temb))
         if self.is_cross:
@@ -136,10 +133,10 @@ class DiffusionTransformerBlock(GradientCheckpointingLayer):
         else:
             normed = normed.flatten(0, 1)  # each copy by itself
             keys_and_values, key_mask = self.attn1.keys_and_values(normed), None
-            if weights is not None:
-                weights.append(None)
-                weights = None
-        attended = self.attn1(normed, keys_and_values, key_mask, weights).view(x.shape)
+            if recorder is not None:
+                recorder.record(None)
+                recorder = None
+        attended = self.attn1(normed, keys_and_values, key_mask, recorder=recorder).view(x.shape)
         x = x + self.final_dropout(attended)
         return x + self.ff(self.norm3(x))
 
@@ -157,6 +154,11 @@ class Conditioning:
     states: list[torch.Tensor]
     key_mask: torch.Tensor | None = None
     keys_and_values: list[tuple[torch.Tensor, torch.Tensor] | None] | None = None
+
+    @classmethod
+    def masked(cls, states: list[torch.Tensor], attention_mask: torch.Tensor | None) -> "Conditioning":
+        """The backbone's states at the tokens that its own attention mask (B, L) allows."""
+        return cls(states, None if attention_mask is None else attention_mask.bool())
 
 
 class DiffusionTransformer(nn.Module):
@@ -222,13 +224,14 @@ class DiffusionTransformer(nn.Module):
         tokens: torch.Tensor,
         conditioning: Conditioning,
         temb: torch.Tensor,
+        *,
         modulations: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
-        weights: list | None = None,
+        recorder: AttentionRecorder | None = None,
     ) -> torch.Tensor:
         """tokens (B, R, S, D), temb (B, R, D) or (1, 1, D) -> hidden states (B, R, S, D)
 
-        A list given as `weights` receives each block's attention weights on the backbone's states (B, heads, R * S, K),
-        None for those of self-attention.
+        Given `modulations`, one per block, they are used in place of `temb`. A `recorder` receives each block's attention
+        weights on the backbone's states (B, heads, R * S, K), None for a block of self-attention.
         """
         num_blocks = len(self.transformer_blocks)
         keys_and_values = conditioning.keys_and_values or [None] * num_blocks
@@ -238,10 +241,10 @@ class DiffusionTransformer(nn.Module):
                 tokens,
                 temb,
                 conditioning.states[index],
-                conditioning.key_mask,
-                keys_and_values[index],
-                modulations[index],
-                weights,
+                key_mask=conditioning.key_mask,
+                keys_and_values=keys_and_values[index],
+                modulation=modulations[index],
+                recorder=recorder,
             )
         return tokens
 

@@ -2,12 +2,8 @@
 
 Time runs from noise (t = 0) to actions (t = 1). Nothing here knows a network: a velocity is a function that is handed in.
 Source of every constant: StarVLA's `LayerwiseFM_ActionHeader` and `GR00T_ActionHeader`.
-
-The last three functions are real-time chunking: Black, Galliker, Levine 2025, "Real-Time Execution of Action Chunking Flow
-Policies", arXiv 2506.07339, on the pseudoinverse guidance (PiGDM) of Song et al. 2023 and Pokle et al. 2024.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -67,64 +63,3 @@ def integrate(
         if on_step is not None:
             on_step(step, before, x)
     return x
-
-
-def overlap_weights(overlap: int, inference_delay: int, device: torch.device | str | None = None) -> torch.Tensor:
-    """How much each step of the previous chunk counts: the soft mask of real-time chunking (Black et al. 2025, Eq. 5).
-
-    1 for the first `inference_delay` = d steps; then `c (e^c - 1) / (e - 1)`, where `c = (overlap - i) / (overlap - d + 1)`
-    falls linearly from 1 at step d - 1 to 0 at step `overlap`, behind the last.
-
-    Args:
-        overlap: steps that the previous chunk and the new one share (H - s in the paper).
-        inference_delay: 0 … overlap.
-
-    Returns:
-        float32 tensor (overlap,).
-    """
-    left = torch.arange(overlap, 0, -1, dtype=torch.float32, device=device)
-    c = (left / (overlap - inference_delay + 1)).clamp(max=1)
-    return c * torch.expm1(c) / math.expm1(1)
-
-
-def guidance_weight(time: float, max_weight: float) -> float:
-    """`min(max_weight, (1 - t) / (t r²))`, `r² = (1 - t)² / (t² + (1 - t)²)`, at 0 <= t < 1 (Black et al. 2025, Eq. 2 and 4)."""
-    if time == 0:
-        return max_weight
-    return min(max_weight, (time**2 + (1 - time) ** 2) / (time * (1 - time)))
-
-
-def guide(
-    velocity: Callable[[torch.Tensor, int], torch.Tensor],
-    previous_chunk: torch.Tensor,
-    inference_delay: int,
-    num_steps: int,
-    max_guidance_weight: float,
-) -> Callable[[torch.Tensor, int], torch.Tensor]:
-    """A velocity that also draws the beginning of the chunk to `previous_chunk` (Black et al. 2025, Eq. 2).
-
-    At each step it adds `guidance_weight(t) · (W (Y - x̂))ᵀ ∂x̂/∂x`, where `x̂ = x + (1 - t) v(x, t)` is the action chunk that
-    the velocity now points to, Y the previous chunk and W the `overlap_weights`. The derivative is the velocity's own, by
-    one backward pass; gradients are enabled for the call of `velocity` alone, and no parameter receives one.
-
-    Args:
-        velocity: (x, step index) -> dx/dt; samples of a batch must not depend on each other.
-        previous_chunk: (B, overlap, action_dim), the steps that the new chunk's first ones coincide with.
-        inference_delay: steps of it with full weight.
-        num_steps: Euler steps; step k is at time k / num_steps.
-        max_guidance_weight: beta of the paper.
-    """
-    overlap = previous_chunk.shape[1]
-    weights = overlap_weights(overlap, inference_delay, previous_chunk.device)[:, None]
-
-    def guided(x: torch.Tensor, step: int) -> torch.Tensor:
-        time = step / num_steps
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            v = velocity(x, step).to(x.dtype)
-            denoised = (x + (1 - time) * v)[:, :overlap]
-        error = weights * (previous_chunk - denoised.detach())
-        (correction,) = torch.autograd.grad(denoised, x, error)
-        return v.detach() + guidance_weight(time, max_guidance_weight) * correction
-
-    return guided

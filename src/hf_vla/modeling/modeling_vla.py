@@ -1,9 +1,9 @@
-"""What the models of all frameworks share: loading that raises instead of loading half, weight initialisation, outputs."""
+"""What the models of all frameworks share: the public `forward` and `predict_action`, loading and saving, new weights."""
 
 import copy
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -14,35 +14,63 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, logging
 
 from ..cards.model_card import LeavesModelCard
+from ..checkpoints.adapters import describe_base
+from ..checkpoints.opening import find_checkpoint, open_with
+from ..checkpoints.quantization import of_backbone_only
+from ..checkpoints.starvla import NATIVE_KWARGS
 from ..checkpoints.strict_loading import align, no_loading_report, raise_if_incomplete, raise_if_shapes_differ
+from ..checkpoints.weights import readable_weights
 from ..checkpoints.zero3 import not_partitioned, writes_weights
 from ..hub import HUB_KWARGS, hub_options
+from ..processing.from_vlm import build_from_vlm
+from ..registry import frameworks
 from .backbone import layer_states
 from .configuration_vla import VLAConfig
-from .losses import labelled, language_model_loss
+from .losses import ActionTargets, labelled, language_model_loss
+from .real_time_chunking import RealTimeChunking
+from .sampling import DenoisingStep, SamplingOptions
 
 logger = logging.get_logger(__name__)
+
+
+#: What a training batch has beside the observation; `predict_action` does not read it.
+_TRAINING_KEYS = ("actions", "action_mask", "sample_weight", "timestep", "vlm_batch")
 
 
 @dataclass
 class VLAOutput(ModelOutput):
     """
     Args:
-        loss (`torch.Tensor` of shape `(1,)`, *optional*):
+        loss (`torch.Tensor` of shape `()`, *optional*):
             The action loss or the language-model loss; in co-training their sum.
-        action_loss (`torch.Tensor`, *optional*):
+        action_loss (`torch.Tensor` of shape `()`, *optional*):
             The framework's loss on the actions.
-        vlm_loss (`torch.Tensor`, *optional*):
+        vlm_loss (`torch.Tensor` of shape `()`, *optional*):
             The backbone's language-model loss.
+        loss_per_sample (`torch.Tensor` of shape `(batch_size,)`, *optional*):
+            The loss of each sample of the batch, without its `sample_weight`; samples of a `vlm_batch` are not in it.
     """
 
     loss: torch.Tensor | None = None
     action_loss: torch.Tensor | None = None
     vlm_loss: torch.Tensor | None = None
+    loss_per_sample: torch.Tensor | None = None
 
 
 class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
-    """Base of every policy: a `PreTrainedModel` with a backbone `vlm`, a `forward` with a loss, and `predict_action`."""
+    """Base of every policy. It owns the public `forward` and `predict_action`; a framework writes what is its own.
+
+    The contract of a framework:
+
+    * `__init__` builds the backbone `self.vlm` by [`~hf_vla.modeling.backbone.build_backbone`] and the modules that make
+      actions of its states, and ends with `self.post_init()`.
+    * [`action_loss`] computes the loss of a batch with actions.
+    * [`sample_actions`] predicts an action chunk per observation.
+    * The configuration says in `state_input` what becomes of the robot's state: only with "head" is it given to these two.
+
+    Both get the observation as keyword arguments, checked: name what is read, and hand the rest to `self.backbone_states`.
+    The rest differs between families of backbones (`pixel_values`, `image_grid_thw`, …), and a framework need not know it.
+    """
 
     config_class = VLAConfig
     base_model_prefix = ""
@@ -53,6 +81,13 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_attention_backend = True
+
+    #: fields of [`~hf_vla.modeling.sampling.SamplingOptions`] that `sample_actions` reads
+    sampling_options: frozenset[str] = frozenset()
+    #: inputs that are not the backbone's, such as QwenDual's images for DINO; the language-model loss does without them
+    head_inputs: tuple[str, ...] = ()
+    #: whether a batch with actions holds them as tokens too, in `labels` (QwenFAST)
+    labels_are_actions = False
 
     def post_init(self) -> None:
         """As transformers', and `_no_split_modules` are the transformer blocks of backbone and head, whatever their names.
@@ -103,54 +138,190 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
         if not options["use_reentrant"]:
             self.disable_input_require_grads()
 
+    # ------------------------------------------------------- a framework's own
+
+    def action_loss(
+        self, targets: ActionTargets, *, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **inputs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss of a batch with actions; a framework's own.
+
+        Args:
+            targets: what is to be learnt. [`~hf_vla.modeling.losses.ActionTargets.mean`] makes the result of an error per
+                number: padding and sample weights are accounted for there.
+            input_ids, attention_mask: (B, L).
+            inputs: the backbone's other inputs; `state` (B, 1, state_dim) where there is one and the head reads it.
+
+        Returns:
+            The loss, a scalar, and each sample's loss (B,). Float32.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no action_loss")
+
+    def sample_actions(
+        self, options: SamplingOptions, *, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **inputs
+    ) -> torch.Tensor:
+        """Predict an action chunk per observation; a framework's own. Called without gradients.
+
+        Args:
+            options: how to draw. Of its fields, those in the class attribute `sampling_options` are read.
+            input_ids, attention_mask, inputs: as for `action_loss`.
+
+        Returns:
+            (B, action_horizon, action_dim), normalised.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no sample_actions")
+
+    def targets_per_sample(self, batch: Mapping) -> torch.Tensor:
+        """Over how many targets the action loss of each sample is a mean: (B,), action steps by default."""
+        actions, mask, horizon = batch["actions"], batch.get("action_mask"), self.config.action_horizon
+        if mask is None:
+            return torch.full((len(actions),), horizon, device=actions.device)
+        return mask[:, -horizon:].sum(dim=1)
+
+    # ------------------------------------------------------------- all frameworks'
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        state: torch.Tensor | None = None,
+        actions: torch.Tensor | None = None,
+        action_mask: torch.Tensor | None = None,
+        sample_weight: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        timestep: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        vlm_batch: Mapping[str, torch.Tensor] | None = None,
+        **inputs,
+    ) -> VLAOutput:
+        """The loss of a batch with actions, or the backbone's language-model loss of a batch with labels.
+
+        Args:
+            input_ids, attention_mask: (B, L).
+            state: (B, 1, state_dim), normalised, if the framework's head reads it.
+            actions: (B, T, action_dim), normalised; the last `action_horizon` steps are the target.
+            action_mask: boolean (B, T), false where a step is padding and does not count.
+            sample_weight: (B,), 0 or more: how much each sample counts in the mean that the loss is.
+            noise, timestep: to fix the draw of frameworks that draw: (R * B, action_horizon, action_dim) and (R * B,), in tiled
+                order b0 b1 … b0 b1 …. Not read by others.
+            labels: (B, L) token ids, -100 where a token does not count; in place of actions, for co-training.
+            vlm_batch: a batch of image-text samples with labels, for co-training: its language-model loss is added. Both are
+                computed by one call, and so by one backward pass, as DDP, FSDP and ZeRO need it.
+            inputs: the backbone's other inputs: `pixel_values`, and what else its family has.
+
+        Raises:
+            ValueError: a tensor is missing, or has another shape than this policy needs.
+        """
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
+        if sample_weight is not None and sample_weight.shape != (len(input_ids),):
+            raise ValueError(
+                f"sample_weight has shape {tuple(sample_weight.shape)}; {len(input_ids)} samples need ({len(input_ids)},)"
+            )
+        if labels is not None and not (self.labels_are_actions and actions is not None):
+            if actions is not None or vlm_batch is not None:
+                raise ValueError(
+                    "a batch has either `actions` or `labels`; give robot samples and image-text samples in batches of their "
+                    "own, the latter as vlm_batch to train on both in one step"
+                )
+            loss, per_sample = self._language_model_loss(labels, sample_weight, **inputs)
+            return VLAOutput(loss=loss, vlm_loss=loss, loss_per_sample=per_sample)
+        actions, action_mask = self._last_steps(len(input_ids), actions, action_mask)
+        targets = ActionTargets(actions, action_mask, sample_weight, noise, timestep)
+        if labels is not None:
+            inputs["labels"] = labels
+        loss, per_sample = self.action_loss(targets, **inputs, **self._state_input(state, len(input_ids)))
+        if vlm_batch is None:
+            return VLAOutput(loss=loss, action_loss=loss, loss_per_sample=per_sample)
+        if vlm_batch.get("labels") is None:
+            raise ValueError(
+                f"vlm_batch has no `labels`, only {', '.join(vlm_batch)}; make it with processor.encode_conversations"
+            )
+        vlm_loss, _ = self._language_model_loss(**vlm_batch)
+        return VLAOutput(loss=loss + vlm_loss, action_loss=loss, vlm_loss=vlm_loss, loss_per_sample=per_sample)
+
+    @torch.no_grad()
+    def predict_action(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        state: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        num_inference_steps: int | None = None,
+        real_time_chunking: RealTimeChunking | None = None,
+        on_step: Callable[[DenoisingStep], None] | None = None,
+        output_attentions: bool = False,
+        **inputs,
+    ) -> torch.Tensor:
+        """Predict one action chunk per sample, or several.
+
+        `noise`, `generator` and `num_inference_steps` are not read by frameworks that draw nothing, and what a training batch
+        has beside the observation by none: all policies can be called alike, with a training batch as it is.
+
+        Args:
+            input_ids, attention_mask, state: as in `forward`.
+            noise: (B, action_horizon, action_dim), drawn from `generator` if None. With (R * B, …), in the tiled order of
+                `forward`, R chunks per sample are drawn: the observations are read once, whatever R.
+            num_inference_steps: denoising steps, by default the config's.
+            real_time_chunking: the previous chunk, which the new one is to continue; see
+                [`~hf_vla.modeling.real_time_chunking.RealTimeChunking`]. Its fields may be given in its place:
+                `previous_chunk`, `inference_delay`, `max_guidance_weight`.
+            on_step: called after each denoising step with what it did, a [`~hf_vla.modeling.sampling.DenoisingStep`].
+            output_attentions: give `on_step` the action head's attention weights too. Flash and SDPA kernels have none: in
+                this call the head's attention is written out instead, so that predictions may differ in rounding.
+            inputs: the backbone's other inputs, and options that only this framework has.
+
+        Returns:
+            float32 tensor (B, action_horizon, action_dim), normalised; (R * B, …), in the order of the noise.
+
+        Raises:
+            ValueError: an argument does not fit the policy, or is for frameworks that denoise, which this one does not.
+        """
+        inputs = {name: value for name, value in inputs.items() if name not in _TRAINING_KEYS}
+        from_fields = RealTimeChunking.from_arguments(inputs)
+        options = SamplingOptions(
+            noise=noise,
+            generator=generator,
+            num_inference_steps=num_inference_steps,
+            real_time_chunking=real_time_chunking or from_fields,
+            on_step=on_step,
+            output_attentions=output_attentions,
+        )
+        wanted = ("real_time_chunking", "on_step", "output_attentions")
+        if foreign := [name for name in wanted if getattr(options, name) and name not in self.sampling_options]:
+            raise ValueError(f"{type(self).__name__} does not denoise its actions; leave out {', '.join(foreign)}")
+        inputs |= {"input_ids": input_ids, "attention_mask": attention_mask}
+        return self.sample_actions(options, **inputs, **self._state_input(state, len(input_ids))).float()
+
     def backbone_states(self, input_ids, attention_mask, **vlm_inputs) -> list[torch.Tensor]:
         """h[0] … h[N] of the backbone's N decoder layers, (B, L, hidden_size) each, in the convention of the config."""
         convention = self.config.hidden_states_convention
         return layer_states(self.vlm, convention, input_ids=input_ids, attention_mask=attention_mask, **vlm_inputs)
 
-    def language_model_output(self, labels, actions, input_ids, attention_mask, **vlm_inputs) -> VLAOutput:
-        """The backbone's language-model loss on image-text samples, for co-training."""
-        if actions is not None:
-            raise ValueError(
-                "a batch has either `actions` or `labels`; give robot samples and image-text samples in batches of their own"
-            )
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **vlm_inputs}
-        loss = language_model_loss(self.vlm, labels, **inputs)
-        return VLAOutput(loss=loss, vlm_loss=loss)
-
-    def with_language_model_loss(self, output: VLAOutput, vlm_batch: Mapping[str, torch.Tensor] | None) -> VLAOutput:
-        """A batch's `output`, and the language-model loss of the image-text samples that come with it, if any.
-
-        Both are computed by one call of `forward`, and so by one backward pass, as DDP, FSDP and ZeRO need it.
-        """
-        if vlm_batch is None:
-            return output
-        if vlm_batch.get("labels") is None:
-            raise ValueError(
-                f"vlm_batch has no `labels`, only {', '.join(vlm_batch)}; make it with processor.encode_conversations"
-            )
-        vlm_loss = self.language_model_output(actions=None, **vlm_batch).vlm_loss
-        return replace(output, loss=output.loss + vlm_loss, vlm_loss=vlm_loss)
-
     def loss_counts(self, batch: Mapping) -> dict[str, int | torch.Tensor]:
         """Over how many targets `forward` takes the mean in each loss of a batch: action steps, labelled tokens.
 
         Losses of several batches are averaged by these, so that every target counts the same; see
-        [`~hf_vla.training.losses`]. Override it where a framework's action loss is another mean.
+        [`~hf_vla.training.losses`]. With `sample_weight`, a sample's targets count as often as that.
         """
         counts = {}
-        vlm_batch = batch.get("vlm_batch") or ({} if "actions" in batch else batch)
-        if vlm_batch.get("labels") is not None:
-            counts["vlm_loss"] = labelled(vlm_batch["labels"]).sum()
+        conversations = batch.get("vlm_batch") or ({} if "actions" in batch else batch)
+        if (labels := conversations.get("labels")) is not None:
+            counts["vlm_loss"] = _weighted_sum(labelled(labels).sum(dim=1), conversations.get("sample_weight"))
         if batch.get("actions") is not None:
-            horizon, mask = self.config.action_horizon, batch.get("action_mask")
-            counts["action_loss"] = len(batch["actions"]) * horizon if mask is None else mask[:, -horizon:].sum()
+            counts["action_loss"] = _weighted_sum(self.targets_per_sample(batch), batch.get("sample_weight"))
         return counts
 
-    def target_actions(
-        self, batch: int, actions: torch.Tensor | None, action_mask: torch.Tensor | None = None
+    def _language_model_loss(self, labels, sample_weight=None, **inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """The backbone's loss on image-text samples, and each sample's."""
+        inputs = {name: value for name, value in inputs.items() if name not in self.head_inputs}
+        return language_model_loss(self.vlm, labels, sample_weight=sample_weight, **inputs)
+
+    def _last_steps(
+        self, batch: int, actions: torch.Tensor | None, action_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The last `action_horizon` of the given steps, (B, T, action_dim) and mask (B, T), as StarVLA trains on them."""
+        """The last `action_horizon` steps of actions (B, T, action_dim) and mask (B, T), as StarVLA trains on them."""
         horizon, dim = self.config.action_horizon, self.config.action_dim
         if actions is None:
             raise ValueError(
@@ -168,12 +339,33 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
             )
         return actions[:, -horizon:], None if action_mask is None else action_mask[:, -horizon:]
 
+    def _state_input(self, state: torch.Tensor | None, batch: int) -> dict[str, torch.Tensor]:
+        """The state, checked, as a keyword argument of the framework's own methods; nothing if there is none."""
+        if state is None:
+            return {}
+        where = self.config.state_input
+        if where == "prompt":
+            raise ValueError(
+                f"{type(self).__name__} reads the state as text in the prompt: give it to the processor, not to the model"
+            )
+        if where is None:
+            raise ValueError(f"{type(self).__name__} does not read the robot's state; leave `state` out")
+        if not self.config.state_dim:
+            raise ValueError("this policy has no state encoder (state_dim is 0); leave `state` out")
+        needed = (batch, 1, self.config.state_dim)
+        if state.shape != needed:
+            raise ValueError(f"state has shape {tuple(state.shape)}; this policy needs {needed}")
+        return {"state": state}
+
+    # --------------------------------------------------------- loading and saving
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
         """Load a policy from a folder or Hub repository, in this format or in StarVLA's native one, or an adapter of one.
 
         Args:
-            pretrained_model_name_or_path: folder or repository.
+            pretrained_model_name_or_path: folder or repository, or a checkpoint that is open already
+                ([`~hf_vla.checkpoints.open_checkpoint`]).
             base_model: for adapters, where the policy or backbone is that they adapt, if not where it was.
             base_vlm: for native checkpoints, the folder or repository of the backbone's config and processor.
             checkpoint: for native checkpoints, which file to load; by default the one of the highest step.
@@ -185,62 +377,75 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
                 is another one than it was trained on.
             OSError: no such folder or repository, no weights in it, or weights that cannot be read.
         """
-        from ..checkpoints import starvla
-        from ..checkpoints.adapters import find_adapter
-        from ..checkpoints.quantization import of_backbone_only
-        from ..checkpoints.weights import readable_weights
-
         wants_info = kwargs.pop("output_loading_info", False)
-        if (adapter := find_adapter(pretrained_model_name_or_path, **kwargs)) is not None:
-            model = adapter.load(cls, config, **kwargs)
-            info = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
+        # transformers' AutoModel may have gone on from an adapter to its base.
+        source = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path") or pretrained_model_name_or_path
+        if source is None:  # transformers' way to give a configuration and a state dict
+            model, info = cls._load_whole("state_dict", None, *model_args, config=config, **kwargs)
             return (model, info) if wants_info else model
-        if kwargs.pop("base_model", None) is not None:
-            raise ValueError(f"{pretrained_model_name_or_path} is no adapter, so there is no base_model; leave it out")
-        native_kwargs = starvla.pop_native_kwargs(kwargs)
-        repository = None
-        if pretrained_model_name_or_path is not None:
-            repository = starvla.find_repository(pretrained_model_name_or_path, **kwargs)
-        if repository is not None:
+        checkpoint, kwargs = open_with(source, kwargs)
+        base_model = kwargs.pop("base_model", None)
+        if checkpoint.is_adapter:
+            model = checkpoint.load(cls, config, base_model, **kwargs)
+            info = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
+        elif base_model is not None:
+            raise ValueError(f"{checkpoint.name} is no adapter, so there is no base_model; leave it out")
+        elif checkpoint.is_native:
             if config is None:
-                config, kwargs = repository.config(
-                    cls.config_class, return_unused_kwargs=True, **native_kwargs, **kwargs
-                )
-            else:
-                kwargs = {name: value for name, value in kwargs.items() if name not in HUB_KWARGS}
-            kwargs["state_dict"] = repository.state_dict(native_kwargs.get("checkpoint"))
-            pretrained_model_name_or_path, source = None, repository.name
-            raise_if_shapes_differ(source, cls, config, kwargs["state_dict"])
+                config, kwargs = checkpoint.config(cls.config_class, return_unused_kwargs=True, **kwargs)
+            kwargs["state_dict"] = checkpoint.state_dict()
+            raise_if_shapes_differ(checkpoint.name, cls, config, kwargs["state_dict"])
+            model, info = cls._load_whole(checkpoint.name, None, *model_args, config=config, **kwargs)
+            model.config._name_or_path = model.name_or_path = checkpoint.name
         else:
-            starvla.refuse_native_kwargs(native_kwargs, pretrained_model_name_or_path)
-            source = pretrained_model_name_or_path
+            if kwargs.get("quantization_config") is not None and config is None:
+                config = cls.config_class.from_pretrained(checkpoint)
+            kwargs |= checkpoint.files.hub
+            model, info = cls._load_whole(checkpoint.name, checkpoint.name, *model_args, config=config, **kwargs)
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def _load_whole(
+        cls, source: str, name_or_path, *model_args, config, **kwargs
+    ) -> tuple["VLAPreTrainedModel", dict]:
+        """Load as transformers does, or raise if not all weights fit.
+
+        Args:
+            source: what to call the weights in errors.
+            name_or_path: where transformers finds them; None if they are in `kwargs["state_dict"]`.
+        """
         if kwargs.get("quantization_config") is not None:
-            own = config or cls.config_class.from_pretrained(pretrained_model_name_or_path, **hub_options(kwargs))
-            kwargs["quantization_config"] = of_backbone_only(kwargs["quantization_config"], cls, own)
+            kwargs["quantization_config"] = of_backbone_only(kwargs["quantization_config"], cls, config)
         kwargs["ignore_mismatched_sizes"] = True  # to name them below, with all else that does not fit
         with readable_weights(source):
             if is_deepspeed_zero3_enabled():  # transformers only finds what is missing then
                 with not_partitioned():
-                    meta = {**kwargs, "device_map": "meta"}
-                    _, info = super().from_pretrained(
-                        pretrained_model_name_or_path,
-                        *model_args,
-                        config=copy.deepcopy(config),
-                        output_loading_info=True,
-                        **meta,
-                    )
+                    options = {**kwargs, "device_map": "meta", "output_loading_info": True}
+                    own_config = copy.deepcopy(config)
+                    _, info = super().from_pretrained(name_or_path, *model_args, config=own_config, **options)
                 raise_if_incomplete(source, info)
             model, info = super().from_pretrained(
-                pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
+                name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
             )
         raise_if_incomplete(source, info)
         if is_deepspeed_zero3_enabled():
             # transformers 5.23 notes all conversions of names that it knows as used, and undoes them when it saves.
             model._weight_conversions = None
         align(model)
-        if repository is not None:
-            model.config._name_or_path = model.name_or_path = repository.name
-        return (model, info) if wants_info else model
+        return model, info
+
+    @classmethod
+    def from_policy_or_backbone(cls, name_or_path, config=None, **kwargs) -> tuple["VLAPreTrainedModel", bool]:
+        """Load what an adapter adapts: a policy, or a new policy on a pretrained backbone; and whether it was a policy.
+
+        Args:
+            name_or_path: folder or repository.
+            config, kwargs: as for `from_pretrained`.
+        """
+        checkpoint = find_checkpoint(name_or_path, **hub_options(kwargs, (*HUB_KWARGS, *NATIVE_KWARGS)))
+        if checkpoint is not None and checkpoint.model_type in frameworks():
+            return cls.from_pretrained(checkpoint, config=config, **kwargs), True
+        return cls.on_backbone(name_or_path, config=config, **kwargs), False
 
     @classmethod
     def from_vlm(
@@ -281,8 +486,6 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
             ValueError: unknown arguments, or backbone weights that don't fit its configuration.
             OSError: no such folder or repository, or no weights in it.
         """
-        from ..processing.from_vlm import build_from_vlm
-
         config, processor, hub = build_from_vlm(cls.config_class.model_type, vlm_name_or_path, **kwargs)
         if random_init:
             dtype = torch.get_default_dtype() if dtype == "auto" else dtype
@@ -312,8 +515,6 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
             vlm_name_or_path, dtype: as for `from_vlm`.
             kwargs: Hub options, and what `from_pretrained` takes.
         """
-        from ..checkpoints.quantization import of_backbone_only
-
         hub = hub_options(kwargs)
         kwargs = {name: value for name, value in kwargs.items() if name not in hub}
         if kwargs.get("quantization_config") is not None:
@@ -343,9 +544,11 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
         """As transformers', which of a policy with an adapter writes the adapter; with what finds its base again."""
         super().save_pretrained(save_directory, *args, **kwargs)
         if getattr(self, "_hf_peft_config_loaded", False) and kwargs.get("is_main_process", True):
-            from ..checkpoints.adapters import describe_base
-
             describe_base(save_directory, self, getattr(self, "base_fingerprint", None))
+
+
+def _weighted_sum(counts: torch.Tensor, sample_weight: torch.Tensor | None) -> torch.Tensor:
+    return (counts if sample_weight is None else counts * sample_weight).sum()
 
 
 __all__ = ["VLAOutput", "VLAPreTrainedModel"]

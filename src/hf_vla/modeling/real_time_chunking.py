@@ -1,63 +1,149 @@
-"""What a caller may watch of denoising, and what he may ask of it."""
+"""Real-time chunking: Black, Galliker, Levine 2025, "Real-Time Execution of Action Chunking Flow Policies", arXiv 2506.07339.
 
+The guidance is the pseudoinverse guidance (PiGDM) of Song et al. 2023 and Pokle et al. 2024.
+"""
+
+import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 
+Velocity = Callable[[torch.Tensor, int], torch.Tensor]
+
 
 @dataclass
-class DenoisingStep:
-    """One Euler step of a flow-matching policy, handed to the `on_step` of `predict_action`.
+class RealTimeChunking:
+    """Lets a new chunk continue the previous one, part of which is executed while the new one is computed.
+
+    See `docs/real_time_chunking.md`.
 
     Args:
-        index: 0 … N - 1 of N steps.
-        time: flow time before the step, index / N: 0 is noise, 1 actions.
-        noisy_actions, actions: before and after the step, float32 (B, action_horizon, action_dim), normalised; (R * B, …)
-            where R draws of noise were given for each observation. With real-time chunking, the steps that are executed
-            meanwhile are put into the chunk after the last of these.
-        attention: where `output_attentions`, one entry a block of the action head, else empty. Float32 (B, heads, queries,
-            keys), each row of keys sums to 1; None for a block that attends the head's own tokens. Queries are the head's
-            tokens, the chunk's actions the last of them. Keys are the tokens of the prompt, at the places of `input_ids`;
-            in QwenDual, DINO's patches follow them.
+        previous_chunk: (B, H', action_dim), normalised, 1 <= H' <= action_horizon: what was not yet executed of the previous
+            chunk when the observation was taken, so that its step i is the new chunk's step i. Steps from H' on are free.
+            Pass fewer steps to free more.
+        inference_delay: d, 0 <= d <= H', the steps of `previous_chunk` that are executed before the new chunk is ready. They
+            have full weight, and are returned as given; execute the new chunk from step d on. The weight then decays, see
+            [`overlap_weights`].
+        max_guidance_weight: beta of the paper, with its default. Beyond `num_inference_steps`, guidance can overshoot. 0
+            switches guidance off.
+
+    Raises:
+        ValueError: `previous_chunk` is missing, is not (B, H', action_dim) or holds NaN; `inference_delay` or
+            `max_guidance_weight` is out of range.
     """
 
-    index: int
-    time: float
-    noisy_actions: torch.Tensor
-    actions: torch.Tensor
-    attention: tuple[torch.Tensor | None, ...] = ()
+    previous_chunk: torch.Tensor
+    inference_delay: int = 0
+    max_guidance_weight: float = 5.0
 
-
-def check_previous_chunk(
-    previous_chunk: torch.Tensor | None, inference_delay: int, max_guidance_weight: float, shape: tuple[int, int, int]
-) -> None:
-    """Raise a ValueError where the arguments of real-time chunking do not fit chunks of `shape` (B, H, action_dim)."""
-    if previous_chunk is None:
-        if inference_delay:
+    def __post_init__(self):
+        previous, delay, weight = self.previous_chunk, self.inference_delay, self.max_guidance_weight
+        if not isinstance(delay, Integral) or isinstance(delay, bool):
+            raise ValueError(f"inference_delay is {delay!r}; give a whole number of steps")
+        if previous is None:
             raise ValueError(
-                f"inference_delay is {inference_delay}, but there is no previous_chunk whose actions are executed meanwhile; "
-                "give it, or leave both out for an episode's first chunk"
+                f"inference_delay is {delay}, but there is no previous_chunk whose actions are executed meanwhile; give it, or "
+                "leave both out for an episode's first chunk"
             )
-        return
-    batch, horizon, dim = shape
-    given = tuple(previous_chunk.shape)
-    if len(given) != 3 or (given[0], given[2]) != (batch, dim) or not 1 <= given[1] <= horizon:
-        raise ValueError(
-            f"previous_chunk has shape {given}; give the normalised actions of the previous chunk from the step at which this "
-            f"chunk begins, ({batch}, 1 to {horizon}, {dim}), or None where none are left"
-        )
-    if not previous_chunk.isfinite().all():
-        raise ValueError("previous_chunk holds NaN or infinite numbers")
-    if not 0 <= inference_delay <= given[1]:
-        raise ValueError(
-            f"inference_delay is {inference_delay}; it must be from 0 to the {given[1]} steps of previous_chunk, which are "
-            "executed until the new chunk is there"
-        )
-    if not 0 <= max_guidance_weight < math.inf:
-        raise ValueError(f"max_guidance_weight is {max_guidance_weight}; it must be a finite number, 0 or more")
-    if torch.is_inference_mode_enabled():
-        raise ValueError("real-time chunking needs gradients, which torch.inference_mode rules out; use torch.no_grad")
+        if not isinstance(previous, torch.Tensor) or previous.ndim != 3:
+            given = f"has shape {tuple(previous.shape)}" if hasattr(previous, "shape") else f"is {previous!r:.80}"
+            raise ValueError(f"previous_chunk {given}; give a tensor (B, H', action_dim)")
+        if not previous.isfinite().all():
+            raise ValueError("previous_chunk holds NaN or infinite numbers")
+        if not 0 <= delay <= previous.shape[1]:
+            raise ValueError(
+                f"inference_delay is {delay}; it must be from 0 to the {previous.shape[1]} steps of previous_chunk, which are "
+                "executed until the new chunk is there"
+            )
+        if not isinstance(weight, Real) or not 0 <= weight < math.inf:
+            raise ValueError(f"max_guidance_weight is {weight!r}; it must be a finite number, 0 or more")
+
+    @classmethod
+    def from_arguments(cls, arguments: dict) -> "RealTimeChunking | None":
+        """Take the three fields out of keyword arguments; None if they hold no previous chunk and no delay."""
+        given = {field.name: arguments.pop(field.name) for field in dataclasses.fields(cls) if field.name in arguments}
+        if given.get("previous_chunk") is None and not given.get("inference_delay"):
+            return None
+        return cls(**{"previous_chunk": None, **given})
+
+    def for_chunks(self, shape: tuple[int, int, int], copies: int, device: torch.device | str) -> "RealTimeChunking":
+        """The same for `copies` chunks per sample in tiled order, in float32 on `device`.
+
+        Raises:
+            ValueError: `previous_chunk` does not fit chunks of `shape` (B, H, action_dim), or there can be no gradients.
+        """
+        batch, horizon, dim = shape
+        given = tuple(self.previous_chunk.shape)
+        if (given[0], given[2]) != (batch, dim) or not 1 <= given[1] <= horizon:
+            raise ValueError(
+                f"previous_chunk has shape {given}; give the normalised actions of the previous chunk from the step at which "
+                f"this chunk begins, ({batch}, 1 to {horizon}, {dim}), or None where none are left"
+            )
+        if torch.is_inference_mode_enabled():
+            raise ValueError(
+                "real-time chunking needs gradients, which torch.inference_mode rules out; use torch.no_grad"
+            )
+        previous = self.previous_chunk.to(device, torch.float32).repeat(copies, 1, 1)
+        return dataclasses.replace(self, previous_chunk=previous)
+
+    def guide(self, velocity: Velocity, num_steps: int) -> Velocity:
+        """A velocity that also draws the beginning of the chunk to the previous one (Black et al. 2025, Eq. 2).
+
+        At each step it adds `guidance_weight(t) · (W (Y - x̂))ᵀ ∂x̂/∂x`, where `x̂ = x + (1 - t) v(x, t)` is the action chunk
+        that the velocity now points to, Y the previous chunk and W the `overlap_weights`. The derivative is the velocity's
+        own, by one backward pass; gradients are enabled for the call of `velocity` alone, and no parameter receives one.
+
+        Args:
+            velocity: (x, step index) -> dx/dt; samples of a batch must not depend on each other.
+            num_steps: Euler steps; step k is at time k / num_steps.
+        """
+        overlap = self.previous_chunk.shape[1]
+        weights = overlap_weights(overlap, self.inference_delay, self.previous_chunk.device)[:, None]
+
+        def guided(x: torch.Tensor, step: int) -> torch.Tensor:
+            time = step / num_steps
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                v = velocity(x, step).to(x.dtype)
+                denoised = (x + (1 - time) * v)[:, :overlap]
+            error = weights * (self.previous_chunk - denoised.detach())
+            (correction,) = torch.autograd.grad(denoised, x, error)
+            return v.detach() + guidance_weight(time, self.max_guidance_weight) * correction
+
+        return guided
+
+    def with_executed(self, chunk: torch.Tensor) -> torch.Tensor:
+        """The chunk with the steps that the robot executes meanwhile, whatever the guidance, never quite exact, made of them."""
+        delay = self.inference_delay
+        return torch.cat([self.previous_chunk[:, :delay], chunk[:, delay:]], dim=1)
 
 
-__all__ = ["DenoisingStep", "check_previous_chunk"]
+def overlap_weights(overlap: int, inference_delay: int, device: torch.device | str | None = None) -> torch.Tensor:
+    """How much each step of the previous chunk counts: the soft mask of real-time chunking (Black et al. 2025, Eq. 5).
+
+    1 for the first `inference_delay` = d steps; then `c (e^c - 1) / (e - 1)`, where `c = (overlap - i) / (overlap - d + 1)`
+    falls linearly from 1 at step d - 1 to 0 at step `overlap`, behind the last.
+
+    Args:
+        overlap: steps that the previous chunk and the new one share (H - s in the paper).
+        inference_delay: 0 … overlap.
+
+    Returns:
+        float32 tensor (overlap,).
+    """
+    left = torch.arange(overlap, 0, -1, dtype=torch.float32, device=device)
+    c = (left / (overlap - inference_delay + 1)).clamp(max=1)
+    return c * torch.expm1(c) / math.expm1(1)
+
+
+def guidance_weight(time: float, max_weight: float) -> float:
+    """`min(max_weight, (1 - t) / (t r²))`, `r² = (1 - t)² / (t² + (1 - t)²)`, at 0 <= t < 1 (Black et al. 2025, Eq. 2 and 4)."""
+    if time == 0:
+        return max_weight
+    return min(max_weight, (time**2 + (1 - time) ** 2) / (time * (1 - time)))
+
+
+__all__ = ["RealTimeChunking", "guidance_weight", "overlap_weights"]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ..hub import HUB_KWARGS
 from ..registry import class_of
 from ..utils.suggestions import did_you_mean
-from .image_layouts import layout_for
+from .backbone_families import family_of, family_of_image_processor
 
 
 def load_processor_parts(
@@ -71,7 +71,7 @@ def build_from_vlm(model_type: str, base_vlm, image_processor_config: dict | Non
     hub = {name: value for name, value in kwargs.items() if name in HUB_KWARGS}
     vlm_config = AutoConfig.from_pretrained(base_vlm, **hub)
     parts = load_processor_parts(base_vlm, image_processor_config, **hub)
-    layout_for(parts["image_processor"])
+    family_of_image_processor(parts["image_processor"])
     processor_class.extend_tokenizer(parts["tokenizer"])
     text_config = vlm_config.get_text_config()
     text_config.vocab_size = max(text_config.vocab_size, len(parts["tokenizer"]))
@@ -86,24 +86,17 @@ def build_from_vlm(model_type: str, base_vlm, image_processor_config: dict | Non
 
 
 def backbone_settings(vlm_config, image_processor) -> dict:
-    """Return the settings of a processor that follow from its backbone."""
+    """Return the settings of a processor that follow from its backbone.
+
+    Raises:
+        ValueError: the backbone's family is not known.
+    """
+    family = family_of(vlm_config.model_type)
+    fixed = family.image_seq_len
     return {
-        "resize_to_patches": resizes_to_patches(vlm_config),
-        "image_seq_len": image_seq_len(vlm_config, image_processor),
+        "resize_to_patches": family.resizes_to_patches,
+        "image_seq_len": None if fixed is None else fixed(vlm_config, image_processor),
     }
-
-
-def resizes_to_patches(vlm_config) -> bool:
-    """Whether StarVLA resizes images to a multiple of the patch size before the backbone's own image processor."""
-    return vlm_config.model_type == "qwen2_5_vl"
-
-
-def image_seq_len(vlm_config, image_processor) -> int | None:
-    """Tokens of one square frame of an image, for backbones where it is fixed (Idefics3, SmolVLM2)."""
-    if vlm_config.model_type not in ("idefics3", "smolvlm"):
-        return None
-    side = image_processor.max_image_size["longest_edge"] // vlm_config.vision_config.patch_size
-    return (side // vlm_config.scale_factor) ** 2
 
 
 __all__ = ["backbone_settings", "build_from_vlm", "check_image_processor_config", "load_processor_parts"]

@@ -1,16 +1,14 @@
-"""What each family of backbones makes of camera images: tensors, and the text that stands for an image in a prompt.
-
-This is the one place of the processors that knows families. A family is found by its image processor; another one takes a
-function and a line in `LAYOUTS`.
-"""
+"""What families of backbones make of camera images: tensors, and the text that stands for an image in a prompt."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image
+
+from ..utils.pillow import resize
+from .pixels import qwen_vl_pixels
 
 # qwen_vl_utils, which StarVLA puts before Qwen2.5-VL's image processor, resizes with these bounds.
 _QWEN_VL_UTILS_PIXELS = {"min_pixels": 4 * 28 * 28, "max_pixels": 16384 * 28 * 28}
@@ -19,40 +17,40 @@ _QWEN_VL_UTILS_PIXELS = {"min_pixels": 4 * 28 * 28, "max_pixels": 16384 * 28 * 2
 @dataclass
 class LaidOutImages:
     """
+    The images of a batch, as a backbone takes them.
+
     Args:
-        image_token: what the chat template writes for an image, and the token at which the backbone puts image features.
-        texts: what takes the place of the template's image token, one text for each image of the batch, in order.
+        texts: what takes the place of the template's image token, one text per image of the batch, in order.
         tensors: the backbone's image inputs.
-        grids: where in the image its tokens lie: for each image of the batch an integer array (rows, columns, layers), which
-            of the image's tokens, counted from 0, cover a cell. A token may cover several cells. None where it is not known.
-        marks_tokens: whether the backbone takes `mm_token_type_ids` (B, L), 1 at image tokens.
+        grids: where in the image its tokens lie: per image of the batch an integer array (rows, columns, layers), which
+            of the image's tokens, counted from 0, cover a cell. A token may cover several cells. None if that is not known.
+        image_token, token_types: of the backbone's family, see [`~hf_vla.processing.backbone_families.BackboneFamily`].
     """
 
-    image_token: str
     texts: list[str]
     tensors: dict[str, torch.Tensor]
     grids: list[np.ndarray] | None = None
-    marks_tokens: bool = False
+    image_token: str = ""
+    token_types: bool = False
 
 
-def qwen_vl(processor, samples: list[list[Image.Image]]) -> LaidOutImages:
+def qwen_vl(processor, samples: list[list[Image.Image]], image_token: str) -> LaidOutImages:
     """Qwen2.5-VL, Qwen3-VL: any resolution; an image token for each `merge_size` x `merge_size` patches.
 
     Tensors: pixel_values (patches, channels), image_grid_thw (images, 3).
     """
     image_processor = processor.image_processor
-    image_token = getattr(processor.tokenizer, "image_token", None) or "<|image_pad|>"
     flat = [view for views in samples for view in views]
     if processor.resize_to_patches:
         factor = image_processor.patch_size * image_processor.merge_size
         flat = [align_to_patches(view, factor) for view in flat]
-    tensors = dict(image_processor(images=flat, return_tensors="pt"))
+    tensors = qwen_vl_pixels(image_processor, flat)
     sizes = (tensors["image_grid_thw"][:, 1:] // image_processor.merge_size).tolist()
     grids = [np.arange(rows * columns).reshape(rows, columns, 1) for rows, columns in sizes]
-    return LaidOutImages(image_token, [image_token * grid.size for grid in grids], tensors, grids, marks_tokens=True)
+    return LaidOutImages([image_token * grid.size for grid in grids], tensors, grids)
 
 
-def idefics3(processor, samples: list[list[Image.Image]]) -> LaidOutImages:
+def idefics3(processor, samples: list[list[Image.Image]], image_token: str) -> LaidOutImages:
     """Idefics3, SmolVLM, SmolVLM2: an image is one square frame or, split, a grid of them and a view of the whole.
 
     Each frame is `processor.image_seq_len` image tokens. The text around them, row and column marks in it, is transformers'.
@@ -68,7 +66,6 @@ def idefics3(processor, samples: list[list[Image.Image]]) -> LaidOutImages:
             "(max_image_size / patch_size / scale_factor) ** 2, for example 64"
         )
     tokenizer = processor.tokenizer
-    image_token = getattr(tokenizer, "image_token", None) or "<image>"
     tensors = dict(processor.image_processor(images=samples, return_row_col_info=True, return_tensors="pt"))
     rows, columns = (sum(map(list, tensors.pop(name)), []) for name in ("rows", "cols"))
     texts = [
@@ -83,7 +80,7 @@ def idefics3(processor, samples: list[list[Image.Image]]) -> LaidOutImages:
     ]
     side = math.isqrt(processor.image_seq_len)  # of the square that a frame is
     grids = [_grid_of_frames(*grid, side) for grid in zip(rows, columns, strict=True)]
-    return LaidOutImages(image_token, texts, tensors, grids)
+    return LaidOutImages(texts, tensors, grids)
 
 
 def _grid_of_frames(rows: int, columns: int, side: int) -> np.ndarray:
@@ -104,31 +101,7 @@ def align_to_patches(image: Image.Image, factor: int) -> Image.Image:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
     height, width = smart_resize(image.height, image.width, factor=factor, **_QWEN_VL_UTILS_PIXELS)
-    return image.resize((width, height))
+    return resize(image, (width, height))
 
 
-#: how the name of the image processor's class begins (backends differ in how it ends) -> what lays its images out
-LAYOUTS: dict[str, Callable] = {
-    "Qwen2VLImageProcessor": qwen_vl,
-    "Idefics3ImageProcessor": idefics3,
-    "SmolVLMImageProcessor": idefics3,
-}
-
-
-def layout_for(image_processor) -> Callable[..., LaidOutImages]:
-    """The layout of the family that an image processor belongs to.
-
-    Raises:
-        ValueError: a family that none is known for.
-    """
-    name = type(image_processor).__name__
-    for beginning, layout in LAYOUTS.items():
-        if name.startswith(beginning):
-            return layout
-    raise ValueError(
-        f"no image layout is known for backbones with a {name}; known are those with {', '.join(LAYOUTS)}. "
-        "Add the family to hf_vla.processing.image_layouts.LAYOUTS"
-    )
-
-
-__all__ = ["LAYOUTS", "LaidOutImages", "layout_for"]
+__all__ = ["LaidOutImages", "idefics3", "qwen_vl"]

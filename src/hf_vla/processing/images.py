@@ -3,6 +3,8 @@
 import numpy as np
 from PIL import Image
 
+from ..utils.pillow import resize
+
 _HINT = "give PIL images or (height, width, 3) arrays, uint8 or float in [0, 1]"
 #: What resampling and augmentation may overshoot [0, 1] by, amply; beyond it, other units are meant.
 _FLOAT_BOUNDS = (-1.0, 2.0)
@@ -61,6 +63,6 @@ def to_samples(images) -> list[list[Image.Image]]:
     ]
 
 
-def resize(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+def resized(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
     """`image` at `size` = (width, height), bicubic, aspect not kept; as it is where size is None."""
-    return image if size is None or image.size == tuple(size) else image.resize(tuple(size))
+    return image if size is None or image.size == tuple(size) else resize(image, tuple(size))

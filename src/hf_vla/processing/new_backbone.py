@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import AutoConfig
 from transformers.utils import is_torchvision_available
 
+from .backbone_families import backbone_families
 from .new_tokenizer import new_tokenizer
 
 _TOKEN_IDS = {
@@ -26,10 +27,11 @@ def write_new_backbone(folder: Path, vlm_config: dict, texts: Iterable[str], ima
         image_processor_config: fields of the image processor; by default pixels become [-1, 1] and are not resized beyond
             multiples of the patch size.
     """
-    if not str(vlm_config.get("model_type", "")).startswith("qwen"):
+    possible = [name for family in backbone_families() if family.from_scratch for name in family.model_types]
+    if vlm_config.get("model_type") not in possible:
         raise ValueError(
-            f"vlm_config has the model_type {vlm_config.get('model_type')!r}; a backbone from scratch is a 'qwen3_vl' or "
-            "'qwen2_5_vl' one. For another family, start from its repository with base_vlm"
+            f"vlm_config has the model_type {vlm_config.get('model_type')!r}; a backbone from scratch has one of "
+            f"{', '.join(map(repr, possible))}. For another family, start from its repository with base_vlm"
         )
     tokenizer = new_tokenizer(texts)
     fields = {**vlm_config, **{name: tokenizer.convert_tokens_to_ids(token) for name, token in _TOKEN_IDS.items()}}

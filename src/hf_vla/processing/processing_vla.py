@@ -16,8 +16,9 @@ from ..robots.action_modes import ActionMode
 from ..robots.normalization import Normalizer
 from ..robots.robot_types import modes_for
 from ..utils.suggestions import did_you_mean
+from .backbone_families import find_family
 from .from_vlm import backbone_settings, build_from_vlm, check_image_processor_config, load_processor_parts
-from .images import resize, to_pil, to_samples
+from .images import resized, to_pil, to_samples
 from .prompt import add_state, apply_template
 from .vlm_inputs import encode, encode_conversations, image_token_positions, readable
 
@@ -59,10 +60,8 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
         action_dim, state_dim, action_horizon (`int`, *optional*): the policy's, to check what is given.
     """
 
-    #: whether the state becomes text in the prompt (PI_v3, OFT) …
-    state_in_prompt = False
-    #: … or a tensor for the action head (PI, GR00T, Dual)
-    state_in_head = False
+    #: the framework's configuration, which says in `state_input` what becomes of the robot's state
+    config_class: type | None = None
     #: Arguments of `load_settings` that are no settings themselves; `from_vlm` and native checkpoints take them.
     loading_options: tuple[str, ...] = ()
 
@@ -102,7 +101,7 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
         """Load a processor from a folder or Hub repository, in this format or in StarVLA's native one.
 
         Args:
-            pretrained_model_name_or_path: folder or repository.
+            pretrained_model_name_or_path: folder or repository, or a checkpoint that is open already.
             base_vlm: for native checkpoints, the folder or repository of the backbone's processor.
             fast_tokenizer: for native checkpoints of QwenFast, the folder or repository of the FAST tokenizer.
             kwargs: Hub options, and arguments of `__init__` or fields of the image processor to override what was saved.
@@ -111,34 +110,26 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
             ValueError: an argument that is none of these or has no possible value, or another class's processor.
             OSError: no such folder or repository, or files of it are missing.
         """
-        from ..checkpoints import starvla
+        from ..checkpoints.opening import open_with
 
-        native_kwargs = starvla.pop_native_kwargs(kwargs)
+        checkpoint, kwargs = open_with(pretrained_model_name_or_path, kwargs)
         if "_from_pipeline" in kwargs:  # which hands over the model's options too (dtype, …)
             kwargs = {name: value for name, value in kwargs.items() if name in LOADING_OPTIONS}
         overrides = {name: kwargs.pop(name) for name in cls.settings() if name in kwargs}
         others = {name: value for name, value in kwargs.items() if name not in LOADING_OPTIONS}
-        repository = starvla.find_repository(pretrained_model_name_or_path, **kwargs)
-        if repository is not None:
-            return repository.processor(cls, **native_kwargs, image_processor_config=others, **overrides)
-        starvla.refuse_native_kwargs(native_kwargs, pretrained_model_name_or_path)
-        cls._refuse_another_class(pretrained_model_name_or_path, kwargs)
-        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if checkpoint.is_native:
+            return checkpoint.processor(cls, image_processor_config=others, **overrides)
+        if (saved := checkpoint.processor_class) not in {None, *(base.__name__ for base in cls.__mro__)}:
+            raise ValueError(
+                f"{checkpoint.name} holds a {saved}, not a {cls.__name__}; load it with AutoProcessor.from_pretrained or "
+                f"{saved}.from_pretrained"
+            )
+        processor = super().from_pretrained(checkpoint.name, **checkpoint.files.hub, **kwargs)
         check_image_processor_config(processor.image_processor, others, cls.settings())
         if overrides:  # through the constructor, which checks them
             settings = {name: getattr(processor, name) for name in cls.settings()} | overrides
             processor = cls(processor.image_processor, processor.tokenizer, **settings)
         return processor
-
-    @classmethod
-    def _refuse_another_class(cls, source, kwargs: dict) -> None:
-        """Raise where a processor was saved that is neither this class nor one that it extends."""
-        saved = cls.get_processor_dict(source, **kwargs)[0].get("processor_class")
-        if saved is not None and saved not in {base.__name__ for base in cls.__mro__}:
-            raise ValueError(
-                f"{source} holds a {saved}, not a {cls.__name__}; load it with AutoProcessor.from_pretrained or "
-                f"{saved}.from_pretrained"
-            )
 
     @classmethod
     def from_vlm(cls, vlm_name_or_path, **settings) -> "VLAProcessor":
@@ -153,6 +144,13 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
         for name in {"action_dim", "state_dim"} - set(settings):
             setattr(processor, name, None)  # there is no policy yet that values would have to fit
         return processor
+
+    @property
+    def state_input(self) -> str | None:
+        """What becomes of the robot's state: "head", a tensor for the action head; "prompt", text in the prompt; or None."""
+        if self.config_class is None:
+            raise ValueError(f"{type(self).__name__} has no config_class; set it to its framework's configuration")
+        return self.config_class.state_input
 
     @classmethod
     def settings(cls) -> list[str]:
@@ -188,6 +186,12 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
         """Make a processor of a backbone's tokenizer and image processor, for native checkpoints."""
         parts = load_processor_parts(base_vlm, image_processor_config, cls.settings(), **hub)
         return cls(**(parts | backbone_settings(vlm_config, parts["image_processor"]) | settings))
+
+    @staticmethod
+    def family_in_starvla(vlm_config) -> bool:
+        """Return whether StarVLA has the backbone's family, so that native checkpoints can hold it."""
+        family = find_family(vlm_config.model_type)
+        return family is not None and family.in_starvla
 
     def differences_from_backbone(self, base_vlm, vlm_config) -> dict[str, tuple]:
         """Return what a processor made of a backbone anew would have otherwise, {name: (here, there)}; for native checkpoints.
@@ -265,9 +269,9 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
         prompts = [self._prompt(t, None if state is None else state[i, 0]) for i, t in enumerate(texts)]
         if actions is not None:
             actions = self._actions(actions, keys, len(texts))
-        resized = [[resize(view, self.image_size) for view in views] for views in samples]
-        inputs = self._encode(resized, prompts, actions)
-        if state is not None and self.state_in_head:
+        samples = [[resized(view, self.image_size) for view in views] for views in samples]
+        inputs = self._encode(samples, prompts, actions)
+        if state is not None and self.state_input == "head":
             inputs["state"] = torch.from_numpy(state)
         if actions is not None:
             inputs["actions"] = torch.from_numpy(actions)
@@ -282,16 +286,16 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
 
         `images` are resized as the robot's are.
         """
-        resized = [[resize(to_pil(view, "an image"), self.image_size) for view in views] for views in images]
-        return BatchFeature(encode_conversations(self, resized, conversations))
+        samples = [[resized(to_pil(view, "an image"), self.image_size) for view in views] for views in images]
+        return BatchFeature(encode_conversations(self, samples, conversations))
 
     def image_token_positions(self, images, input_ids: torch.Tensor) -> list[list[np.ndarray]]:
         """Where each image's tokens lie, see [`~hf_vla.processing.vlm_inputs.image_token_positions`].
 
         `images` as given to the processor, `input_ids` (B, L) as it returned them.
         """
-        resized = [[resize(view, self.image_size) for view in views] for views in to_samples(images)]
-        return image_token_positions(self, resized, input_ids)
+        samples = [[resized(view, self.image_size) for view in views] for views in to_samples(images)]
+        return image_token_positions(self, samples, input_ids)
 
     def readable(self, input_ids) -> str:
         """The text of a sample's tokens (L,), special ones included; a run of one special token as "<|image_pad|>×36"."""
@@ -299,7 +303,7 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
 
     def _prompt(self, instruction: str, state: np.ndarray | None) -> str:
         """The user turn's text: the instruction, the state's bins where the framework puts them there, the template."""
-        if state is not None and self.state_in_prompt:
+        if state is not None and self.state_input == "prompt":
             instruction = add_state(instruction, state)
         return apply_template(self.prompt_template, instruction)
 
@@ -318,7 +322,7 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
             )
         if keys is not None:
             state = self._normalize(state, keys, "state")
-        if self.state_in_head and self.state_dim and state.shape[-1] != self.state_dim:
+        if self.state_input == "head" and self.state_dim and state.shape[-1] != self.state_dim:
             raise ValueError(f"state has {state.shape[-1]} dimensions; this policy's has {self.state_dim}")
         return np.ascontiguousarray(state, dtype=np.float32)
 

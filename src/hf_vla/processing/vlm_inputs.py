@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .image_layouts import layout_for
+from .backbone_families import lay_out
 
 
 def chat_prompt(processor, num_images: int, text: str, answer: str | None = None) -> str:
@@ -31,9 +31,9 @@ def encode(
         images: V >= 1 images a sample. texts: one text a sample. answers: one a sample, for training texts; optional.
 
     Returns:
-        input_ids, attention_mask (B, L), and the image inputs of the backbone's family ([`~hf_vla.processing.image_layouts`])
+        input_ids, attention_mask (B, L), and the image inputs of the backbone's family ([`~hf_vla.processing.backbone_families`])
     """
-    laid_out = layout_for(processor.image_processor)(processor, images)
+    laid_out = lay_out(processor, images)
     image_token = laid_out.image_token
     for index, text in enumerate(texts):
         if image_token in text:
@@ -64,11 +64,11 @@ def image_token_positions(
     Raises:
         ValueError: the backbone's family does not tell its grids, or the prompts are not of these images.
     """
-    laid_out = layout_for(processor.image_processor)(processor, images)
+    laid_out = lay_out(processor, images)
     if laid_out.grids is None:
         raise ValueError(
             f"where the tokens of an image lie in it is not known for backbones with a "
-            f"{type(processor.image_processor).__name__}; let its function in hf_vla.processing.image_layouts give `grids`"
+            f"{type(processor.image_processor).__name__}; let the layout of its BackboneFamily give `grids`"
         )
     image_token_id = processor.tokenizer.convert_tokens_to_ids(laid_out.image_token)
     grids, located = iter(laid_out.grids), []
@@ -109,7 +109,7 @@ def encode_conversations(
     Returns:
         as `encode`, and labels (B, L): the ids of the assistant's turns with what ends them, -100 elsewhere.
     """
-    laid_out = layout_for(processor.image_processor)(processor, images) if any(images) else None
+    laid_out = lay_out(processor, images) if any(images) else None
     replacements = iter(laid_out.texts if laid_out else ())
     texts, spans = [], []
     for views, messages in zip(images, conversations, strict=True):
@@ -157,7 +157,7 @@ def _with_images(processor, tokens, laid_out) -> dict[str, torch.Tensor]:
     if laid_out is None:
         return encoded
     encoded = laid_out.tensors | encoded
-    if laid_out.marks_tokens:
+    if laid_out.token_types:
         image_token_id = processor.tokenizer.convert_tokens_to_ids(laid_out.image_token)
         encoded["mm_token_type_ids"] = (encoded["input_ids"] == image_token_id).int()
     return encoded

@@ -1,6 +1,5 @@
 """Co-training in the Trainer: which settings go together, and the dataset and collator for both kinds of samples."""
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,15 +34,9 @@ def set_up_co_training(
         collator: of the robot samples.
 
     Raises:
-        ValueError: a model or processor that can't be co-trained, a training dataset that is not a mixture, or a conversation
-            that can't be encoded.
+        ValueError: a processor that can't be co-trained, a training dataset that is not a mixture, or a conversation that
+            can't be encoded.
     """
-    policy = model.get_base_model() if hasattr(model, "get_base_model") else model  # beneath adapters
-    if "vlm_batch" not in inspect.signature(policy.forward).parameters:
-        raise ValueError(
-            f"{type(policy).__name__} can't be co-trained: its forward takes no vlm_batch. Let it take one and end with "
-            "`return self.with_language_model_loss(output, vlm_batch)`"
-        )
     datasets = [vlm_dataset] if isinstance(vlm_dataset, Dataset) else list(vlm_dataset)
     vla_batch_size = args.per_device_train_batch_size
     both = CoTrainingDataset(

@@ -9,8 +9,14 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from ..cards.model_card import LeavesModelCard
-from ..checkpoints.adapted_modules import fingerprint, has_tied_embeddings, tied_embeddings_shown, uncovered_modules
-from ..checkpoints.adapters import describe_base, find_adapter
+from ..checkpoints.adapted_modules import (
+    has_tied_embeddings,
+    tied_embeddings_shown,
+    uncovered_modules,
+    weight_fingerprint,
+)
+from ..checkpoints.adapters import describe_base
+from ..checkpoints.opening import find_checkpoint
 from ..training_args.peft import PeftArguments
 from ..utils.suggestions import did_you_mean
 from .checkpointing import SAVING
@@ -30,7 +36,7 @@ class AdaptedPolicy(LeavesModelCard, PeftModel):
     """
 
     def __init__(self, model: torch.nn.Module, peft_config: LoraConfig):
-        base_fingerprint = {name: values.tolist() for name, values in fingerprint(model).items()}
+        base_fingerprint = {name: values.tolist() for name, values in weight_fingerprint(model).items()}
         with tied_embeddings_shown(model):
             super().__init__(model, peft_config)
         self.base_fingerprint = base_fingerprint
@@ -60,8 +66,8 @@ class AdaptedPolicy(LeavesModelCard, PeftModel):
         """
         if adapter_name not in self.peft_config:
             return super().load_adapter(model_id, adapter_name, is_trainable=is_trainable, **kwargs)
-        adapter = find_adapter(model_id)
-        if adapter is None:
+        adapter = find_checkpoint(model_id)
+        if adapter is None or not adapter.is_adapter:
             raise ValueError(f"{model_id} holds no adapter; resume from a checkpoint of a run with use_peft")
         saved, own = adapter.settings(), self.peft_config[adapter_name]
         for name in _UNCHANGEABLE:

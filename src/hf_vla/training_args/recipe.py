@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModel, AutoProcessor, set_seed
 
-from ..checkpoints.adapters import find_adapter
+from ..checkpoints.opening import open_checkpoint
 from ..data import DatasetMixture, ImageAugmentation, LeRobotDataset, LlavaDataset
 from ..data.named_mixtures import load_named_mixture
 from ..data.preflight import readable_part
@@ -181,13 +181,14 @@ def build(
     """
     set_seed(seed)
     if policy.policy:
-        if find_adapter(policy.policy) is not None:
+        checkpoint = open_checkpoint(policy.policy)
+        if checkpoint.is_adapter:
             raise ValueError(
                 f"{policy.policy} is an adapter, without its base; to train on from it, merge them first "
                 f"(hf-vla merge {policy.policy} MERGED), or resume its run with resume_from_checkpoint"
             )
-        model = AutoModel.from_pretrained(policy.policy, dtype=policy.dtype, **loading_options)
-        processor = AutoProcessor.from_pretrained(policy.policy)
+        model = AutoModel.from_pretrained(checkpoint, dtype=policy.dtype, **loading_options)
+        processor = AutoProcessor.from_pretrained(checkpoint)
         mixture = data.build(model.config.action_horizon, seed, hold_out)
     else:
         horizon = policy.policy_config.get("action_horizon", class_of(policy.framework, "config").action_horizon)

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from ..checkpoints.run_config import check_tree, hub_name
+from ..checkpoints.starvla import check_tree, hub_name
 from ..checkpoints.starvla_mapping import lookup
 from ..registry import class_of, starvla_frameworks, starvla_mapping
 from .starvla_modules import module_pattern

@@ -31,6 +31,7 @@ class QwenDualConfig(DiTConfig):
     """
 
     model_type = "qwen_dual"
+    state_input = "head"
     sub_configs_defaults = {
         **DiTConfig.sub_configs_defaults,
         "dino_config": SubConfigSpec(config_class=AutoConfig, model_type="dinov2", init_kwargs=_VITS14),

@@ -20,21 +20,22 @@ class QwenDualForActionPrediction(FlowMatchingPolicy):
     """StarVLA's QwenDual. The action head attends h[N] of the backbone followed by all views' projected DINO tokens."""
 
     config_class = QwenDualConfig
+    head_inputs = ("dino_pixel_values", "dino_view_mask")
 
     def __init__(self, config: QwenDualConfig):
         super().__init__(config)
         self.vlm = build_backbone(config.vlm_config)
         self.dino = DinoEncoder(config.dino_config)
         self.dino_projector = nn.Linear(config.dino_config.hidden_size, config.vlm_hidden_size)
-        self.action_head = FlowMatchingActionHead.of_one_state(config)
+        self.action_head = FlowMatchingActionHead.from_dit_config(config)
         self.post_init()
 
     @property
     def encoders(self) -> list[nn.Module]:
         return [*super().encoders, self.dino]
 
-    def _condition(
-        self, input_ids, attention_mask, dino_pixel_values=None, dino_view_mask=None, **vlm_inputs
+    def conditioning(
+        self, input_ids, attention_mask, dino_pixel_values=None, dino_view_mask=None, **inputs
     ) -> Conditioning:
         """`dino_pixel_values` (B, V, 3, height, width), `dino_view_mask` boolean (B, V) where samples differ in views."""
         if dino_pixel_values is None:
@@ -46,7 +47,7 @@ class QwenDualForActionPrediction(FlowMatchingPolicy):
             raise ValueError(
                 f"dino_pixel_values have shape {shape}; {len(input_ids)} prompts need (B, V, 3, height, width)"
             )
-        states = self.backbone_states(input_ids, attention_mask, **vlm_inputs)
+        states = self.backbone_states(input_ids, attention_mask, **inputs)
         state = states[self.config.connect_layer_index].to(self.action_head.dtype)
         batch, views = dino_pixel_values.shape[:2]
         patches = self.dino.patch_tokens(dino_pixel_values.flatten(0, 1))
@@ -68,10 +69,6 @@ class QwenDualForActionPrediction(FlowMatchingPolicy):
         else:
             of_tokens = view_mask.bool().repeat_interleave(tokens.shape[1] // view_mask.shape[1], dim=1)
         return torch.cat([of_state, of_tokens], dim=1)
-
-    def language_model_output(self, *args, dino_pixel_values=None, dino_view_mask=None, **inputs):
-        """As for all policies; DINO's images have no part in it."""
-        return super().language_model_output(*args, **inputs)
 
     @classmethod
     def from_vlm(cls, vlm_name_or_path, *, dino_name_or_path: str | None = None, **kwargs):

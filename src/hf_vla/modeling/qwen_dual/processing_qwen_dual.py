@@ -5,6 +5,8 @@ import torch
 from PIL import Image
 
 from ...processing.processing_vla import VLAProcessor
+from ...utils.pillow import resize
+from .configuration_qwen_dual import QwenDualConfig
 
 DINO_SIZE = 224
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -12,7 +14,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def dino_pixels(image: Image.Image) -> torch.Tensor:
     """An RGB image -> float32 (3, 224, 224): resized bilinearly (on 8-bit pixels), normalised by ImageNet's mean and std."""
-    image = image.resize((DINO_SIZE, DINO_SIZE), Image.Resampling.BILINEAR)
+    image = resize(image, (DINO_SIZE, DINO_SIZE), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
     return (pixels - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
 
@@ -24,7 +26,7 @@ class QwenDualProcessor(VLAProcessor):
     where samples have different numbers of views, `dino_view_mask` (B, V), false where there is none.
     """
 
-    state_in_head = True
+    config_class = QwenDualConfig
 
     def _encode(self, images, prompts, actions):
         inputs = super()._encode(images, prompts, actions)

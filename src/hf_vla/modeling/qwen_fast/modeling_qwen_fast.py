@@ -7,8 +7,9 @@ from transformers import LogitsProcessorList
 from transformers.utils import logging
 
 from ..backbone import build_backbone, with_token_types
-from ..losses import labelled, language_model_loss
-from ..modeling_vla import VLAOutput, VLAPreTrainedModel
+from ..losses import ActionTargets, labelled, language_model_loss
+from ..modeling_vla import VLAPreTrainedModel
+from ..sampling import SamplingOptions
 from .action_codebook import ActionCodebook, ActionTokenConstraint
 from .configuration_qwen_fast import GENERATION_CONSTRAINTS, QwenFASTConfig
 
@@ -19,51 +20,28 @@ class QwenFASTForActionPrediction(VLAPreTrainedModel):
     """StarVLA's QwenFast. There is no action head: the backbone's own language-model head writes the actions."""
 
     config_class = QwenFASTConfig
+    labels_are_actions = True
 
     def __init__(self, config: QwenFASTConfig):
         super().__init__(config)
         self.vlm = build_backbone(config.vlm_config)
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        actions: torch.Tensor | None = None,
-        action_mask: torch.Tensor | None = None,
-        noise: torch.Tensor | None = None,
-        timestep: torch.Tensor | None = None,
-        vlm_batch: dict[str, torch.Tensor] | None = None,
-        **vlm_inputs,
-    ) -> VLAOutput:
-        """Mean cross-entropy of the labelled tokens: those of the actions, or of text in image-text samples.
-
-        Args:
-            input_ids, attention_mask: (B, L), the actions' tokens included.
-            labels: (B, L), -100 where a token does not count.
-            actions: (B, T, action_dim), which a processor's batch holds; the labels were made of them. Only whether they
-                are there is read: it tells `action_loss` from `vlm_loss`.
-            action_mask, noise, timestep: not read, as tokens have no steps and no noise.
-            vlm_batch: a batch of image-text samples with labels, for co-training: its language-model loss is added.
-            vlm_inputs: the backbone's other inputs: `pixel_values`, and what else its family has.
-        """
+    def action_loss(
+        self, targets: ActionTargets, *, labels: torch.Tensor | None = None, **inputs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean cross-entropy of the actions' tokens, `labels` (B, L), which end `input_ids` and which the processor makes."""
         if labels is None:
             raise ValueError(
                 "QwenFAST learns tokens: forward needs `labels` (B, L), which its processor makes of actions=; "
                 "to predict, call predict_action"
             )
-        if actions is not None:
-            self._check_labels(labels)
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **vlm_inputs}
-        loss = language_model_loss(self.vlm, labels, **inputs)
-        if actions is None:
-            return VLAOutput(loss=loss, vlm_loss=loss)
-        return self.with_language_model_loss(VLAOutput(loss=loss, action_loss=loss), vlm_batch)
+        self._check_labels(labels)
+        return language_model_loss(self.vlm, labels, sample_weight=targets.sample_weight, **inputs)
 
-    def loss_counts(self, batch: Mapping) -> dict[str, int | torch.Tensor]:
-        counts = super().loss_counts(batch)
-        return counts | {"action_loss": labelled(batch["labels"]).sum()} if "action_loss" in counts else counts
+    def targets_per_sample(self, batch: Mapping) -> torch.Tensor:
+        """Labelled tokens."""
+        return labelled(batch["labels"]).sum(dim=1)
 
     def _check_labels(self, labels: torch.Tensor) -> None:
         """The first label of each sample (B, L) must be an action token."""
@@ -75,37 +53,28 @@ class QwenFASTForActionPrediction(VLAPreTrainedModel):
                 f"{self.config.action_token_offset + self.config.num_action_tokens - 1}. Take the processor of this policy"
             )
 
-    @torch.no_grad()
-    def predict_action(
+    def sample_actions(
         self,
+        options: SamplingOptions,
+        *,
         input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        noise: torch.Tensor | None = None,
-        generator: torch.Generator | None = None,
-        num_inference_steps: int | None = None,
         labels: torch.Tensor | None = None,
-        actions: torch.Tensor | None = None,
-        action_mask: torch.Tensor | None = None,
         constraint: str | None = "config",
         zeros_if_undecodable: bool | None = None,
         max_new_tokens: int | None = None,
         generation_options: Mapping | None = None,
-        **vlm_inputs,
+        **inputs,
     ) -> torch.Tensor:
-        """Generate one action chunk a sample, greedily unless `generation_options` say otherwise.
+        """Generate one action chunk per sample, greedily unless `generation_options` say otherwise.
 
         Args:
-            input_ids, attention_mask, vlm_inputs: as in `forward`, without the actions' tokens. In a training batch, which
-                may be passed as it is, `labels` tell where these begin, and they are cut off.
+            options: not read; sampling draws from torch's global generator.
+            input_ids, inputs: the prompts. In a training batch, `labels` tell where the actions' tokens begin, and they are
+                cut off.
             constraint: "tokens", "length" or None, by default the config's `generation_constraint`.
             zeros_if_undecodable: predict zeros where a generation can't be decoded; by default the config's.
             max_new_tokens: by default twice the number of coefficients that a chunk has.
             generation_options: for transformers' `generate`, for example {"do_sample": True, "temperature": 0.7}.
-            noise, generator, num_inference_steps, actions, action_mask: not read; here so that all policies are called
-                alike. Sampling draws from torch's global generator.
-
-        Returns:
-            float32 tensor (B, action_horizon, action_dim), normalised.
 
         Raises:
             ValueError: a generation can't be decoded, and zeros are not wanted.
@@ -115,7 +84,7 @@ class QwenFASTForActionPrediction(VLAPreTrainedModel):
         constraint = config.generation_constraint if constraint == "config" else constraint
         if constraint not in GENERATION_CONSTRAINTS:
             raise ValueError(f"constraint is {constraint!r}; known are {', '.join(map(repr, GENERATION_CONSTRAINTS))}")
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **vlm_inputs}
+        inputs["input_ids"] = input_ids
         if labels is not None:
             inputs = cut_answers(inputs, labels, config.end_token_id)
         inputs = with_token_types(self.vlm, inputs)

@@ -12,6 +12,7 @@ from .action_tokenizer import (
     action_word,
     add_action_tokens,
 )
+from .configuration_qwen_fast import QwenFASTConfig
 
 #: Where a native checkpoint of ours has its FAST tokenizer; StarVLA knows the published one only.
 NATIVE_FOLDER = "fast_tokenizer"
@@ -34,6 +35,7 @@ class QwenFASTProcessor(VLAProcessor):
         ValueError: the tokenizer has no action words, or has them elsewhere, or too few for the FAST tokenizer.
     """
 
+    config_class = QwenFASTConfig
     loading_options = ("fast_tokenizer",)
 
     def __init__(

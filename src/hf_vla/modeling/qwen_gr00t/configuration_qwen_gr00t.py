@@ -19,6 +19,7 @@ class QwenGR00TConfig(DiTConfig):
     """
 
     model_type = "qwen_gr00t"
+    state_input = "head"
 
 
 __all__ = ["QwenGR00TConfig"]

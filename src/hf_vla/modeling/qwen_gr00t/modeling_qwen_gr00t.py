@@ -15,14 +15,13 @@ class QwenGR00TForActionPrediction(FlowMatchingPolicy):
     def __init__(self, config: QwenGR00TConfig):
         super().__init__(config)
         self.vlm = build_backbone(config.vlm_config)
-        self.action_head = FlowMatchingActionHead.of_one_state(config)
+        self.action_head = FlowMatchingActionHead.from_dit_config(config)
         self.post_init()
 
-    def _condition(self, input_ids, attention_mask, **vlm_inputs) -> Conditioning:
-        states = self.backbone_states(input_ids, attention_mask, **vlm_inputs)
+    def conditioning(self, input_ids, attention_mask, **inputs) -> Conditioning:
+        states = self.backbone_states(input_ids, attention_mask, **inputs)
         state = states[self.config.connect_layer_index].to(self.action_head.dtype)
-        key_mask = None if attention_mask is None else attention_mask.bool()
-        return Conditioning([state] * self.config.num_action_layers, key_mask)
+        return Conditioning.masked([state] * self.config.num_action_layers, attention_mask)
 
 
 __all__ = ["QwenGR00TForActionPrediction"]

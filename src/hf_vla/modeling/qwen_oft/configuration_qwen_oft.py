@@ -24,6 +24,7 @@ class QwenOFTConfig(VLAConfig):
     """
 
     model_type = "qwen_oft"
+    state_input = "prompt"
 
     action_token_id: int | None = None
 

@@ -4,8 +4,9 @@ import torch
 from torch import nn
 
 from ..backbone import build_backbone
-from ..losses import masked_mean
-from ..modeling_vla import VLAOutput, VLAPreTrainedModel
+from ..losses import ActionTargets
+from ..modeling_vla import VLAPreTrainedModel
+from ..sampling import SamplingOptions
 from .configuration_qwen_oft import QwenOFTConfig
 
 
@@ -67,65 +68,18 @@ class QwenOFTForActionPrediction(VLAPreTrainedModel):
         from_the_end = placeholders.flip(1).cumsum(1).flip(1)
         return placeholders & (from_the_end <= horizon)
 
-    def _regress(self, input_ids, attention_mask, **vlm_inputs) -> torch.Tensor:
+    def _regress(self, input_ids, attention_mask, **inputs) -> torch.Tensor:
         """-> actions (B, action_horizon, action_dim), normalised"""
         positions = self._action_positions(input_ids)
-        last = self.backbone_states(input_ids, attention_mask, **vlm_inputs)[-1]
+        last = self.backbone_states(input_ids, attention_mask, **inputs)[-1]
         return self.action_head(last[positions].unflatten(0, (len(input_ids), -1)))
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        actions: torch.Tensor | None = None,
-        action_mask: torch.Tensor | None = None,
-        noise: torch.Tensor | None = None,
-        timestep: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        vlm_batch: dict[str, torch.Tensor] | None = None,
-        **vlm_inputs,
-    ) -> VLAOutput:
-        """The mean absolute error of a batch with actions, or the backbone's language-model loss of one with labels.
+    def action_loss(self, targets: ActionTargets, **inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """The mean absolute error."""
+        return targets.mean((self._regress(**inputs).float() - targets.actions.float()).abs())
 
-        Args:
-            input_ids, attention_mask: (B, L); prompts with at least `action_horizon` action placeholders.
-            actions: (B, T, action_dim), normalised; the last `action_horizon` steps are the target.
-            action_mask: boolean (B, T), false where a step is padding and does not count.
-            noise, timestep: not read, as nothing is drawn; here so that all policies are called alike.
-            labels: (B, L) token ids, -100 where a token does not count; in place of actions, for co-training.
-            vlm_batch: a batch of image-text samples with labels, for co-training: its language-model loss is added.
-            vlm_inputs: the backbone's other inputs: `pixel_values`, and what else its family has.
-        """
-        if labels is not None:
-            return self.language_model_output(labels, actions, input_ids, attention_mask, **vlm_inputs)
-        actions, action_mask = self.target_actions(len(input_ids), actions, action_mask)
-        predicted = self._regress(input_ids, attention_mask, **vlm_inputs)
-        loss = masked_mean((predicted.float() - actions.float()).abs(), action_mask)
-        return self.with_language_model_loss(VLAOutput(loss=loss, action_loss=loss), vlm_batch)
-
-    @torch.no_grad()
-    def predict_action(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        noise: torch.Tensor | None = None,
-        generator: torch.Generator | None = None,
-        num_inference_steps: int | None = None,
-        actions: torch.Tensor | None = None,
-        action_mask: torch.Tensor | None = None,
-        **vlm_inputs,
-    ) -> torch.Tensor:
-        """Regress one action chunk a sample.
-
-        Args:
-            input_ids, attention_mask, vlm_inputs: as in `forward`.
-            noise, generator, num_inference_steps: not read, as nothing is drawn; here so that all policies are called alike.
-            actions, action_mask: not read; a training batch may be passed as it is.
-
-        Returns:
-            float32 tensor (B, action_horizon, action_dim), normalised.
-        """
-        return self._regress(input_ids, attention_mask, **vlm_inputs).float()
+    def sample_actions(self, options: SamplingOptions, **inputs) -> torch.Tensor:
+        return self._regress(**inputs)
 
 
 __all__ = ["QwenOFTForActionPrediction"]

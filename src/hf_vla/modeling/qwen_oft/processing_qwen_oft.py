@@ -2,6 +2,7 @@
 
 from ...processing.processing_vla import VLAProcessor
 from ...processing.prompt import ACTION_PLACEHOLDER, add_action_placeholders, add_state, apply_template
+from .configuration_qwen_oft import QwenOFTConfig
 
 
 class QwenOFTProcessor(VLAProcessor):
@@ -11,7 +12,7 @@ class QwenOFTProcessor(VLAProcessor):
     template. `action_horizon` must be set.
     """
 
-    state_in_prompt = True
+    config_class = QwenOFTConfig
 
     def _prompt(self, instruction, state):
         if self.action_horizon is None:

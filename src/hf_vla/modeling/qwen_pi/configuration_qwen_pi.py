@@ -23,6 +23,7 @@ class QwenPIConfig(FlowMatchingConfig):
     """
 
     model_type = "qwen_pi"
+    state_input = "head"
 
     repeated_diffusion_steps: int = 2
 

@@ -21,10 +21,10 @@ class QwenPIForActionPrediction(FlowMatchingPolicy):
         )
         self.post_init()
 
-    def _condition(self, input_ids, attention_mask, **vlm_inputs) -> Conditioning:
-        states = self.backbone_states(input_ids, attention_mask, **vlm_inputs)[1:]
+    def conditioning(self, input_ids, attention_mask, **inputs) -> Conditioning:
+        states = self.backbone_states(input_ids, attention_mask, **inputs)[1:]
         states = [state.to(self.action_head.dtype) for state in states]
-        return Conditioning(states, None if attention_mask is None else attention_mask.bool())
+        return Conditioning.masked(states, attention_mask)
 
 
 __all__ = ["QwenPIForActionPrediction"]

@@ -29,6 +29,7 @@ class QwenPIV3Config(FlowMatchingConfig):
     """
 
     model_type = "qwen_pi_v3"
+    state_input = "prompt"
 
     action_hidden_size: int | None = 1024
     repeated_diffusion_steps: int = 16

@@ -13,7 +13,6 @@ class QwenPIV3ForActionPrediction(FlowMatchingPolicy):
     """StarVLA's QwenPI_v3. Block i of the action head attends the projected state h[i + 1] of the backbone."""
 
     config_class = QwenPIV3Config
-    state_in_head = False
 
     def __init__(self, config: QwenPIV3Config):
         super().__init__(config)
@@ -28,11 +27,11 @@ class QwenPIV3ForActionPrediction(FlowMatchingPolicy):
         )
         self.post_init()
 
-    def _condition(self, input_ids, attention_mask, **vlm_inputs) -> Conditioning:
-        states = self.backbone_states(input_ids, attention_mask, **vlm_inputs)[1:]
+    def conditioning(self, input_ids, attention_mask, **inputs) -> Conditioning:
+        states = self.backbone_states(input_ids, attention_mask, **inputs)[1:]
         dtype = self.action_head.dtype
         projected = [project(state.to(dtype)) for project, state in zip(self.projectors, states, strict=True)]
-        return Conditioning(projected, None if attention_mask is None else attention_mask.bool())
+        return Conditioning.masked(projected, attention_mask)
 
 
 __all__ = ["QwenPIV3ForActionPrediction"]

@@ -1,6 +1,7 @@
 """Processor of QwenPI_v3: the state is text in the prompt."""
 
 from ...processing.processing_vla import VLAProcessor
+from .configuration_qwen_pi_v3 import QwenPIV3Config
 
 
 class QwenPIV3Processor(VLAProcessor):
@@ -14,7 +15,7 @@ class QwenPIV3Processor(VLAProcessor):
     ```
     """
 
-    state_in_prompt = True
+    config_class = QwenPIV3Config
 
 
 __all__ = ["QwenPIV3Processor"]

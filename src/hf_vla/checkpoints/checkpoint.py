@@ -1,0 +1,116 @@
+"""A checkpoint that was opened: its files in a folder or Hub repository, and what loads from them."""
+
+import json
+import os
+import re
+from functools import cached_property
+from pathlib import Path
+
+from huggingface_hub import is_offline_mode
+
+from ..hub import hub_file, hub_options, is_repository_name
+
+#: Beside the whole weights of a policy, whatever else a folder holds.
+WHOLE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+class Files:
+    """The files of a folder or of a Hub repository; of the latter, all of the commit that the first one is of.
+
+    Args:
+        name: the folder or repository, as the user calls it.
+        hub: Hub options.
+    """
+
+    def __init__(self, name: str | os.PathLike, **hub):
+        self.name, self.hub = str(name), hub_options(hub)
+        self.folder = Path(name) / self.hub.get("subfolder", "") if Path(name).is_dir() else None
+
+    @property
+    def may_exist(self) -> bool:
+        """Whether there is such a folder, or the name can be a repository's."""
+        return self.folder is not None or is_repository_name(self.name)
+
+    def find(self, name: str) -> Path | None:
+        """Return a file, downloaded if needed, or None if there is no such file."""
+        if self.folder is not None:
+            return self.folder / name if (self.folder / name).is_file() else None
+        file = hub_file(self.name, name, self.hub)
+        if file is not None:
+            self.hub["revision"] = re.search(r"snapshots/([^/]+)/", file.as_posix())[1]
+        return file
+
+    def read_json(self, name: str) -> dict | None:
+        """Return the content of a JSON file, or None if there is no such file.
+
+        Raises:
+            OSError: it is not valid JSON.
+        """
+        file = self.find(name)
+        try:
+            return None if file is None else json.loads(file.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise OSError(f"{file} is no valid JSON: {error}") from error
+
+    def list(self, known: Path) -> list[str]:
+        """Return the paths of all files, relative to the folder or repository.
+
+        Args:
+            known: a file at the top of it, as `find` returned it; offline, what is cached beside it is listed.
+        """
+        if self.folder is None and not (is_offline_mode() or self.hub.get("local_files_only")):
+            from huggingface_hub import HfApi
+
+            names = HfApi(token=self.hub.get("token")).list_repo_files(self.name, revision=self.hub.get("revision"))
+            folder = f"{self.hub['subfolder']}/" if self.hub.get("subfolder") else ""
+            return [name.removeprefix(folder) for name in names if name.startswith(folder)]
+        root = known.parent
+        return [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
+
+
+class Checkpoint:
+    """A policy in this package's format, opened; the other formats extend it.
+
+    Whatever loads from a checkpoint (configuration, model, processor) is handed this object, so that the format is
+    recognised once.
+
+    Args:
+        files: of the folder or repository.
+        options: for native checkpoints, what the caller chose, see `open_checkpoint`.
+    """
+
+    #: whether it is a native checkpoint of StarVLA's …
+    is_native = False
+    #: … or an adapter, without what it adapts
+    is_adapter = False
+
+    def __init__(self, files: Files, **options):
+        self.files, self.options = files, {name: value for name, value in options.items() if value is not None}
+
+    @classmethod
+    def find(cls, files: Files, **options) -> "Checkpoint | None":
+        """Return the checkpoint in these files, or None if they are not in this format."""
+        if not any(files.find(name) for name in ("config.json", "processor_config.json")):
+            return None
+        return cls(files, **options)
+
+    @property
+    def name(self) -> str:
+        """The folder or repository."""
+        return self.files.name
+
+    @cached_property
+    def model_type(self) -> str | None:
+        """The framework, or another model's type; None if there is no configuration."""
+        return (self.files.read_json("config.json") or {}).get("model_type")
+
+    @cached_property
+    def processor_class(self) -> str | None:
+        """The name of the processor's class, if it was saved."""
+        return (self.files.read_json("processor_config.json") or {}).get("processor_class")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+
+__all__ = ["WHOLE_WEIGHTS", "Checkpoint", "Files"]

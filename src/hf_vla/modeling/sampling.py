@@ -1,0 +1,60 @@
+"""How an action chunk is drawn, and what is reported of each denoising step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Integral
+
+import torch
+
+from .real_time_chunking import RealTimeChunking
+
+
+@dataclass
+class DenoisingStep:
+    """One Euler step of a flow-matching policy, handed to the `on_step` of `predict_action`.
+
+    Args:
+        index: 0 … N - 1 of N steps.
+        time: flow time before the step, index / N: 0 is noise, 1 actions.
+        noisy_actions, actions: before and after the step, float32 (B, action_horizon, action_dim), normalised; (R * B, …)
+            if R draws of noise were given for each observation. With real-time chunking, the steps that are executed
+            meanwhile are put into the chunk after the last of these.
+        attention: with `output_attentions`, one entry per block of the action head, else empty. Float32 (B, heads, queries,
+            keys), each row of keys sums to 1; None for a block that attends the head's own tokens. Queries are the head's
+            tokens, the chunk's actions the last of them. Keys are the tokens of the prompt, at the places of `input_ids`;
+            in QwenDual, DINO's patches follow them.
+    """
+
+    index: int
+    time: float
+    noisy_actions: torch.Tensor
+    actions: torch.Tensor
+    attention: tuple[torch.Tensor | None, ...] = ()
+
+
+@dataclass
+class SamplingOptions:
+    """The arguments of `predict_action` that say how actions are drawn, for `sample_actions`; documented there.
+
+    Raises:
+        ValueError: `num_inference_steps` is below 1, or `output_attentions` has no `on_step` to give the weights to.
+    """
+
+    noise: torch.Tensor | None = None
+    generator: torch.Generator | None = None
+    num_inference_steps: int | None = None
+    real_time_chunking: RealTimeChunking | None = None
+    on_step: Callable[[DenoisingStep], None] | None = None
+    output_attentions: bool = False
+
+    def __post_init__(self):
+        steps = self.num_inference_steps
+        if steps is not None and (not isinstance(steps, Integral) or isinstance(steps, bool) or steps < 1):
+            raise ValueError(f"num_inference_steps is {steps!r}; it must be a whole number, at least 1")
+        if self.output_attentions and self.on_step is None:
+            raise ValueError(
+                "output_attentions gives the weights to on_step; pass on_step, which is called every step"
+            )
+
+
+__all__ = ["DenoisingStep", "SamplingOptions"]

@@ -1,0 +1,117 @@
+"""A training run as a recipe describes it: policy, data, adapter and evaluation, to a trained policy in `output_dir`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..data import VLADataCollator
+from ..training_args.arguments import VLATrainingArguments
+from ..training_args.evaluation_arguments import EvaluationArguments
+from ..training_args.peft import PeftArguments
+from ..training_args.recipe import DataArguments, PolicyArguments, build
+from .checkpointing import checkpoint_to_resume, remove_checkpoints
+from .held_out import HoldOut
+from .run_identity import check_same_run, describe_run
+from .run_log import write_run_config
+from .trainer import VLATrainer
+
+
+def train(
+    policy_args: PolicyArguments,
+    data_args: DataArguments,
+    peft_args: PeftArguments,
+    evaluation_args: EvaluationArguments,
+    args: VLATrainingArguments,
+    *,
+    given: Mapping[str, Any] | None = None,
+) -> VLATrainer:
+    """Train a policy, or continue an interrupted run, and write the policy to `args.output_dir`.
+
+    Args:
+        policy_args: the policy to train.
+        data_args: the demonstrations, and conversations to co-train with.
+        peft_args: whether and how an adapter is trained instead of the policy.
+        evaluation_args: what to evaluate on while training.
+        args: everything else, as for [`VLATrainer`].
+        given: the training arguments that were set explicitly, for `OUTPUT/config.yaml`; by default none.
+
+    Returns:
+        The trainer, after training.
+
+    Raises:
+        ValueError: settings that contradict each other, the model or the data; all are checked before training begins.
+    """
+    given = dict(given or {})
+    if args.output_dir is None:
+        raise ValueError("set output_dir: where checkpoints and the trained policy go")
+    if "vlm_loss_scale" in given and not data_args.vlm_dataset:
+        raise ValueError("vlm_loss_scale weighs the loss of vlm_dataset's conversations, and no vlm_dataset is set")
+    checkpoint = checkpoint_to_resume(args)
+    evaluation_args.check_strategy(args.eval_strategy)
+    hold_out, closed_loop = HoldOut(evaluation_args), _closed_loop(evaluation_args)
+    loading_options = peft_args.loading_options(policy_args, args)
+    model, processor, dataset = build(policy_args, data_args, args.seed, hold_out, **loading_options)
+    if peft_args.use_peft:
+        from .lora import add_adapter  # needs peft
+
+        model = add_adapter(model, policy_args, peft_args)
+    eval_dataset = hold_out.frames(dataset, data_args.columns)
+    trainer = VLATrainer(
+        model,
+        args,
+        train_dataset=dataset,
+        vlm_dataset=data_args.conversations,
+        eval_dataset=eval_dataset,
+        closed_loop=closed_loop,
+        processing_class=processor,
+        data_collator=VLADataCollator(processor, use_state=data_args.use_state),
+    )
+    with args.main_process_first(desc="checking the data"):
+        dataset.check()
+        if eval_dataset is not None:
+            eval_dataset.check()
+    if checkpoint is not None:
+        check_same_run(checkpoint, describe_run(trainer))
+    if trainer.is_world_process_zero():
+        output = Path(args.output_dir)
+        if args.overwrite_output_dir:
+            remove_checkpoints(output)
+        write_run_config(output, (policy_args, data_args, peft_args, evaluation_args), given)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    return trainer
+
+
+def summarize(trainer: VLATrainer) -> list[str]:
+    """Return lines that say how often each dataset was read, how many items were skipped, and where the policy is.
+
+    Args:
+        trainer: of a finished run, as `train` returns it.
+    """
+    mixture = getattr(trainer.train_dataset, "mixture", trainer.train_dataset)  # without conversations
+    lines = []
+    for member in mixture.report():
+        passes = member["expected_passes"] * trainer.state.epoch
+        lines.append(f"{member['dataset']}: {passes:.1f} passes over {member['frames']} frames")
+    if mixture.num_skipped:
+        lines.append(f"skipped {mixture.num_skipped} items that can't be read")
+    return [*lines, f"policy written to {trainer.args.output_dir}"]
+
+
+def _closed_loop(evaluation_args: EvaluationArguments):
+    """Return the trainer's function for closed-loop results, or None."""
+    if not evaluation_args.eval_env:
+        return None
+    from ..evaluation.success import SuccessRate  # simulators, which most runs don't need
+
+    return SuccessRate(
+        evaluation_args.eval_env,
+        [task for part in evaluation_args.eval_tasks for task in part.split(",") if task],
+        evaluation_args.eval_env_episodes,
+        unnorm_key=evaluation_args.eval_unnorm_key,
+        execute_steps=evaluation_args.eval_execute_steps,
+        **evaluation_args.eval_env_config,
+    )
+
+
+__all__ = ["summarize", "train"]
