@@ -11,6 +11,7 @@ from reference_cases import base_vlm
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from hf_vla.checkpoints.starvla_writer import save_repository
+from hf_vla.modeling.real_time_chunking import RealTimeChunking
 from hf_vla.registry import FRAMEWORKS, class_of
 
 HORIZON, ACTION_DIM, STATE_DIM = 4, 5, 3
@@ -347,6 +348,95 @@ def test_loss_counts_are_what_the_losses_are_means_of(framework):
 
 
 @frameworks
+def test_the_loss_of_each_sample_is_what_it_has_alone(framework):
+    policy, processor = build(framework)
+    mask = torch.ones(3, HORIZON, dtype=torch.bool)
+    mask[1, 1:] = False
+    drawn = draw(framework, 3)
+    batch = {**processor(**observations(3), actions=actions(3)), "action_mask": mask}
+    output = policy(**batch, **drawn)
+    assert output.loss_per_sample.shape == (3,) and output.loss_per_sample.dtype == torch.float32
+    for i in range(3):
+        single = {name: None if x is None else x[i : i + 1] for name, x in observations(3).items()}
+        own = {**processor(**single, actions=actions(3)[i : i + 1]), "action_mask": mask[i : i + 1]}
+        alone = policy(**own, **{name: x[i::3] for name, x in drawn.items()})
+        torch.testing.assert_close(output.loss_per_sample[i], alone.loss, rtol=1e-5, atol=1e-6)
+    counts = mask.sum(dim=1)
+    torch.testing.assert_close(output.loss, (output.loss_per_sample * counts).sum() / counts.sum())
+    without = policy(**{**batch, "action_mask": None}, **drawn)
+    torch.testing.assert_close(without.loss, without.loss_per_sample.mean())
+
+
+@frameworks
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_loss_is_the_weighted_mean_over_samples(framework, masked):
+    policy, processor = build(framework)
+    batch = {**processor(**observations(3), actions=actions(3)), **draw(framework, 3)}
+    counts = torch.full((3,), HORIZON)
+    if masked:
+        batch["action_mask"] = torch.ones(3, HORIZON, dtype=torch.bool)
+        batch["action_mask"][2, 2:] = False
+        counts = batch["action_mask"].sum(dim=1)
+    plain = policy(**batch)
+    weight = torch.tensor([0.25, 0.0, 0.01])
+    output = policy(**batch, sample_weight=weight)
+    each = output.loss_per_sample
+    assert torch.equal(each, plain.loss_per_sample), "a sample's own loss has no weight"
+    torch.testing.assert_close(output.loss, (each * counts * weight).sum() / (counts * weight).sum())
+    torch.testing.assert_close(policy(**batch, sample_weight=torch.full((3,), 0.1)).loss, plain.loss)
+    assert policy(**batch, sample_weight=torch.zeros(3)).loss == 0
+    counted = policy.loss_counts({**batch, "sample_weight": weight})["action_loss"]
+    torch.testing.assert_close(counted, (counts * weight).sum())
+    found = gradients(policy, {**batch, "sample_weight": torch.tensor([0.0, 2.0, 0.0])})
+    single = {name: x[1:2] for name, x in observations(3).items()}
+    alone = {**processor(**single, actions=actions(3)[1:2]), **{k: x[1::3] for k, x in draw(framework, 3).items()}}
+    for name, gradient in gradients(policy, alone).items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=2e-6, msg=name)
+    with pytest.raises(ValueError, match=r"sample_weight has shape \(2,\); 3 samples need \(3,\)"):
+        policy(**batch, sample_weight=weight[:2])
+
+
+@frameworks
+def test_the_language_model_loss_of_each_sample(framework):
+    policy, processor = build(framework)
+    words = conversations(processor)
+    output = policy(**words)
+    counts = (words["labels"][:, 1:] != -100).sum(dim=1)
+    assert counts[0] != counts[1] and output.loss_per_sample.shape == (2,)
+    torch.testing.assert_close(output.loss, (output.loss_per_sample * counts).sum() / counts.sum())
+    weighted = policy(**words, sample_weight=torch.tensor([0.0, 3.0]))
+    torch.testing.assert_close(weighted.loss, output.loss_per_sample[1])
+    robot = {**processor(**observations(), actions=actions()), **draw(framework)}
+    together = policy(**robot, vlm_batch={**words, "sample_weight": torch.tensor([0.0, 3.0])})
+    torch.testing.assert_close(together.vlm_loss, output.loss_per_sample[1])
+    assert torch.equal(together.loss_per_sample, policy(**robot).loss_per_sample)
+    with pytest.raises(ValueError, match="either `actions` or `labels`"):
+        policy(**words, vlm_batch=words)
+
+
+@frameworks
+def test_a_training_batch_can_be_predicted_as_it_is(framework):
+    policy, processor = build(framework)
+    batch = {**processor(**observations(), actions=actions()), "action_mask": torch.ones(2, HORIZON, dtype=torch.bool)}
+    batch |= {"sample_weight": torch.ones(2), "timestep": torch.zeros(2), "vlm_batch": conversations(processor)}
+    expected = policy.predict_action(**processor(**observations()), noise=noise())
+    assert torch.equal(policy.predict_action(**batch, noise=noise()), expected)
+
+
+def test_what_only_denoising_has_is_refused_elsewhere():
+    policy, processor = build("qwen_oft")
+    inputs = processor(**observations())
+    for name, value in {
+        "previous_chunk": torch.zeros(2, 2, ACTION_DIM),
+        "real_time_chunking": RealTimeChunking(torch.zeros(2, 2, ACTION_DIM)),
+        "on_step": print,
+    }.items():
+        named = "real_time_chunking" if name == "previous_chunk" else name
+        with pytest.raises(ValueError, match=f"QwenOFTForActionPrediction does not denoise .* leave out {named}"):
+            policy.predict_action(**inputs, **{name: value})
+
+
+@frameworks
 def test_units_of_sharding_are_the_transformer_blocks(framework):
     """`_no_split_modules`, by which FSDP wraps: blocks of language, vision and head, and nothing that is not there."""
     policy, _ = build(framework)
@@ -399,7 +489,7 @@ def test_draws(framework):
         policy(**inputs, actions=torch.zeros(2, HORIZON, ACTION_DIM), timestep=torch.zeros(3))
 
 
-@pytest.mark.parametrize("framework", FLOW_MATCHING)
+@frameworks
 def test_the_state_goes_where_the_framework_reads_it(framework):
     policy, processor = build(framework)
     inputs = processor(**observations())

@@ -120,11 +120,29 @@ class TestRecorded:
         loss, from_recorded = policy(**batch), policy(**case.inputs("forward")).loss
         assert abs(loss.loss - from_recorded) < 1e-4 and loss.action_loss is loss.loss
 
-    def test_the_state_is_not_read(self, processor, case):
+    def test_the_loss_of_each_sample_and_weights(self, policy, processor, case):
+        batch = processor(**case.observation, actions=case.actions)
+        output = policy(**batch)
+        counts = (batch["labels"][:, 1:] != -100).sum(dim=1)
+        torch.testing.assert_close(output.loss, (output.loss_per_sample * counts).sum() / counts.sum())
+        weight = torch.tensor([0.2, 0.6])
+        weighted = policy(**batch, sample_weight=weight)
+        torch.testing.assert_close(
+            weighted.loss, (output.loss_per_sample * counts * weight).sum() / (counts * weight).sum()
+        )
+        assert torch.equal(weighted.loss_per_sample, output.loss_per_sample)
+        found = policy.loss_counts({**batch, "sample_weight": weight})
+        torch.testing.assert_close(found["action_loss"], (counts * weight).sum())
+        assert policy.loss_counts(batch)["action_loss"] == counts.sum() and set(found) == {"action_loss"}
+
+    def test_the_state_is_not_read(self, policy, processor, case):
         state = np.full((2, 1, 7), 0.5)
         with_state, without = (processor(**{**case.observation, "state": s}) for s in (state, None))
         assert set(with_state) == set(without)
         assert all(torch.equal(with_state[name], without[name]) for name in without)
+        assert policy.config.state_input is processor.state_input is None
+        with pytest.raises(ValueError, match="does not read the robot's state; leave `state` out"):
+            policy.predict_action(**without, state=torch.from_numpy(state))
 
 
 class TestGeneration:

@@ -181,6 +181,10 @@ def untrained():
         ({"previous_chunk": (2, 0, 2)}, "or None where none are left"),
         ({"previous_chunk": (2, 5, 2), "inference_delay": 6}, "inference_delay is 6; it must be from 0 to the 5"),
         ({"previous_chunk": (2, 5, 2), "inference_delay": -1}, "inference_delay is -1"),
+        ({"previous_chunk": (2, 5, 2), "inference_delay": 1.0}, "inference_delay is 1.0; give a whole number"),
+        ({"previous_chunk": (2, 5, 2), "inference_delay": True}, "inference_delay is True; give a whole number"),
+        ({"previous_chunk": (2, 5, 2), "inference_delay": None}, "inference_delay is None; give a whole number"),
+        ({"inference_delay": 1.5}, "inference_delay is 1.5; give a whole number"),
         ({"inference_delay": 1}, "there is no previous_chunk"),
         ({"previous_chunk": (2, 5, 2), "max_guidance_weight": math.inf}, "max_guidance_weight is inf"),
         ({"previous_chunk": (2, 5, 2), "max_guidance_weight": -1.0}, "max_guidance_weight is -1"),
@@ -191,6 +195,24 @@ def test_bad_arguments(untrained, settings, message):
     settings = {k: torch.zeros(v) if k == "previous_chunk" else v for k, v in settings.items()}
     with pytest.raises(ValueError, match=message):
         policy.predict_action(**inputs(processor, 2), **settings)
+
+
+def test_the_object_is_the_same_as_its_fields(untrained):
+    policy, processor = untrained
+    prompts, noise = inputs(processor, 2), torch.randn(2, HORIZON, ACTION_DIM, generator=seeded(1))
+    fields = {"previous_chunk": torch.randn(2, 5, ACTION_DIM, generator=seeded(2)), "inference_delay": DELAY}
+    fields["max_guidance_weight"] = 2.0
+    expected = policy.predict_action(**prompts, noise=noise, **fields)
+    given = RealTimeChunking(**fields)
+    assert torch.equal(policy.predict_action(**prompts, noise=noise, real_time_chunking=given), expected)
+    nothing = {"previous_chunk": None, "inference_delay": 0, "max_guidance_weight": 2.0}
+    assert torch.equal(
+        policy.predict_action(**prompts, noise=noise, **nothing), policy.predict_action(**prompts, noise=noise)
+    )
+    with pytest.raises(ValueError, match="give real_time_chunking, or its fields previous_chunk"):
+        policy.predict_action(**prompts, real_time_chunking=given, **fields)
+    with pytest.raises(ValueError, match="previous_chunk is .*; give a tensor"):
+        RealTimeChunking([[0.0, 0.0]])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -368,6 +390,8 @@ def test_bad_previous_chunks_in_robot_units(untrained):
         policy.infer([observation()] * 2, previous_chunk=np.zeros((5, 2)))
     with pytest.raises(ValueError, match="there is no previous_chunk"):
         policy.infer(observation(), inference_delay=2)
+    with pytest.raises(ValueError, match="inference_delay is 1.0; give a whole number"):
+        policy.infer(observation(), previous_chunk=np.zeros((5, 2)), inference_delay=1.0)
     regression = Policy(*build("qwen_oft", {}))
     with pytest.raises(ValueError, match="QwenOFTForActionPrediction does not denoise"):
         regression.infer(observation(), previous_chunk=np.zeros((5, 2)))

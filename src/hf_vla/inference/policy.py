@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..modeling.real_time_chunking import RealTimeChunking
+from ..modeling.stages import timed_by
 from .observations import checked, states, views
 from .prediction import Prediction, Recorder, Stopwatch
 
@@ -180,10 +181,9 @@ class Policy:
             (positions,) = self.processor.image_token_positions([views(observation["image"])], inputs["input_ids"])
             recorder = Recorder(positions)
             drawn |= {"on_step": recorder, "output_attentions": True}
-        has_head = hasattr(self.model, "action_head")
-        with watch.stage("model"), watch.calls_of(self.model.encoders if has_head else [], "backbone"):
+        with watch.stage("model"), timed_by(watch.stage):
             normalized = self.model.predict_action(**inputs, **drawn)
-        if has_head:
+        if "backbone" in watch.seconds:
             watch.seconds["action head"] = watch.seconds["model"] - watch.seconds["backbone"]
         with watch.stage("unnormalize"):
             actions = self.processor.unnormalize_actions(normalized, key, states([observation]))

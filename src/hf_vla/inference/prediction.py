@@ -2,12 +2,11 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 
 @dataclass
@@ -59,23 +58,6 @@ class Stopwatch:
         start = self._now()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - start
-
-    @contextlib.contextmanager
-    def calls_of(self, modules: Sequence[nn.Module], name: str) -> Iterator[None]:
-        """Add the calls of modules inside to a stage."""
-        started = []
-
-        def before(module, args):
-            started.append(self._now())
-
-        def after(module, args, output):
-            self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - started.pop()
-
-        with contextlib.ExitStack() as stack:
-            for module in modules:
-                stack.callback(module.register_forward_pre_hook(before).remove)
-                stack.callback(module.register_forward_hook(after).remove)
-            yield
 
 
 class Recorder:

@@ -1,14 +1,14 @@
 """The vision-language backbone: building it, and reading its layers' states in the meaning a checkpoint was trained with."""
 
-import contextlib
 import inspect
-from collections.abc import Iterator
+import threading
+from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
 from ..processing.backbone_families import find_family
+from .stages import stage
 
 
 def build_backbone(vlm_config: PreTrainedConfig) -> PreTrainedModel:
@@ -30,6 +30,11 @@ def build_backbone(vlm_config: PreTrainedConfig) -> PreTrainedModel:
             f"{type(vlm).__name__} can't be a policy's backbone: its decoder, a {type(decoder).__name__}, has no "
             f"{' and no '.join(missing)}, where the states of its layers are read"
         )
+    for layer in decoder.layers:
+        layer.register_forward_pre_hook(_on_layer_input, with_kwargs=True)
+        layer.register_forward_hook(_on_layer_output)
+    decoder.norm.register_forward_pre_hook(_on_norm_input)
+    vlm.get_input_embeddings().register_forward_hook(_on_embeddings)
     return vlm
 
 
@@ -50,7 +55,8 @@ def run_backbone(vlm: PreTrainedModel, **inputs):
             f"{', '.join(name for name, p in accepted.items() if p.kind is not p.VAR_KEYWORD)}"
         )
     inputs = with_positions(vlm, with_token_types(vlm, inputs))
-    return vlm.model(**inputs, use_cache=False, return_dict=True)
+    with stage("backbone"):
+        return vlm.model(**inputs, use_cache=False, return_dict=True)
 
 
 def with_token_types(vlm: PreTrainedModel, inputs: dict) -> dict:
@@ -74,7 +80,22 @@ def with_positions(vlm: PreTrainedModel, inputs: dict) -> dict:
     return inputs | {"position_ids": (mask.long().cumsum(dim=1) - 1).clamp(min=0)}
 
 
-def layer_states(vlm: PreTrainedModel, convention: str, **inputs) -> list[torch.Tensor]:
+@dataclass
+class TokenEmbeddings:
+    """Embeddings that take the place of those of some tokens of the prompt, such as learned queries.
+
+    Args:
+        positions: integers (B, K), where in the prompts.
+        embeddings: (K, hidden_size), or (B, K, hidden_size).
+    """
+
+    positions: torch.Tensor
+    embeddings: torch.Tensor
+
+
+def layer_states(
+    vlm: PreTrainedModel, convention: str, *, token_embeddings: TokenEmbeddings | None = None, **inputs
+) -> list[torch.Tensor]:
     """Run the backbone (without its language-model head) and return h[0] … h[N] of its N decoder layers.
 
     `convention` settles what these are (StarVLA's semantics, section 2):
@@ -83,43 +104,76 @@ def layer_states(vlm: PreTrainedModel, convention: str, **inputs) -> list[torch.
       Qwen3-VL is the last layer's output *before* the final norm, of every other backbone *after* it.
     * `"transformers-5"`: h[i + 1] is the *output* of layer i, without deepstack additions; h[N] is after the final norm.
 
-    Both are the same under every transformers version, because they are read at the layers themselves.
+    Both are the same under every transformers version, because they are read at the layers themselves. Several threads can
+    call this with the same backbone.
 
     Args:
-        vlm: an image-text-to-text model.
+        vlm: an image-text-to-text model, from `build_backbone`.
+        token_embeddings: what to put in the place of some tokens' embeddings.
         inputs: the backbone's inputs: `input_ids` (B, L), `attention_mask` (B, L), `pixel_values`, …
 
     Returns:
         N + 1 tensors (B, L, hidden_size).
     """
-    decoder = vlm.get_decoder()
-    with _recorded(decoder, inputs_of_layers=convention == "transformers-4.57") as recorded:
+    call = _Call(inputs_of_layers=convention == "transformers-4.57", token_embeddings=token_embeddings)
+    before, _running.call = getattr(_running, "call", None), call
+    try:
         output = run_backbone(vlm, **inputs)
+    finally:
+        _running.call = before
+    number = len(vlm.get_decoder().layers)
+    if len(call.layers) < number or call.token_embeddings is not None:
+        raise ValueError(
+            f"this {type(vlm).__name__} is not from build_backbone, and its layers' states are not recorded"
+        )
     family = find_family(vlm.config.model_type)
     if convention == "transformers-4.57" and family is not None and family.last_state_before_norm:
-        return recorded["layers"] + [recorded["before_norm"]]
-    return recorded["layers"][: len(decoder.layers)] + [output.last_hidden_state]
+        return call.layers + [call.before_norm]
+    return call.layers[:number] + [output.last_hidden_state]
 
 
-@contextlib.contextmanager
-def _recorded(decoder: nn.Module, inputs_of_layers: bool) -> Iterator[dict]:
-    """Record the inputs of all decoder layers (or the input of the first and all outputs), and that of the final norm."""
-    recorded = {"layers": [], "before_norm": None}
+# What a call reads and records is found by its thread: hooks that are registered per call would serve other threads' calls
+# too. A `threading.local`, unlike a ContextVar, can be traced by torch.compile, with all that is recorded in one graph.
 
-    def on_input(module, args, kwargs):
-        recorded["layers"].append(args[0] if args else kwargs["hidden_states"])
 
-    def on_output(module, args, output):
-        recorded["layers"].append(output[0] if isinstance(output, tuple) else output)
+@dataclass
+class _Call:
+    """One run of the backbone, for the hooks on its modules."""
 
-    def before_norm(module, args):
-        recorded["before_norm"] = args[0]
+    inputs_of_layers: bool  # record the inputs of all layers; else the input of the first, and all outputs
+    token_embeddings: TokenEmbeddings | None
+    layers: list[torch.Tensor] = field(default_factory=list)
+    before_norm: torch.Tensor | None = None
 
-    layers = list(decoder.layers)
-    with contextlib.ExitStack() as stack:
-        for layer in layers if inputs_of_layers else layers[:1]:
-            stack.callback(layer.register_forward_pre_hook(on_input, with_kwargs=True).remove)
-        for layer in [] if inputs_of_layers else layers:
-            stack.callback(layer.register_forward_hook(on_output).remove)
-        stack.callback(decoder.norm.register_forward_pre_hook(before_norm).remove)
-        yield recorded
+
+_running = threading.local()  # its attribute `call`: the call that runs in this thread, if any
+
+
+def _on_layer_input(module, args, kwargs) -> None:
+    call = getattr(_running, "call", None)
+    if call is not None and (call.inputs_of_layers or not call.layers):
+        call.layers.append(args[0] if args else kwargs["hidden_states"])
+
+
+def _on_layer_output(module, args, output) -> None:
+    call = getattr(_running, "call", None)
+    if call is not None and not call.inputs_of_layers:
+        call.layers.append(output[0] if isinstance(output, tuple) else output)
+
+
+def _on_norm_input(module, args) -> None:
+    call = getattr(_running, "call", None)
+    if call is not None:
+        call.before_norm = args[0]
+
+
+def _on_embeddings(module, args, output) -> torch.Tensor | None:
+    call = getattr(_running, "call", None)
+    if call is None or call.token_embeddings is None:
+        return None
+    tokens, call.token_embeddings = call.token_embeddings, None
+    index = tokens.positions[..., None].expand(-1, -1, output.shape[-1])
+    return output.scatter(1, index, tokens.embeddings.to(output.dtype).expand(index.shape))
+
+
+__all__ = ["TokenEmbeddings", "build_backbone", "layer_states", "run_backbone", "with_token_types"]

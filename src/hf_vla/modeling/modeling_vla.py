@@ -122,11 +122,6 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
     def get_decoder(self) -> nn.Module:
         return self.vlm.get_decoder()
 
-    @property
-    def encoders(self) -> list[nn.Module]:
-        """The modules that are called on the observation, before the action head is."""
-        return [self.vlm.model]
-
     def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
         """As transformers', of backbone and head, without reentrant checkpoints unless `use_reentrant` is set.
 
@@ -279,7 +274,8 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
             ValueError: an argument does not fit the policy, or is for frameworks that denoise, which this one does not.
         """
         inputs = {name: value for name, value in inputs.items() if name not in _TRAINING_KEYS}
-        from_fields = RealTimeChunking.from_arguments(inputs)
+        if (from_fields := RealTimeChunking.from_arguments(inputs)) is not None and real_time_chunking is not None:
+            raise ValueError("give real_time_chunking, or its fields previous_chunk, inference_delay …, not both")
         options = SamplingOptions(
             noise=noise,
             generator=generator,
@@ -295,7 +291,10 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
         return self.sample_actions(options, **inputs, **self._state_input(state, len(input_ids))).float()
 
     def backbone_states(self, input_ids, attention_mask, **vlm_inputs) -> list[torch.Tensor]:
-        """h[0] … h[N] of the backbone's N decoder layers, (B, L, hidden_size) each, in the convention of the config."""
+        """h[0] … h[N] of the backbone's N decoder layers, (B, L, hidden_size) each, in the convention of the config.
+
+        With `token_embeddings`, a [`~hf_vla.modeling.backbone.TokenEmbeddings`], some tokens have other embeddings.
+        """
         convention = self.config.hidden_states_convention
         return layer_states(self.vlm, convention, input_ids=input_ids, attention_mask=attention_mask, **vlm_inputs)
 

@@ -10,6 +10,7 @@ from ..action_head import FlowMatchingActionHead
 from ..backbone import build_backbone
 from ..diffusion_transformer import Conditioning
 from ..flow_matching_policy import FlowMatchingPolicy
+from ..stages import stage
 from .configuration_qwen_dual import QwenDualConfig
 from .dino import DinoEncoder
 
@@ -30,10 +31,6 @@ class QwenDualForActionPrediction(FlowMatchingPolicy):
         self.action_head = FlowMatchingActionHead.from_dit_config(config)
         self.post_init()
 
-    @property
-    def encoders(self) -> list[nn.Module]:
-        return [*super().encoders, self.dino]
-
     def conditioning(
         self, input_ids, attention_mask, dino_pixel_values=None, dino_view_mask=None, **inputs
     ) -> Conditioning:
@@ -50,7 +47,8 @@ class QwenDualForActionPrediction(FlowMatchingPolicy):
         states = self.backbone_states(input_ids, attention_mask, **inputs)
         state = states[self.config.connect_layer_index].to(self.action_head.dtype)
         batch, views = dino_pixel_values.shape[:2]
-        patches = self.dino.patch_tokens(dino_pixel_values.flatten(0, 1))
+        with stage("backbone"):
+            patches = self.dino.patch_tokens(dino_pixel_values.flatten(0, 1))
         tokens = self.dino_projector(patches).unflatten(0, (batch, views)).flatten(1, 2).to(state.dtype)
         key_mask = self._key_mask(attention_mask, dino_view_mask, state, tokens)
         return Conditioning([torch.cat([state, tokens], dim=1)] * self.config.num_action_layers, key_mask)
