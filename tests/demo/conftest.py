@@ -1,20 +1,15 @@
 """The demo's modules, policies for it, the running app and a browser."""
 
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from picture_demo import DESKTOP, open_chromium, running_app
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / folder) for folder in ("docs", "tests/evaluation")]
-
-from picture_demo import DESKTOP, open_chromium, running_app  # noqa: E402
-
-from hf_vla.demo.policies import RECIPE, make_untrained  # noqa: E402
+from hf_vla.demo.policies import RECIPE, make_untrained
 
 #: Screenshots are kept: they are there to be looked at.
-SCREENSHOTS = ROOT / "outputs" / "test_screenshots"
+SCREENSHOTS = Path(__file__).resolve().parents[2] / "outputs" / "test_screenshots"
 
 
 @pytest.fixture(scope="session")

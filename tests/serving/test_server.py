@@ -12,7 +12,6 @@ import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import msgpack
 import numpy as np
@@ -30,7 +29,6 @@ from hf_vla.serving import PolicyClient, PolicyServer
 from hf_vla.serving.protocols import OpenpiKeys
 from hf_vla.serving.server import run
 
-ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (tiny_policies.HORIZON, tiny_policies.ACTION_DIM)
 
 

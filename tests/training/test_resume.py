@@ -19,7 +19,7 @@ from transformers import TrainerState
 
 from hf_vla.training.resuming import whole_batches
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "run_train.py"
+TRAIN = ["-m", "hf_vla", "train"]
 # `hf-vla train` to its end, then once more, with losses that are NaN in one of the processes.
 TWICE = """
 import sys
@@ -126,12 +126,13 @@ def test_a_steps_samples_do_not_depend_on_the_number_of_processes(size, expected
         assert steps(processes, per_device) == reference
 
 
-def start(log: Path, script: Path, *arguments, processes: int = 1) -> subprocess.Popen:
+def start(log: Path, program: list, *arguments, processes: int = 1) -> subprocess.Popen:
+    """Start a program, a file or `-m` with a module, in processes with two workers each."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] * (processes > 1)
     workers = ["--dataloader_num_workers", 2, "--dataloader_persistent_workers", "true"]
     size = ["--global_batch_size", 4, "--per_device_train_batch_size", 4 if processes == 1 else 1]
     return subprocess.Popen(
-        [sys.executable, *launcher, *map(str, [script, arguments[0], *workers, *size, *arguments[1:]])],
+        [sys.executable, *launcher, *map(str, [*program, arguments[0], *workers, *size, *arguments[1:]])],
         stdout=subprocess.PIPE,
         stderr=log.open("a"),
         text=True,
@@ -169,7 +170,7 @@ def two_processes(settings, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     (folder / "twice.py").write_text(TWICE)
     log, output = folder / "stderr", folder / "run"
-    finish(start(log, folder / "twice.py", settings, "--output_dir", output, processes=2), log)
+    finish(start(log, [folder / "twice.py"], settings, "--output_dir", output, processes=2), log)
     return output
 
 
@@ -178,12 +179,12 @@ def two_processes(settings, tmp_path_factory) -> Path:
 def test_kill_9_at_a_random_step(settings, whole, two_processes, processes, tmp_path):
     log, output = tmp_path / "stderr", tmp_path / "run"
     step = random.SystemRandom().randint(4, 9)
-    process = start(log, SCRIPT, settings, "--output_dir", output, processes=processes)
+    process = start(log, TRAIN, settings, "--output_dir", output, processes=processes)
     kill_at_step(process, step)
     assert process.returncode == -signal.SIGKILL, log.read_text()
     assert not (output / "model.safetensors").exists()
     flags = ["--output_dir", output, "--resume_from_checkpoint", "true"]
-    finish(start(log, SCRIPT, settings, *flags, processes=processes), log)
+    finish(start(log, TRAIN, settings, *flags, processes=processes), log)
     expected = (whole[1][0], load_file(whole[0] / "checkpoint-10" / "model.safetensors"))
     try:
         assert_same(left_by(output), expected if processes == 1 else left_by(two_processes))

@@ -10,7 +10,7 @@ from full_size import QWEN3_VL_4B, batch_of, shrink
 
 from hf_vla import QwenPIV3Config, QwenPIV3ForActionPrediction
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 OUTSIDE = ["action_head", "projectors.0", "projectors.1"]
 SETUPS = {setup.name: setup for setup in memory.SETUPS}
 
