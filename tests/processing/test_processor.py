@@ -387,3 +387,43 @@ class TestOverrides:
             pass
 
         assert type(Mine.from_pretrained(saved)) is Mine
+
+
+class Scaled(QwenPIProcessor):
+    """A setting of its own, beside those of all processors."""
+
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, *, scale=1.0, **settings):
+        super().__init__(image_processor, tokenizer, chat_template, **settings)
+        self.scale = scale
+
+
+class ScaledAndShifted(Scaled):
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, *, shift=0.0, **settings):
+        super().__init__(image_processor, tokenizer, chat_template, **settings)
+        self.shift = shift
+
+
+class TestSettingsOfAFramework:
+    def make(self, processor):
+        own = {**SETTINGS, "statistics": {"arm": {"action": {"min": np.zeros(ACTION_DIM), "max": [1.0] * ACTION_DIM}}}}
+        return ScaledAndShifted(processor.image_processor, processor.tokenizer, scale=2.0, shift=[1, 2], **own)
+
+    def test_they_are_saved_and_read(self, processor, tmp_path):
+        made = self.make(processor)
+        made.save_pretrained(tmp_path)
+        loaded = ScaledAndShifted.from_pretrained(tmp_path)
+        assert (loaded.scale, loaded.shift, loaded.image_size) == (2.0, [1, 2], [64, 64])
+        assert loaded.statistics["arm"]["action"]["min"] == [0.0] * ACTION_DIM  # arrays are saved as lists
+        assert loaded.to_dict() == made.to_dict() and loaded.chat_template == made.chat_template
+        again = ScaledAndShifted.from_pretrained(tmp_path, scale=3.0, image_size=[32, 32])
+        assert (again.scale, again.shift, again.image_size) == (3.0, [1, 2], [32, 32])
+
+    def test_what_is_returned_can_be_changed(self, processor):
+        made = self.make(processor)
+        made.to_dict()["statistics"]["arm"]["action"]["max"][0] = 9.0
+        assert made.statistics["arm"]["action"]["max"][0] == 1.0
+
+    def test_they_are_named(self):
+        assert set(ScaledAndShifted.settings()) - set(QwenPIProcessor.settings()) == {"scale", "shift"}
+        with pytest.raises(TypeError, match="ScaledAndShifted has no setting 'shfit'; did you mean shift"):
+            ScaledAndShifted(shfit=1)

@@ -1,8 +1,9 @@
 """What the processors of all frameworks share: observations in, tensors out; normalised actions in, robot units out."""
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from .backbone_families import find_family
 from .from_vlm import backbone_settings, build_from_vlm, check_image_processor_config, load_processor_parts
 from .images import resized, to_pil, to_samples
 from .prompt import add_state, apply_template
+from .settings import ProcessorSettings
 from .vlm_inputs import encode, encode_conversations, image_token_positions, readable
 
 #: Arguments of `from_pretrained` that say how to load, not what.
@@ -36,6 +38,8 @@ LOADING_OPTIONS = {
     "user_agent",
 }
 
+_SETTINGS = [field.name for field in fields(ProcessorSettings)]
+
 
 class VLAProcessor(LeavesModelCard, ProcessorMixin):
     r"""
@@ -44,20 +48,15 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
     Args:
         image_processor, tokenizer: the backbone's.
         chat_template (`str`, *optional*): the backbone's; by default its tokenizer's.
-        statistics (`dict`, *optional*):
-            {key: {"action": {"q01": […], …}, "state": {…}}}, as StarVLA's `dataset_statistics.json`. A key whose actions are
-            relative to the state has "action_mode" and "absolute_dims" beside them, see [`hf_vla.robots.action_modes`].
-        normalization_modes (`dict`, *optional*):
-            {key: {"action": mode or one mode a dimension, "state": …}}. A key that is left out takes the modes of the robot
-            type of that name, if there is one. Modes: [`~hf_vla.robots.normalization`].
-        action_names (`dict`, *optional*): {key: one name a dimension}.
-        prompt_template (`str`, *optional*): text around the instruction; "{instruction}" stands for it, state text included.
-        image_size (`[width, height]`, *optional*): images are resized to it (bicubic, aspect not kept); `None` leaves them.
-        resize_to_patches (`bool`, *optional*, defaults to `False`):
-            Then resize by PIL to a multiple of the patch size, as StarVLA does for Qwen2.5-VL.
-        image_seq_len (`int`, *optional*):
-            Tokens of one frame of an image, for backbones where it is fixed (Idefics3, SmolVLM2).
-        action_dim, state_dim, action_horizon (`int`, *optional*): the policy's, to check what is given.
+        settings: see [`~hf_vla.processing.settings.ProcessorSettings`]; each is an attribute.
+
+    A framework with settings of its own takes them as keywords, sets attributes of the same names, and hands the others on:
+
+    ```python
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, *, scale=1.0, **settings):
+        super().__init__(image_processor, tokenizer, chat_template, **settings)
+        self.scale = scale
+    ```
     """
 
     #: the framework's configuration, which says in `state_input` what becomes of the robot's state
@@ -65,36 +64,14 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
     #: Arguments of `load_settings` that are no settings themselves; `from_vlm` and native checkpoints take them.
     loading_options: tuple[str, ...] = ()
 
-    def __init__(
-        self,
-        image_processor=None,
-        tokenizer=None,
-        chat_template=None,
-        statistics=None,
-        normalization_modes=None,
-        action_names=None,
-        prompt_template=None,
-        image_size=None,
-        resize_to_patches=False,
-        image_seq_len=None,
-        action_dim=None,
-        state_dim=None,
-        action_horizon=None,
-    ):
-        super().__init__(
-            image_processor, tokenizer, chat_template=chat_template or getattr(tokenizer, "chat_template", None)
-        )
-        _check_settings(image_size, prompt_template, statistics, normalization_modes, action_names)
-        self.statistics = statistics or {}
-        self.normalization_modes = normalization_modes or {}
-        self.action_names = action_names or {}
-        self.prompt_template = prompt_template
-        self.image_size = None if image_size is None else [int(side) for side in image_size]
-        self.resize_to_patches = resize_to_patches
-        self.image_seq_len = image_seq_len
-        self.action_dim = action_dim
-        self.state_dim = state_dim
-        self.action_horizon = action_horizon
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **settings):
+        chat_template = chat_template or getattr(tokenizer, "chat_template", None)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        if unknown := [name for name in settings if name not in _SETTINGS]:
+            raise TypeError(
+                f"{type(self).__name__} has no setting {unknown[0]!r}{did_you_mean(unknown[0], self.settings())}"
+            )
+        vars(self).update(vars(ProcessorSettings(**settings)))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
@@ -154,9 +131,28 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
 
     @classmethod
     def settings(cls) -> list[str]:
-        """Names of the arguments of `__init__`, the backbone's parts apart."""
-        parts = ("self", "image_processor", "tokenizer")
-        return [name for name in inspect.signature(cls.__init__).parameters if name not in parts]
+        """Return the names of the arguments of `__init__`, the backbone's parts apart: those of all frameworks, and its own."""
+        names = ["chat_template", *_SETTINGS]
+        for base in cls.__mro__[: cls.__mro__.index(VLAProcessor)]:
+            if "__init__" in vars(base):
+                own = inspect.signature(base.__init__).parameters.values()
+                names += [parameter.name for parameter in own if parameter.kind is not parameter.VAR_KEYWORD]
+        return [name for name in dict.fromkeys(names) if name not in ("self", "image_processor", "tokenizer")]
+
+    @classmethod
+    def from_args_and_dict(cls, args, processor_dict, **kwargs):
+        """As transformers', which knows positional arguments of `__init__` only, and would drop the settings."""
+        wants_unused = kwargs.pop("return_unused_kwargs", False)
+        given = {
+            name: value for name, value in {**processor_dict, **kwargs}.items() if name not in cls.get_attributes()
+        }
+        processor = cls(*args, **{name: given.pop(name) for name in cls.settings() if name in given})
+        return (processor, given) if wants_unused else processor
+
+    def to_dict(self) -> dict:
+        """Return all that is saved: the backbone's image processor, and the settings but the chat template, which has its file."""
+        settings = {name: getattr(self, name) for name in self.settings() if name != "chat_template"}
+        return super().to_dict() | _jsonable(settings)
 
     @classmethod
     def load_settings(cls, given: dict, file: Callable[[str], Path | None] = lambda name: None, **hub) -> dict:
@@ -461,16 +457,11 @@ def _strings(text) -> list[str]:
     return texts if all(isinstance(t, str) for t in texts) else []
 
 
-def _check_settings(image_size, prompt_template, *by_key) -> None:
-    if image_size is not None:
-        sides = list(image_size) if isinstance(image_size, Sequence | np.ndarray) else []
-        if len(sides) != 2 or not all(isinstance(x, Integral) and x > 0 for x in sides):
-            raise ValueError(f"image_size is {image_size!r}; give [width, height] or None")
-    if not isinstance(prompt_template, str | None):
-        raise ValueError(f"prompt_template is {prompt_template!r:.80}; give a text with {{instruction}}, or None")
-    for name, value in zip(("statistics", "normalization_modes", "action_names"), by_key, strict=True):
-        if not isinstance(value, Mapping | None):
-            raise ValueError(f"{name} is {value!r:.80}; give a dict with one entry a statistics key")
+def _jsonable(value):
+    """`value` copied, its arrays as lists."""
+    if isinstance(value, Mapping):
+        return {key: _jsonable(x) for key, x in value.items()}
+    return value.tolist() if isinstance(value, np.ndarray) else copy.deepcopy(value)
 
 
 def _array(x, name: str) -> np.ndarray:

@@ -29,7 +29,7 @@ class QwenFASTProcessor(VLAProcessor):
             The FAST tokenizer, by default the published `physical-intelligence/fast`.
         token_offset (`int`, *optional*):
             The id of `<robot_action_0>`, to check that the tokenizer agrees.
-        chat_template, statistics, …: see [`VLAProcessor`].
+        chat_template, settings: see [`VLAProcessor`].
 
     Raises:
         ValueError: the tokenizer has no action words, or has them elsewhere, or too few for the FAST tokenizer.
@@ -39,38 +39,9 @@ class QwenFASTProcessor(VLAProcessor):
     loading_options = ("fast_tokenizer",)
 
     def __init__(
-        self,
-        image_processor=None,
-        tokenizer=None,
-        chat_template=None,
-        statistics=None,
-        normalization_modes=None,
-        action_names=None,
-        prompt_template=None,
-        image_size=None,
-        resize_to_patches=False,
-        image_seq_len=None,
-        action_dim=None,
-        state_dim=None,
-        action_horizon=None,
-        fast=None,
-        token_offset=None,
+        self, image_processor=None, tokenizer=None, chat_template=None, *, fast=None, token_offset=None, **settings
     ):
-        super().__init__(
-            image_processor,
-            tokenizer,
-            chat_template=chat_template,
-            statistics=statistics,
-            normalization_modes=normalization_modes,
-            action_names=action_names,
-            prompt_template=prompt_template,
-            image_size=image_size,
-            resize_to_patches=resize_to_patches,
-            image_seq_len=image_seq_len,
-            action_dim=action_dim,
-            state_dim=state_dim,
-            action_horizon=action_horizon,
-        )
+        super().__init__(image_processor, tokenizer, chat_template, **settings)
         self.fast = FastActionTokenizer.of(fast)
         self.token_offset = action_token_offset(tokenizer)
         if token_offset not in (None, self.token_offset):

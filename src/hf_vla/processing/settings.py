@@ -1,0 +1,63 @@
+"""The settings that every policy's processor has, saved with it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+
+@dataclass
+class ProcessorSettings:
+    """
+    Settings of a [`~hf_vla.processing.processing_vla.VLAProcessor`]; they are its attributes, and arguments of its `__init__`.
+
+    Args:
+        statistics (`dict`, *optional*):
+            {key: {"action": {"q01": […], …}, "state": {…}}}, as StarVLA's `dataset_statistics.json`. A key whose actions are
+            relative to the state has "action_mode" and "absolute_dims" beside them, see [`hf_vla.robots.action_modes`].
+        normalization_modes (`dict`, *optional*):
+            {key: {"action": mode or one mode per dimension, "state": …}}. A key that is left out takes the modes of the robot
+            type of that name, if there is one. Modes: [`~hf_vla.robots.normalization`].
+        action_names (`dict`, *optional*): {key: one name per dimension}.
+        prompt_template (`str`, *optional*): text around the instruction; "{instruction}" stands for it, state text included.
+        image_size (`[width, height]`, *optional*): images are resized to it (bicubic, aspect not kept); `None` leaves them.
+        resize_to_patches (`bool`, *optional*, defaults to `False`):
+            Then resize by PIL to a multiple of the patch size, as StarVLA does for Qwen2.5-VL.
+        image_seq_len (`int`, *optional*):
+            Tokens of one frame of an image, for backbones where it is fixed (Idefics3, SmolVLM2).
+        action_dim, state_dim, action_horizon (`int`, *optional*): the policy's, to check what is given.
+
+    Raises:
+        ValueError: a setting has no possible value.
+    """
+
+    statistics: Mapping[str, Any] | None = None
+    normalization_modes: Mapping[str, Any] | None = None
+    action_names: Mapping[str, Any] | None = None
+    prompt_template: str | None = None
+    image_size: Sequence[int] | None = None
+    resize_to_patches: bool = False
+    image_seq_len: int | None = None
+    action_dim: int | None = None
+    state_dim: int | None = None
+    action_horizon: int | None = None
+
+    def __post_init__(self):
+        if self.image_size is not None:
+            sides = list(self.image_size) if isinstance(self.image_size, Sequence | np.ndarray) else []
+            if len(sides) != 2 or not all(isinstance(x, Integral) and x > 0 for x in sides):
+                raise ValueError(f"image_size is {self.image_size!r}; give [width, height] or None")
+            self.image_size = [int(side) for side in sides]
+        if not isinstance(self.prompt_template, str | None):
+            raise ValueError(
+                f"prompt_template is {self.prompt_template!r:.80}; give a text with {{instruction}}, or None"
+            )
+        for name in ("statistics", "normalization_modes", "action_names"):
+            if not isinstance(value := getattr(self, name), Mapping | None):
+                raise ValueError(f"{name} is {value!r:.80}; give a dict with one entry per statistics key")
+            setattr(self, name, value or {})
+
+
+__all__ = ["ProcessorSettings"]
