@@ -1,9 +1,14 @@
 """`import hf_vla` is light, and registers with the Auto classes whatever is imported next, each class once."""
 
+import ast
+import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import hf_vla
 
 CHECK = """
 import hf_vla, sys
@@ -44,3 +49,35 @@ def test_registration_whatever_is_imported_first(first):
     script = CHECK.replace("{first}", first)
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    "package", ["hf_vla", "hf_vla.data", "hf_vla.evaluation", "hf_vla.inference", "hf_vla.serving"]
+)
+def test_type_checkers_see_what_is_loaded_when_it_is_used(package):
+    """The imports under TYPE_CHECKING are the lazy names, from modules that have them."""
+    module = importlib.import_module(package)
+    source = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+    block = next(
+        node for node in source.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
+    seen = {alias.asname: f"{package}.{node.module}" for node in block.body for alias in node.names}
+    assert set(seen) == set(module.__all__) - {"__version__", "register_framework"}
+    for name, where in seen.items():
+        assert getattr(importlib.import_module(where), name) is getattr(module, name)
+    assert (Path(hf_vla.__file__).parent / "py.typed").is_file()
+
+
+@pytest.mark.parametrize(
+    ("missing", "statement", "message"),
+    [
+        ("pyarrow", "hf_vla.VLATrainer", 'needs pyarrow, which is not installed: pip install "hf_vla[train]"'),
+        ("pyarrow", "hf_vla.LeRobotDataset", 'needs pyarrow, which is not installed: pip install "hf_vla[train]"'),
+        ("msgpack", "import hf_vla.serving", 'needs msgpack, which is not installed: pip install "hf_vla[server]"'),
+        ("torch", "hf_vla.Policy", "ModuleNotFoundError: import of torch halted"),
+    ],
+)
+def test_a_missing_extra_is_named(missing, statement, message):
+    code = f"import sys; sys.modules[{missing!r}] = None; import hf_vla; {statement}"
+    failed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert failed.returncode == 1 and message in failed.stderr.splitlines()[-1]

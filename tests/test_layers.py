@@ -7,7 +7,7 @@ from pathlib import Path
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 #: From the bottom up; rooms of one layer do not import each other. A framework's folder is above what all frameworks share.
 LAYERS = (
-    ("utils", "hub", "plugins", "transformers_internals"),
+    ("_version", "utils", "hub", "plugins", "transformers_internals"),
     ("registry",),
     ("robots",),
     ("cards", "data"),

@@ -19,6 +19,7 @@ import importlib.util
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -44,8 +45,11 @@ def installed_plugins() -> tuple[EntryPoint, ...]:
     return tuple(sorted(entry_points(group=GROUP), key=lambda plugin: plugin.name))
 
 
-def load_plugins() -> bool:
+def load_plugins(on_error: Callable[[ImportError], None] | None = None) -> bool:
     """Import what `HF_VLA_IMPORT` names, and load the installed plugins. What was loaded before is not loaded again.
+
+    Args:
+        on_error: is called for each that fails, which is then left out; by default the first failure is raised.
 
     Returns:
         Whether anything was loaded now.
@@ -60,14 +64,18 @@ def load_plugins() -> bool:
         before = len(_loaded)
         _loading = True
         try:
-            for name in _user_code():
-                if name not in _loaded:
-                    _import(name)
-                    _loaded.add(name)
-            for plugin in installed_plugins():
-                if (key := f"{plugin.name} = {plugin.value}") not in _loaded:
-                    _load(plugin)
-                    _loaded.add(key)
+            waiting = {name: functools.partial(_import, name) for name in _user_code()}
+            waiting |= {f"{p.name} = {p.value}": functools.partial(_load, p) for p in installed_plugins()}
+            for key, load in waiting.items():
+                if key in _loaded:
+                    continue
+                try:
+                    load()
+                except ImportError as error:
+                    if on_error is None:
+                        raise
+                    on_error(error)
+                _loaded.add(key)
         finally:
             _loading = False
         return len(_loaded) > before

@@ -5,8 +5,13 @@ import numpy as np
 import pytest
 from toy_gymnasium import PointEnvironment
 
-from hf_vla.evaluation import GymnasiumEnvironment, make_environment, register_environment, run_episode
-from hf_vla.evaluation import environments as registry
+from hf_vla.evaluation import (
+    GymnasiumEnvironment,
+    environments as registry,
+    make_environment,
+    register_environment,
+    run_episode,
+)
 
 TASK = "toys/Point-v0"
 MAPPING = {

@@ -13,8 +13,7 @@ from hf_vla import Policy
 from hf_vla.checkpoints.starvla_writer import save_repository
 from hf_vla.data import DatasetMixture, LeRobotDataset
 from hf_vla.robots.action_modes import ActionMode
-from hf_vla.training_args.recipe import DataArguments, PolicyArguments
-from hf_vla.training_args.recipe import build as build_recipe
+from hf_vla.training_args.recipe import DataArguments, PolicyArguments, build as build_recipe
 
 MODES = [ActionMode("relative"), ActionMode("delta"), ActionMode("relative", (1,)), ActionMode("delta", (0,))]
 modes = pytest.mark.parametrize("mode", MODES, ids=["relative", "delta", "relative_but_1", "delta_but_0"])

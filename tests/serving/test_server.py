@@ -538,4 +538,4 @@ def test_serving_until_told_to_stop(policy):
 def test_what_is_missing_is_named():
     code = "import sys; sys.modules['websockets'] = None; import hf_vla.serving"
     failed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert "pip install 'hf_vla[server]'" in failed.stderr.splitlines()[-1]
+    assert 'websockets, which is not installed: pip install "hf_vla[server]"' in failed.stderr.splitlines()[-1]

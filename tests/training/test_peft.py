@@ -396,13 +396,13 @@ def test_without_bitsandbytes(base, monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name == "bitsandbytes" else found(name, *a)
     )
-    with pytest.raises(ImportError, match="pip install bitsandbytes"):
+    with pytest.raises(ImportError, match=r'pip install "hf_vla\[quantization\]"'):
         AutoModel.from_pretrained(base("qwen_oft"), quantization_config=BitsAndBytesConfig(load_in_8bit=True))
 
 
 def test_without_peft(adapter, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ImportError, match="needs peft: pip install peft"):
+    with pytest.raises(ImportError, match=r'needs peft: pip install "hf_vla\[peft\]"'):
         AutoModel.from_pretrained(adapter)
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..cards.model_card import write_model_card
 from ..hub import SHARED_HUB_KWARGS, hub_options, is_repository_name
+from ..utils.extras import pip_install
 from .adapted_modules import adapter_tensors, inject, uncovered_modules, weight_fingerprint
 from .checkpoint import WHOLE_WEIGHTS, Checkpoint, Files
 from .weights import load_tensors
@@ -85,7 +86,7 @@ class AdapterCheckpoint(Checkpoint):
         try:
             from peft import PeftConfig
         except ImportError as error:
-            raise ImportError(f"{self.name} is an adapter, which needs peft: pip install peft") from error
+            raise ImportError(f"{self.name} is an adapter, which needs peft: {pip_install('peft')}") from error
         base = self.base(base_model)
         if config is None and self.model_type is not None:
             config = model_class.config_class.from_pretrained(self)

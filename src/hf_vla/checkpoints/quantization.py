@@ -7,6 +7,8 @@ import logging
 import torch
 from torch import nn
 
+from ..utils.extras import pip_install
+
 
 def of_backbone_only(quantization_config, model_class: type, config):
     """A bitsandbytes configuration that leaves every module outside the backbone, and its language-model head, as it is.
@@ -48,7 +50,7 @@ def of_backbone_only(quantization_config, model_class: type, config):
 def check_bitsandbytes() -> None:
     """Raise an ImportError where bitsandbytes is missing, a ValueError where it supports no device of this machine."""
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ImportError("4-bit and 8-bit weights need bitsandbytes: pip install bitsandbytes")
+        raise ImportError(f"4-bit and 8-bit weights need bitsandbytes: {pip_install('quantization')}")
     from transformers.integrations import validate_bnb_backend_availability
 
     try:

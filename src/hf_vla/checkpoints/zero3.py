@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
-from transformers.integrations import deepspeed as integration
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations import deepspeed as integration, is_deepspeed_zero3_enabled
 
 
 @contextlib.contextmanager

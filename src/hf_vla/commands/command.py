@@ -9,17 +9,22 @@ from ..plugins import import_user_code, load_plugins
 from .parser import add_import_flag, one_line_errors
 
 
-def command(main: Callable) -> Callable:
+def command(main: Callable | None = None, *, extra: str | None = None) -> Callable:
     """Decorate a command's `main(argv)`, which returns its exit status, or None for success.
 
     Installed plugins are loaded, and what `--import` names is imported, before `main` makes its parser: their frameworks,
     environments and robots are known from there on. What the user can mend ends the program with one line and status 2.
+
+    Args:
+        extra: the extra of hf_vla that the command needs.
     """
+    if main is None:
+        return functools.partial(command, extra=extra)
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None, **options) -> int | None:
         argv = list(sys.argv[1:] if argv is None else argv)
-        with one_line_errors():
+        with one_line_errors(extra):
             load_plugins()
             for name in imports(argv):
                 import_user_code(name)

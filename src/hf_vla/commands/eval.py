@@ -79,7 +79,7 @@ def load_policy(model: str, unnorm_key: str | None, device: str | None):
     return Policy.from_pretrained(model, unnorm_key=unnorm_key, device=device)
 
 
-@command
+@command(extra="sim")
 def main(argv: list[str] | None = None, load=load_policy) -> None:
     arguments = make_parser().parse_args(argv)
     log_to_console()

@@ -18,6 +18,7 @@ COMMANDS = {
     "convert": "convert a policy between StarVLA's format and this package's",
     "convert-episodes": "make a dataset of folders of recorded episodes",
     "convert-recipe": "convert a training configuration of StarVLA to a recipe",
+    "info": "tell what is here: versions, devices, extras, names",
     "merge": "merge an adapter (LoRA) into its base",
 }
 

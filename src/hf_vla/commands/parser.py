@@ -26,6 +26,7 @@ import yaml
 from tqdm import tqdm
 
 from ..plugins import import_user_code
+from ..utils.extras import missing_module
 from ..utils.suggestions import did_you_mean
 from .packaged import find_file, names
 
@@ -188,14 +189,19 @@ def log_to_console(level: int = logging.INFO) -> None:
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
+def one_line_errors(extra: str | None = None) -> Iterator[None]:
     """Turn what the user can mend (`ValueError`, `OSError`, `ImportError`) into one line `error: ...` and status 2.
 
     The traceback goes to the log at level DEBUG. Ctrl-C ends with status 130. Other exceptions are bugs and pass.
+
+    Args:
+        extra: the extra of hf_vla to name first for a module that is not installed.
     """
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
+        if isinstance(error, ModuleNotFoundError):
+            error = missing_module(error, extra=extra) or error
         logger.debug("traceback", exc_info=True)
         sys.stderr.write(f"error: {' '.join(_message(error).split())}\n")
         sys.exit(2)

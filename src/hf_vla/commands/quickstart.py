@@ -85,7 +85,7 @@ def successes(summary: Path, tasks: list[str], control: str) -> dict[str, int]:
     return {task: rows[task, control] for task in tasks}
 
 
-@command
+@command(extra="sim")
 def main(argv: list[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
     log_to_console()

@@ -42,7 +42,7 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
-@command
+@command(extra="sim")
 def main(argv: list[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
     log_to_console()

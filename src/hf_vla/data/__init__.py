@@ -1,6 +1,17 @@
 """Datasets that feed the processors: LeRobot folders, LLaVA JSON, weighted mixtures, the collator. Names load when first used."""
 
+from typing import TYPE_CHECKING
+
 from ..utils.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .augmentation import ImageAugmentation as ImageAugmentation
+    from .co_training import CoTrainingCollator as CoTrainingCollator, CoTrainingDataset as CoTrainingDataset
+    from .collator import VLADataCollator as VLADataCollator, VLMDataCollator as VLMDataCollator
+    from .lerobot import LeRobotDataset as LeRobotDataset
+    from .lerobot_writer import LeRobotWriter as LeRobotWriter
+    from .llava import LlavaDataset as LlavaDataset
+    from .mixture import DatasetMixture as DatasetMixture
 
 _MODULE_OF = {
     "CoTrainingCollator": "co_training",

@@ -1,6 +1,31 @@
 """Closed-loop evaluation in simulators: environments, rollouts, reports. Names load when first used."""
 
+from typing import TYPE_CHECKING
+
 from ..utils.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .benchmark import EvaluationSettings as EvaluationSettings, evaluate_with_controls as evaluate_with_controls
+    from .environments import (
+        Environment as Environment,
+        StepResult as StepResult,
+        environment_class as environment_class,
+        environment_names as environment_names,
+        make_environment as make_environment,
+        register_environment as register_environment,
+        suite_tasks as suite_tasks,
+        task_names as task_names,
+    )
+    from .gymnasium import GymnasiumEnvironment as GymnasiumEnvironment
+    from .rollout import (
+        Episode as Episode,
+        EpisodeResult as EpisodeResult,
+        RolloutPolicy as RolloutPolicy,
+        evaluate as evaluate,
+        run_episode as run_episode,
+        run_episodes as run_episodes,
+    )
+    from .success import SuccessRate as SuccessRate
 
 _MODULE_OF = {
     "Environment": "environments",
@@ -24,4 +49,4 @@ _MODULE_OF = {
 }
 
 __all__ = sorted(_MODULE_OF)
-__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)
+__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF, extra="sim")

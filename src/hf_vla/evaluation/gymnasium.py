@@ -19,6 +19,7 @@ from PIL import Image
 
 from hf_vla.evaluation.environments import Environment, StepResult, checked_action
 from hf_vla.evaluation.rendering import select_mujoco_backend
+from hf_vla.utils.extras import pip_install
 from hf_vla.utils.suggestions import nearest_first
 
 __all__ = ["GymnasiumEnvironment", "ObservationMapping"]
@@ -288,7 +289,7 @@ def _gymnasium() -> Any:
     try:
         import gymnasium
     except ModuleNotFoundError as error:
-        raise ImportError("Gymnasium is not installed; install it with: pip install 'hf_vla[sim]'") from error
+        raise ImportError(f"Gymnasium is not installed: {pip_install('sim')}") from error
     return gymnasium
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from hf_vla.evaluation.environments import Environment, StepResult, checked_action
 from hf_vla.evaluation.rendering import select_mujoco_backend
+from hf_vla.utils.extras import pip_install
 from hf_vla.utils.suggestions import nearest_first
 
 __all__ = ["MetaWorldEnvironment"]
@@ -284,9 +285,7 @@ def _import_metaworld() -> tuple[dict[str, type], dict[str, type], Any]:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
         from metaworld.policies import ENV_POLICY_MAP
     except ModuleNotFoundError as error:
-        raise ImportError(
-            f"MetaWorld needs the package {error.name!r}; install the simulators with: pip install 'hf_vla[sim]'"
-        ) from error
+        raise ImportError(f"MetaWorld needs {error.name}, which is not installed: {pip_install('sim')}") from error
     except (ImportError, AttributeError, RuntimeError) as error:  # PyOpenGL asks a library that isn't there: None
         raise OSError(_CANNOT_RENDER.format(error)) from error
     # The experts warn about their own constants; what they return is clipped here.

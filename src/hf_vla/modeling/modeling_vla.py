@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
-from transformers import initialization as init
+from transformers import AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin, initialization as init
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput, logging

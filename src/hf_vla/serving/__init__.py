@@ -1,12 +1,19 @@
 """A policy behind a WebSocket, for StarVLA's clients, openpi's, and ours. Names load when first used."""
 
+from typing import TYPE_CHECKING
+
+from ..utils.extras import missing_module
 from ..utils.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .client import PolicyClient as PolicyClient
+    from .server import PolicyServer as PolicyServer
 
 try:
     import msgpack  # noqa: F401
     import websockets  # noqa: F401
-except ImportError as error:
-    raise ImportError(f"{error}; the policy server and its client need: pip install 'hf_vla[server]'") from error
+except ModuleNotFoundError as error:
+    raise missing_module(error, __name__) or error from error
 
 _MODULE_OF = {"PolicyClient": "client", "PolicyServer": "server"}
 

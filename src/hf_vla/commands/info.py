@@ -1,0 +1,104 @@
+"""Tell what is here: versions, devices, extras, and the names that other commands take.
+
+    hf-vla info
+    hf-vla info --import my_arm.py
+
+Extras that lack something come with the line that installs them; plugins that do not load come with the reason. Put its output
+into bug reports.
+"""
+
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from .._version import __version__
+from ..plugins import import_user_code, installed_plugins, load_plugins
+from ..utils.extras import extras, pip_install
+from .packaged import LAUNCH_CONFIGS, RECIPES, names
+from .parser import ArgumentParser, one_line_errors
+
+_LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "huggingface-hub", "numpy")
+
+
+def make_parser() -> ArgumentParser:
+    return ArgumentParser(prog="hf-vla info", description=__doc__)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with one_line_errors():  # not `command`: a plugin that does not load is to be told, and the rest too
+        arguments = make_parser().parse_args(argv)
+        failed: list[ImportError] = []
+        load_plugins(failed.append)
+        for name in getattr(arguments, "import") or ():
+            import_user_code(name)
+        for line in describe(failed):
+            print(line)
+
+
+def describe(failed: Sequence[ImportError] = ()) -> Iterator[str]:
+    """Yield the lines, given what `load_plugins` could not load."""
+    yield f"hf_vla {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    yield ", ".join(f"{library} {_version(library) or 'missing'}" for library in _LIBRARIES)
+    yield from _devices()
+    yield ""
+    yield from _extras()
+    yield ""
+    from ..evaluation.environments import environment_names
+    from ..registry import frameworks
+    from ..robots.robot_types import ROBOTS
+
+    yield _listed("frameworks", frameworks())
+    yield _listed("environments", environment_names())
+    yield _listed("robots", list(ROBOTS))
+    yield _listed("recipes", names(RECIPES))
+    yield _listed("launch configurations", names(LAUNCH_CONFIGS))
+    yield _listed("plugins", [f"{plugin.name} ({plugin.value})" for plugin in installed_plugins()])
+    for error in failed:
+        yield f"  {error}"
+
+
+def _devices() -> Iterator[str]:
+    import torch
+
+    yield f"CPU: {os.cpu_count()} cores"
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        yield f"cuda:{index}: {device.name}, {device.total_memory / 2**30:.0f} GiB, capability {device.major}.{device.minor}"
+    if torch.accelerator.is_available() and not torch.cuda.is_available():
+        yield f"{torch.accelerator.current_accelerator().type}: {torch.accelerator.device_count()} devices"
+
+
+def _extras() -> Iterator[str]:
+    if not extras():
+        yield "extras: unknown, as hf_vla was not installed by pip"
+        return
+    yield "extras:"
+    width = max(map(len, extras()))
+    for extra, requirements in extras().items():
+        lacking = list(filter(None, (_lack(name, wanted) for name, wanted in requirements.items())))
+        state = f"lacks {', '.join(lacking)}: {pip_install(extra)}" if lacking else "installed"
+        yield f"  {extra:{width}}  {state}"
+
+
+def _lack(distribution: str, wanted: str) -> str | None:
+    """Say what is wrong with a distribution that an extra asks for, or None."""
+    from packaging.specifiers import SpecifierSet
+
+    found = _version(distribution)
+    if found is None:
+        return distribution
+    if not SpecifierSet(wanted).contains(found, prereleases=True):
+        return f"{distribution} {wanted} (there is {found})"
+    return None
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _listed(what: str, items: Sequence[str]) -> str:
+    return f"{what}: {', '.join(items) or 'none'}"
