@@ -65,12 +65,12 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
     loading_options: tuple[str, ...] = ()
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **settings):
-        chat_template = chat_template or getattr(tokenizer, "chat_template", None)
-        super().__init__(image_processor, tokenizer, chat_template=chat_template)
         if unknown := [name for name in settings if name not in _SETTINGS]:
             raise TypeError(
                 f"{type(self).__name__} has no setting {unknown[0]!r}{did_you_mean(unknown[0], self.settings())}"
             )
+        chat_template = chat_template or getattr(tokenizer, "chat_template", None)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
         vars(self).update(vars(ProcessorSettings(**settings)))
 
     @classmethod
