@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from reference_cases import base_vlm
 from tiny_policies import build, observation
@@ -16,8 +18,10 @@ from tiny_vlms import write_tiny_llava, write_tiny_vlm
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 import hf_vla
+from hf_vla.commands.train import main as train
 from hf_vla.processing import backbone_families
 from hf_vla.registry import class_of, frameworks
+from hf_vla.training.run_log import read_summary
 from hf_vla.training_args.recipe import PolicyArguments
 
 DOC = Path(__file__).resolve().parents[1] / "docs" / "add_a_framework.md"
@@ -144,6 +148,45 @@ def test_it_learns(framework, smolvlm):
         policy(**batch).loss.backward()
         optimizer.step()
     assert policy(**batch).loss.item() < before / 5
+
+
+def test_the_example_has_co_training_and_sample_weights(framework, policy_and_processor):
+    policy, processor = policy_and_processor
+    robot = processor(**observations(), actions=np.ones((2, 4, 5)))
+    turns = [[{"role": r, "content": [{"type": "text", "text": r}]} for r in ("user", "assistant")]]
+    words = dict(processor.encode_conversations([[]], turns))
+    alone, both = policy(**robot), policy(**robot, vlm_batch=words)
+    assert torch.equal(both.loss, alone.loss + policy(**words).loss)
+    second = policy(**robot, sample_weight=torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(second.loss, alone.loss_per_sample[1])
+    assert policy.loss_counts({**robot, "vlm_batch": words}).keys() == {"action_loss", "vlm_loss"}
+
+
+@pytest.mark.slow
+def test_the_train_command_knows_the_example(framework, smolvlm, recipe, tmp_path):
+    """With LoRA and co-training; what comes out is a policy as any other."""
+    turns = [{"from": "human", "value": "how many"}, {"from": "gpt", "value": "three blocks"}]
+    (tmp_path / "conversations.json").write_text(json.dumps([{"conversations": turns}] * 3))
+    settings = yaml.safe_load(recipe.read_text()) | {
+        "framework": "query_regression",
+        "policy_config": {"action_horizon": 4, "action_hidden_size": 16, "num_action_layers": 1},
+        "vlm_dataset": [str(tmp_path / "conversations.json")],
+        "max_steps": 2,
+        "base_vlm": str(smolvlm),
+        "use_peft": True,
+        "lora_r": 2,
+    }
+    del settings["vlm_config"]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(settings))
+    train([str(tmp_path / "mine.yaml"), "--import", framework.__file__])
+    rows = [row for row in read_summary(tmp_path / "policy" / "summary.jsonl") if "action_loss" in row]
+    assert len(rows) == 2 and all(row["action_loss"] > 0 and row["vlm_loss"] > 0 for row in rows)
+    policy = hf_vla.Policy.from_pretrained(tmp_path / "policy", device="cpu")
+    assert type(policy.model) is framework.QueryRegressionForActionPrediction
+    image = np.zeros((32, 32, 3), np.uint8)
+    prediction = policy.predict({"image": [image], "lang": "push the block", "state": np.zeros(3)})
+    assert prediction.actions.shape == (1, 4, 2)
+    assert set(prediction.seconds) == {"processor", "model", "unnormalize", "backbone", "action head"}
 
 
 def test_a_registered_framework_is_known_to_recipes(framework):
