@@ -65,6 +65,7 @@ _LAZY = {
     "VLATrainer": "training.trainer",
     "VLATrainingArguments": "training_args.arguments",
     "register_backbone_family": "processing.backbone_families",
+    "register_robot": "robots.robot_types",
     "register_environment": "evaluation.environments",
 }
 for _type, _stem in FRAMEWORKS.items():

@@ -57,7 +57,7 @@ def test_reads_back_equal(recordings, tmp_path, capsys):
     convert(source, tmp_path / "dataset", "--robot-type", "my_arm")
     assert "dataset written to" in capsys.readouterr().out
     dataset = LeRobotDataset(tmp_path / "dataset", action_horizon=3, cameras=["front", "wrist"])
-    assert (len(dataset), dataset.key, dataset.fps, dataset.num_episodes) == (10, "my_arm", 10, 2)
+    assert (len(dataset), dataset.unnorm_key, dataset.fps, dataset.num_episodes) == (10, "my_arm", 10, 2)
     if (source / "episode_000/data.csv").exists():
         assert (dataset.action_names, dataset.state_names) == (["dx", "grip"], ["x", "y", "z"])
     frames = [(episode, frame) for episode, length in enumerate(LENGTHS) for frame in range(length)]

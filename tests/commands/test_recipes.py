@@ -11,7 +11,7 @@ from tiny_vlms import write_tiny_vlm
 from hf_vla.commands.train import main
 from hf_vla.data import LeRobotWriter
 from hf_vla.data.named_mixtures import read_mixture
-from hf_vla.robots.robot_types import ROBOTS
+from hf_vla.robots import find_robot
 from hf_vla.training.run_log import read_summary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,13 +26,12 @@ def write_members(root: Path, mixture: str) -> Path:
     """For each member of a mixture, two short episodes with the robot's cameras, state and action."""
     rng = np.random.default_rng(0)
     for entry in read_mixture(mixture):
-        robot = ROBOTS[entry["robot"]]
-        cameras = robot.cameras or ("image", "wrist_image")
-        state_names = list(robot.state_names) or [f"s{i}" for i in range(8)]
+        robot = find_robot(entry["robot"])
+        cameras, state_names = robot.cameras, robot.state.names
         features = {f"observation.images.{c}": {"dtype": "video", "shape": (32, 32, 3)} for c in cameras}
         features = {name: feature | {"names": ["height", "width", "channels"]} for name, feature in features.items()}
         features["observation.state"] = {"dtype": "float32", "shape": (len(state_names),), "names": state_names}
-        features["action"] = {"dtype": "float32", "shape": (7,), "names": list(robot.action_names)}
+        features["action"] = {"dtype": "float32", "shape": (7,), "names": robot.action.names}
         with LeRobotWriter(root / entry["dataset"], fps=5, features=features, robot_type="as recorded") as writer:
             for _ in range(2):
                 for _ in range(6):
@@ -57,7 +56,7 @@ def test_recipe_runs(recipe, framework, backbone, tmp_path):
     )
     main([str(a) for a in (path, *small, "--eval_steps", 2, "--policy_config", json.dumps(narrow))])
     row = read_summary(tmp_path / "out" / "summary.jsonl")[-2]
-    keys = sorted({entry["robot"] for entry in read_mixture(settings["mixture"])})
+    keys = sorted({find_robot(entry["robot"]).unnorm_key for entry in read_mixture(settings["mixture"])})
     assert {f"eval_action_error/{key}/gripper" for key in keys} <= set(row)
     assert (f"eval_action_error/{keys[0]}" in row) == (len(keys) > 1)
     written = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())

@@ -51,7 +51,7 @@ def test_writes_what_the_datasets_have(numbers, tmp_path):
     config = tmp_path / "stats.yaml"
     config.write_text(f"dataset: [{root}]\naction_mode: relative\nabsolute_dims: [-1]\naction_horizon: 4\n")
     main([str(config), "--key", "mine", "--output", str(output)])
-    dataset = LeRobotDataset(root, 4, key="mine", action_mode="relative", absolute_dims=[-1])
+    dataset = LeRobotDataset(root, 4, unnorm_key="mine", action_mode="relative", absolute_dims=[-1])
     assert json.loads(output.read_text()) == {"mine": dataset.statistics}
     assert dataset.statistics["action"] != LeRobotDataset(root, 4).statistics["action"]
     main(["--dataset", str(root), str(root), "--output", str(output)])

@@ -156,6 +156,10 @@ def test_the_stream_is_the_same_under_workers_and_processes():
     ranks = [
         list(prepare_data_loader(loader, num_processes=2, process_index=rank, put_on_device=False)) for rank in (0, 1)
     ]
+    living_on = DataLoader(dataset, batch_size=4, collate_fn=numbers, num_workers=1, persistent_workers=True)
+    for epoch in (0, 1):
+        dataset.set_epoch(epoch)
+        assert list(living_on) == [said(dataset, range(start, start + 4)) for start in range(0, 20, 4)]
     assert ranks[0] == expected[0::2] and ranks[1][:2] == expected[1::2] and ranks[1][2], "5 batches for 2 processes"
 
 

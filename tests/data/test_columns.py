@@ -121,7 +121,7 @@ def test_mapping_file_that_is_missing_or_broken(written, tmp_path):
         LeRobotDataset(written["libx264"][0], HORIZON, columns=tmp_path / "columns.yaml")
     for text in (b"state: [", "state: [höhe]".encode("latin1")):
         (tmp_path / "broken.yaml").write_bytes(text)
-        with pytest.raises(ValueError, match="broken.yaml is no valid YAML"):
+        with pytest.raises(ValueError, match="broken.yaml is not valid YAML"):
             LeRobotDataset(written["libx264"][0], HORIZON, columns=tmp_path / "broken.yaml")
 
 
@@ -233,10 +233,13 @@ def test_rotation_of_a_known_robot_type(v3):
         },
     }
     (v3 / "meta/modality.json").write_text(json.dumps(modality))
-    plain, droid = LeRobotDataset(v3, HORIZON)[2]["action"], LeRobotDataset(v3, HORIZON, key="oxe_droid")[2]["action"]
+    plain, droid = (
+        LeRobotDataset(v3, HORIZON)[2]["action"],
+        LeRobotDataset(v3, HORIZON, unnorm_key="oxe_droid")[2]["action"],
+    )
     np.testing.assert_allclose(droid[:, 3:6], Rotation.from_euler("xyz", plain[:, 3:6]).as_rotvec(), atol=1e-6)
     np.testing.assert_array_equal(droid[:, [0, 1, 2, 6]], plain[:, [0, 1, 2, 6]])
     del modality["action"]["eef_rotation_delta"]["rotation_type"]
     (v3 / "meta/modality.json").write_text(json.dumps(modality))
     with pytest.raises(ValueError, match="rotation_type is None.*axis_angle"):
-        LeRobotDataset(v3, HORIZON, key="oxe_droid")
+        LeRobotDataset(v3, HORIZON, unnorm_key="oxe_droid")

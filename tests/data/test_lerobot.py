@@ -68,7 +68,7 @@ def check_everything(dataset: LeRobotDataset, truth: Truth) -> None:
         assert item["action"].dtype == item["state"].dtype == np.float32
         assert item["action_mask"].dtype == bool
         assert item["lang"] == truth.task[episode]
-        assert item["dataset"] == dataset.key
+        assert item["dataset"] == dataset.unnorm_key
         for camera, (name, image) in enumerate(zip(truth.cameras, item["image"], strict=True)):
             assert image.mode == "RGB"
             pixels = np.asarray(image)
@@ -223,13 +223,13 @@ def test_indices_out_of_range_and_bad_horizon(reference_datasets):
 def test_key_and_names(copied):
     root = copied("v20_bridge_like")
     dataset = LeRobotDataset(root, HORIZON)
-    assert dataset.key == "widowx"
+    assert dataset.unnorm_key == "widowx"
     assert dataset.action_names == ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
     assert dataset.state_names == ["x", "y", "z", "roll", "pitch", "yaw", "pad", "gripper"]
     assert (dataset.action_dim, dataset.state_dim, dataset.fps, dataset.num_episodes) == (7, 8, 5, 4)
-    assert LeRobotDataset(root, HORIZON, key="oxe_bridge")[0]["dataset"] == "oxe_bridge"
+    assert LeRobotDataset(root, HORIZON, unnorm_key="oxe_bridge")[0]["dataset"] == "oxe_bridge"
     edit_json(root / "meta/info.json", robot_type=None)
-    assert LeRobotDataset(root, HORIZON).key == "v20_bridge_like"
+    assert LeRobotDataset(root, HORIZON).unnorm_key == "v20_bridge_like"
 
 
 # ---- what the columns mean
@@ -540,7 +540,7 @@ def test_what_the_writer_writes(tmp_path):
                 writer.add_frame({"observation.images.front": image} | numbers)
             writer.save_episode(TASKS[episode])
     dataset = LeRobotDataset(tmp_path / "own", HORIZON)
-    assert (len(dataset), dataset.key, dataset.action_names) == (18, "arm", ["dx", "dy"])
+    assert (len(dataset), dataset.unnorm_key, dataset.action_names) == (18, "arm", ["dx", "dy"])
     for index in range(18):
         item, episode, frame = dataset[index], *divmod(index, 9)
         np.testing.assert_array_equal(item["state"][0], states[episode, frame])

@@ -305,7 +305,9 @@ def test_rotations_that_are_none_are_of_their_episode_alone(v3):
     columns = {"action": pose, "state": ["observation.state"]}
     dataset = LeRobotDataset(v3, HORIZON, columns=columns)
     assert dataset[0]["action"].shape == (HORIZON, 6) and (dataset[0]["action"][:, 3:] == 0).all()
-    message = r"file-000.parquet: episode 1, column 'action': a quaternion of length zero is no rotation \(at \[4\]\)"
+    message = (
+        r"file-000.parquet: episode 1, column 'action': a quaternion of length zero is not a rotation \(at \[4\]\)"
+    )
     with pytest.raises(ValueError, match=message):
         dataset[LENGTHS[0]]
 

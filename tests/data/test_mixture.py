@@ -17,7 +17,7 @@ from transformers import Trainer, TrainingArguments
 
 from hf_vla.data import DatasetMixture, LeRobotDataset, tables
 from hf_vla.data.named_mixtures import read_mixture
-from hf_vla.robots.robot_types import modes_for
+from hf_vla.robots import find_robot
 
 
 class Numbers(Dataset):
@@ -26,14 +26,14 @@ class Numbers(Dataset):
     action_horizon, action_dim, state_dim, num_episodes = 4, 2, None, 1
 
     def __init__(self, key, size):
-        self.key, self.size = key, size
+        self.unnorm_key, self.size = key, size
         self.statistics = {"num_transitions": size}
 
     def __len__(self):
         return self.size
 
     def __getitem__(self, index):
-        return self.key, index
+        return self.unnorm_key, index
 
 
 def draws(mixture):
@@ -60,13 +60,20 @@ def test_one_draw_per_seed_epoch_and_index():
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
-@pytest.mark.parametrize("workers", [1, 3])
-def test_workers_change_nothing_and_follow_the_epoch(workers):
+@pytest.mark.parametrize(
+    ("workers", "start"), [(1, "fork"), (3, "fork"), pytest.param(2, "spawn", marks=pytest.mark.slow)]
+)
+def test_workers_that_live_on_give_each_epoch_its_own_samples(workers, start):
     mixture = DatasetMixture([Numbers("a", 30), Numbers("b", 10)], [1, 3])
-    loader = DataLoader(mixture, batch_size=None, num_workers=workers, persistent_workers=True)
+    loader = DataLoader(
+        mixture, batch_size=None, num_workers=workers, persistent_workers=True, multiprocessing_context=start
+    )
+    seen = []
     for epoch in (0, 1, 5):
         mixture.set_epoch(epoch)
-        assert [tuple(item) for item in loader] == draws(mixture)
+        seen.append([tuple(item) for item in loader])
+        assert seen[-1] == draws(mixture)
+    assert seen[0] != seen[1] != seen[2] != seen[0]
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda mixture: pickle.loads(pickle.dumps(mixture))])
@@ -84,12 +91,14 @@ def test_frequencies_are_those_of_the_report(weights):
     counts = Counter(key for key, _ in draws(mixture))
     share = 0.75 if weights is None else 0.25
     report = mixture.report()
-    assert [entry["key"] for entry in report] == ["a", "b"]
+    assert [entry["unnorm_key"] for entry in report] == ["a", "b"]
     assert [entry["expected_draws"] for entry in report] == pytest.approx([4000 * share, 4000 * (1 - share)])
     assert report[0]["expected_passes"] == pytest.approx(4000 * share / 3000)
     assert report[1]["probability"] == pytest.approx(1 - share)
     for entry in report:
-        assert counts[entry["key"]] == pytest.approx(entry["expected_draws"], abs=4 * 28)  # 28 > standard deviation
+        assert counts[entry["unnorm_key"]] == pytest.approx(
+            entry["expected_draws"], abs=4 * 28
+        )  # 28 > standard deviation
     frames = Counter(index for key, index in draws(mixture) if key == "b")
     assert min(frames) < 10 and max(frames) >= 990 and max(frames.values()) < 15
 
@@ -210,7 +219,7 @@ def test_errors_are_raised_unless_skipping_is_asked_for(caplog):
     assert len(once) == 60 and not [index for key, index in once if key == "a" and index % 3 == 0]
     damaged = mixture.num_skipped
     assert 3 < damaged == caplog.text.count("is damaged")
-    assert [i for i in range(60) if once[i] != (mixture.datasets[mixture.draw(i)[0]].key, mixture.draw(i)[1])]
+    assert [i for i in range(60) if once[i] != (mixture.datasets[mixture.draw(i)[0]].unnorm_key, mixture.draw(i)[1])]
     loader = DataLoader(mixture, batch_size=None, num_workers=2)
     assert [tuple(item) for item in loader] == once
     assert mixture.num_skipped == 2 * damaged
@@ -227,7 +236,7 @@ def test_named_mixtures(copied, tmp_path):
     (root / "meta/modality.json").unlink()
     (root / "videos/chunk-000/observation.images.image_0").rename(root / "videos/chunk-000/observation.images.image")
     mixture = DatasetMixture.from_name("bridge_rt_1", tmp_path, seed=4)
-    assert [dataset.key for dataset in mixture.datasets] == ["oxe_bridge", "oxe_rt1"]
+    assert [dataset.unnorm_key for dataset in mixture.datasets] == ["oxe_bridge", "oxe_rt1"]
     assert [dataset.action_horizon for dataset in mixture.datasets] == [16, 16]
     assert [dataset.cameras for dataset in mixture.datasets] == [
         ["observation.images.image_0"],
@@ -235,7 +244,7 @@ def test_named_mixtures(copied, tmp_path):
     ]
     assert mixture.probabilities.tolist() == [0.5, 0.5] and mixture.seed == 4
     assert DatasetMixture.from_name("bridge_rt_1", tmp_path, action_horizon=4)[0]["action"].shape == (4, 7)
-    modes = modes_for("oxe_bridge", mixture.statistics["oxe_bridge"])
+    modes = find_robot("oxe_bridge").modes(mixture.statistics["oxe_bridge"], "oxe_bridge")
     assert modes == {"action": ["q99"] * 6 + ["binary"], "state": ["q99"] * 7 + ["binary"]}
     assert [entry["dataset"] for entry in read_mixture("libero_all")] == [
         f"libero_{suite}_no_noops_1.0.0_lerobot" for suite in ("object", "goal", "spatial", "10")
@@ -246,10 +255,10 @@ def test_named_mixtures(copied, tmp_path):
     assert len(DatasetMixture.from_name(own, tmp_path)) == 34
     with pytest.raises(FileNotFoundError, match="libero_object_no_noops_1.0.0_lerobot is missing"):
         DatasetMixture.from_name("libero_all", tmp_path)
-    with pytest.raises(ValueError, match="'bridge_rt'.*bridge_rt_1, libero_all; did you mean bridge_rt_1"):
+    with pytest.raises(ValueError, match="'bridge_rt'.*bridge_rt_1, .*libero_all, .*; did you mean bridge_rt_1"):
         DatasetMixture.from_name("bridge_rt", tmp_path)
     own.write_text("- {dataset: bridge_orig_1.0.0_lerobot, robot: mine}")
-    with pytest.raises(ValueError, match="'mine' is no known robot type; give action_horizon"):
+    with pytest.raises(ValueError, match="'mine' is not a known robot type; give action_horizon"):
         DatasetMixture.from_name(own, tmp_path)
     own.write_text("- {dataset: bridge_orig_1.0.0_lerobot, robot: oxe_bridge, horizon: 3}")
     with pytest.raises(ValueError, match="does not fit LeRobotDataset.*horizon"):
@@ -402,7 +411,7 @@ def test_episodes_whose_tables_cannot_be_read_are_left_out_where_items_are_skipp
         assert f"left out are {len(left_out)} of {len(LENGTHS)} episodes" in caplog.text
         assert "episode 1, frame 2: action[1] is nan" in caplog.text and "file-001.parquet" in caplog.text
         mixture.check()
-        assert mixture.statistics == {sound.key: LeRobotDataset(root, 4, episodes=kept).statistics}
+        assert mixture.statistics == {sound.unnorm_key: LeRobotDataset(root, 4, episodes=kept).statistics}
         assert all(np.isfinite(mixture[index]["action"]).all() for index in range(len(mixture)))
         assert mixture.num_skipped == 0
     with pytest.raises(ValueError, match="none of 1 episodes can be read.*is nan"):

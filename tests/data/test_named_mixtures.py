@@ -63,15 +63,15 @@ def test_horizon_of_another_type(mixture, tmp_path, reference_datasets):
 
 def test_robot_type_that_is_mistyped(tmp_path, reference_datasets):
     (tmp_path / "mixture.yaml").write_text("- {dataset: v21_video, robot: oxe_brigde}")
-    with pytest.raises(ValueError, match="'oxe_brigde' is no known robot type.*did you mean oxe_bridge"):
+    with pytest.raises(ValueError, match="'oxe_brigde' is not a known robot type.*did you mean oxe_bridge"):
         DatasetMixture.from_name(tmp_path / "mixture.yaml", reference_datasets)
 
 
 def test_unknown_robot_that_is_nearly_a_known_one_is_told(mixture, caplog):
-    assert mixture("robot: oxe_brigde").datasets[0].key == "oxe_brigde"
-    assert "'oxe_brigde' is no known robot type" in caplog.text and "did you mean oxe_bridge?" in caplog.text
+    assert mixture("robot: oxe_brigde").datasets[0].unnorm_key == "oxe_brigde"
+    assert "'oxe_brigde' is not a known robot type" in caplog.text and "did you mean oxe_bridge?" in caplog.text
     caplog.clear()
-    assert mixture("robot: my_arm").datasets[0].key == "my_arm" and not caplog.text
+    assert mixture("robot: my_arm").datasets[0].unnorm_key == "my_arm" and not caplog.text
 
 
 def test_columns_lie_beside_the_mixture(mixture, tmp_path):
@@ -82,5 +82,5 @@ def test_columns_lie_beside_the_mixture(mixture, tmp_path):
 
 def test_file_that_is_no_text(tmp_path):
     (tmp_path / "mixture.yaml").write_bytes("- {dataset: höhe}".encode("latin1"))
-    with pytest.raises(ValueError, match="mixture.yaml is no valid YAML"):
+    with pytest.raises(ValueError, match="mixture.yaml is not valid YAML"):
         DatasetMixture.from_name(tmp_path / "mixture.yaml")

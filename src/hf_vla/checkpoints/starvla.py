@@ -17,6 +17,7 @@ from ..hub import SHARED_HUB_KWARGS, hub_options
 from ..registry import class_of, starvla_frameworks, starvla_mapping
 from .checkpoint import Checkpoint, Files
 from .starvla_mapping import StarVLAMapping, lookup
+from .starvla_robots import flat_statistics, robots_of
 from .weights import load_tensors
 
 logger = logging.get_logger(__name__)
@@ -223,20 +224,21 @@ class StarVLACheckpoint(Checkpoint):
 
     # ------------------------------------------------------------ processor
 
-    def processor(self, processor_class=None, image_processor_config: dict | None = None, **overrides):
+    def processor(
+        self, processor_class=None, image_processor_config: dict | None = None, robot_type=None, **overrides
+    ):
         """Return the policy's processor: the backbone's tokenizer and image processor, the run's prompt, image size, statistics.
 
         Args:
             processor_class: the class that is asked for.
             image_processor_config: fields of the image processor to change.
+            robot_type: as for [`~hf_vla.checkpoints.starvla_robots.robots_of`].
             overrides: settings of the processor.
 
         Raises:
             ValueError: `processor_class` is another framework's, or a setting has no possible value.
             OSError: files are missing or broken.
         """
-        from ..robots.robot_types import ROBOTS, modes_for
-
         own_class = self._class("processor")
         if processor_class is not None and not issubclass(own_class, processor_class):
             raise ValueError(f"{self.name} needs {own_class.__name__}, not {processor_class.__name__}")
@@ -247,26 +249,30 @@ class StarVLACheckpoint(Checkpoint):
             **(self._load_settings(overrides) if overrides else self._loaded_settings),
         }
         if "statistics" not in overrides:
-            statistics = settings["statistics"] = self._statistics()
-            modes = {key: modes_for(key, stats) for key, stats in statistics.items()}
-            settings["normalization_modes"] = {key: value for key, value in modes.items() if value is not None}
-            settings["action_names"] = {
-                key: list(ROBOTS[key].action_names)
-                for key in statistics
-                if key in ROBOTS and len(ROBOTS[key].action_names) == self._fields["action_dim"]
-            }
-            unknown = (
-                set(statistics)
-                - set(settings["normalization_modes"])
-                - set(overrides.get("normalization_modes") or {})
-            )
-            if unknown:
-                logger.warning(
-                    f"{self.name} was trained on {', '.join(sorted(unknown))}: no robot type whose normalisation is known. "
-                    "Pass normalization_modes={key: {'action': mode, 'state': mode}} to un-normalise its actions"
-                )
+            settings |= self._robots(robot_type, self._fields["action_dim"], overrides)
         base, hub = self._of_backbone
         return own_class.from_backbone(base, self._vlm_config, settings | overrides, image_processor_config, **hub)
+
+    def _robots(self, robot_type, action_dim: int, overrides: dict) -> dict:
+        """The processor's settings that the run's statistics and robot types make."""
+        statistics = self._statistics()
+        robots, why = robots_of(self.tree, sorted(statistics), robot_type)
+        statistics = flat_statistics(statistics, self.tree, robots)
+        said = set(overrides.get("normalization_modes") or {})
+        modes = {key: robot.modes(statistics[key], key) for key, robot in robots.items() if robot and key not in said}
+        unknown = sorted(set(statistics) - set(modes) - said)
+        if unknown:
+            logger.warning(
+                f"{self.name} was trained on {', '.join(unknown)}, of which the robot type, and so the normalisation, is not "
+                f"known: {why}. It predicts in normalised units; name the robot type with robot_type= to un-normalise its actions"
+            )
+        return {
+            "statistics": statistics,
+            "normalization_modes": modes,
+            "normalization_options": {key: options for key in modes if (options := robots[key].options())},
+            "robot_types": {key: robot and robot.name for key, robot in robots.items()},
+            "action_names": {key: names for key in modes if len(names := robots[key].action.names) == action_dim},
+        }
 
     def _statistics(self) -> dict:
         statistics = self.files.read_json(STATISTICS_FILE)

@@ -15,10 +15,10 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from ..registry import class_of, starvla_mapping
-from ..robots.robot_types import modes_for
 from ..utils.files import new_folder
 from .starvla import CONFIG_FILES, STATISTICS_FILE
 from .starvla_mapping import StarVLAMapping, lookup
+from .starvla_robots import mixture_of, robots_of
 
 logger = logging.get_logger(__name__)
 
@@ -93,6 +93,9 @@ def _yaml_tree(mapping: StarVLAMapping, config, processor, base_vlm: str) -> dic
     vla_data = {"obs_image_size": processor.image_size}
     if processor.prompt_template is not None:
         vla_data["CoT_prompt"] = processor.prompt_template
+    robots = {key: processor.robot_of(key) for key in processor.statistics}
+    if mixture := mixture_of({key: robot and robot.name for key, robot in robots.items()}):
+        vla_data["data_mix"] = mixture
     return {
         "framework": {
             "name": mapping.names[0],
@@ -134,19 +137,26 @@ def _lost_of_processor(mapping: StarVLAMapping, tree: dict, config, processor) -
         **{name: getattr(config, name) for name in sizes if getattr(processor, name) is not None},
     }
     lost = {name: (getattr(processor, name), x) for name, x in again.items() if getattr(processor, name) != x}
-    for key, statistics in processor.statistics.items():
-        implied = modes_for(key, statistics)
-        if implied is None:
+    if processor.unnormalization != "current":
+        logger.warning(
+            f"a StarVLA checkpoint does not hold unnormalization={processor.unnormalization!r}: pass it again when loading"
+        )
+    robots, _ = robots_of(tree, sorted(processor.statistics))
+    for key, robot in robots.items():
+        if robot is None:
             logger.warning(
                 f"StarVLA knows no robot type {key!r}, and its checkpoints don't hold how values are normalised: whoever "
                 f"reads this one has to pass normalization_modes={{{key!r}: {processor.normalization_modes.get(key)}}}"
             )
             continue
+        implied, options = robot.modes(processor.statistics[key], key), robot.options()
         own = processor.normalization_modes.get(key) or implied
         for modality in set(own) & set(implied):
             modes = processor.normalizer(key, modality).modes
             if modes != implied[modality]:
                 lost[f"normalization_modes[{key!r}][{modality!r}]"] = (modes, implied[modality])
+        if (own_options := processor.normalization_options.get(key, options)) != options:
+            lost[f"normalization_options[{key!r}]"] = (own_options, options)
     return lost
 
 

@@ -22,7 +22,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dataset", nargs="+", help="LeRobot folders or Hub repositories; one may be the first argument"
     )
-    parser.add_argument("--key", help="statistics key; default the dataset's robot type")
+    parser.add_argument("--unnorm-key", "--key", help="statistics key; default the dataset's robot type")
     parser.add_argument("--columns", help="YAML file that says which columns mean what")
     parser.add_argument("--episodes", nargs="+", type=int, help="episodes to count; default all")
     parser.add_argument("--action-mode", default="stored", help="stored, delta or relative; see docs/data.md")
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
             path,
             arguments.action_horizon,
             cameras=[],
-            key=arguments.key,
+            unnorm_key=arguments.unnorm_key,
             columns=arguments.columns,
             episodes=arguments.episodes,
             action_mode=arguments.action_mode,

@@ -1,8 +1,8 @@
-"""Which frames an item holds beside its own, and what its actions are relative to.
+"""Which frames an item holds besides its own, and what its actions are relative to.
 
 Frames are given as offsets from the item's own, `delta_indices`. Past either end of the episode its first or last frame
-stands in, and the mask is false there. Actions that are differences (`delta: true` in the column mapping) are zero there
-instead: the robot stands still. In the modes `delta` and `relative` this follows from repeating the absolute action.
+takes their place, and the mask is false there. Actions that are differences (`delta: true` in the column mapping) are zero
+there instead: the robot stands still. In the modes `delta` and `relative` this follows from repeating the absolute action.
 
 What the modes make of actions: [`hf_vla.robots.action_modes`].
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..robots.action_modes import ACTION_MODES, ActionMode
+from ..robots.action_modes import ActionMode
 from .checks import integers, is_integer
 
 _OFFSET_KEYS = ("action", "state", "image")
@@ -26,30 +26,34 @@ class Window:
 
     Args:
         action: T offsets, ascending.
-        state, image: offsets; those that do not ask for history are (0,).
-        mode: one of `ACTION_MODES`.
-        absolute_dims: action dimensions that the mode leaves alone.
+        state, image: offsets; (0,) if no history is asked for.
+        action_mode: what the actions are relative to.
         delta_dims: stored action dimensions that are differences.
     """
 
     action: tuple[int, ...]
     state: tuple[int, ...] = (0,)
     image: tuple[int, ...] = (0,)
-    mode: str = "stored"
-    absolute_dims: tuple[int, ...] = ()
+    action_mode: ActionMode = ActionMode()
     delta_dims: tuple[int, ...] = ()
     offsets: np.ndarray = field(init=False, repr=False, compare=False)
-    action_mode: ActionMode = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "offsets", np.array(self.action))
-        object.__setattr__(self, "action_mode", ActionMode(self.mode, self.absolute_dims))
+
+    @property
+    def identity(self) -> dict:
+        """What determines the chunks, as JSON."""
+        mode = {"mode": self.action_mode.name, "absolute_dims": self.action_mode.absolute_dims}
+        return (
+            {"action": self.action, "state": self.state, "image": self.image} | mode | {"delta_dims": self.delta_dims}
+        )
 
     def actions(self, action: np.ndarray, state: np.ndarray | None, frame: int) -> tuple[np.ndarray, np.ndarray]:
-        """The chunk at one frame of an episode.
+        """Return the chunk at one frame of an episode.
 
         Args:
-            action: (L, D), the episode's.
+            action: the episode's, (L, D).
             state: (L, S), or None.
 
         Returns:
@@ -64,11 +68,11 @@ class Window:
         return self.action_mode.to_relative(chunk, None if state is None else state[frame]), inside
 
     def rows(self, action: np.ndarray, state: np.ndarray | None) -> Iterator[np.ndarray]:
-        """The actions of an episode that statistics are made of, in parts (N, D).
+        """Yield the actions of an episode that statistics are made of, in parts (N, D).
 
-        As stored: every frame's action once. Otherwise every unpadded action of every frame's chunk.
+        If they are stored: every frame's action once. Otherwise every unpadded action of every frame's chunk.
         """
-        if self.mode == "stored":
+        if not self.action_mode.needs_state:
             yield action
             return
         at_once = max(1, _ROWS_AT_ONCE // len(self.action))
@@ -78,7 +82,7 @@ class Window:
 
 
 def kept_within(offsets: Sequence[int], frame: int, length: int) -> tuple[list[int], list[bool]]:
-    """Frames of an episode at `offsets` from one of them, kept within it, and which of them did not need to be."""
+    """Return the frames of an episode at `offsets` from one of them, kept within it, and which of them lie within."""
     wanted = [frame + offset for offset in offsets]
     kept = [min(max(position, 0), length - 1) for position in wanted]
     return kept, [position == there for position, there in zip(wanted, kept, strict=True)]
@@ -87,17 +91,52 @@ def kept_within(offsets: Sequence[int], frame: int, length: int) -> tuple[list[i
 def make_window(
     action_horizon: int | None,
     delta_indices: Mapping[str, Iterable[int]] | None,
-    mode: str,
-    absolute_dims: Sequence[int],
-    delta_dims: Sequence[int],
+    action_mode: ActionMode,
+    *,
     action_dim: int,
     state_dim: int | None,
+    delta_dims: Sequence[int] = (),
 ) -> Window:
-    """A checked `Window`.
+    """Return a checked `Window`.
+
+    Args:
+        action_dim, state_dim: the dataset's dimensions, which the action mode must fit.
+        delta_dims: stored action dimensions that are differences.
 
     Raises:
         ValueError: offsets, mode or dimensions that contradict each other or the dataset.
     """
+    given = _offsets(action_horizon, delta_indices)
+    if "state" in given and not state_dim:
+        raise ValueError("delta_indices asks for states, but the dataset has none")
+    absolute = _dimensions("absolute_dims", action_mode.absolute_dims, action_dim)
+    mode = ActionMode(action_mode.name, absolute)
+    if not mode.needs_state and absolute:
+        raise ValueError(f"absolute_dims {list(absolute)} have no meaning with action_mode 'stored'")
+    if mode.needs_state:
+        if given["action"] != tuple(range(len(given["action"]))):
+            raise ValueError(
+                f"action_mode {mode.name!r} needs the actions 0, 1, 2, …; delta_indices gives {given['action']}"
+            )
+        relative = mode.dims(action_dim)
+        clash = [d for d in relative if d in delta_dims]
+        if clash:
+            raise ValueError(
+                f"action_mode is {mode.name!r}, but action dimension {clash[0]} is a difference as stored"
+            )
+        if relative and relative[-1] >= (state_dim or 0):
+            raise ValueError(
+                f"action_mode {mode.name!r} takes action dimension d relative to state dimension d, but there are "
+                f"{state_dim or 0} state dimensions for action dimension {relative[-1]}; name it in absolute_dims, or "
+                "arrange the state by a column mapping"
+            )
+    return Window(**given, action_mode=mode, delta_dims=tuple(delta_dims))
+
+
+def _offsets(
+    action_horizon: int | None, delta_indices: Mapping[str, Iterable[int]] | None
+) -> dict[str, tuple[int, ...]]:
+    """The frame offsets of actions, and of states and images if they are given."""
     if not isinstance(delta_indices or {}, Mapping):
         raise ValueError(f"delta_indices maps {', '.join(_OFFSET_KEYS)} to frame offsets, got {delta_indices!r:.200}")
     given = dict(delta_indices or {})
@@ -117,29 +156,7 @@ def make_window(
             f"action_horizon is {action_horizon}, but delta_indices['action'] has {len(given['action'])} offsets; "
             "give one of them"
         )
-    if "state" in given and not state_dim:
-        raise ValueError("delta_indices asks for states, but the dataset has none")
-    if mode not in ACTION_MODES:
-        raise ValueError(f"unknown action_mode {mode!r}; possible: {', '.join(ACTION_MODES)}")
-    absolute_dims = _dimensions("absolute_dims", absolute_dims, action_dim)
-    if mode == "stored" and absolute_dims:
-        raise ValueError(f"absolute_dims {list(absolute_dims)} have no meaning with action_mode 'stored'")
-    if mode != "stored":
-        if given["action"] != tuple(range(len(given["action"]))):
-            raise ValueError(
-                f"action_mode {mode!r} needs the actions 0, 1, 2, …; delta_indices gives {given['action']}"
-            )
-        relative = [d for d in range(action_dim) if d not in absolute_dims]
-        clash = [d for d in relative if d in delta_dims]
-        if clash:
-            raise ValueError(f"action_mode is {mode!r}, but action dimension {clash[0]} is a difference as stored")
-        if relative and relative[-1] >= (state_dim or 0):
-            raise ValueError(
-                f"action_mode {mode!r} takes action dimension d relative to state dimension d, but there are "
-                f"{state_dim or 0} state dimensions for action dimension {relative[-1]}; name it in absolute_dims, or "
-                "arrange the state by a column mapping"
-            )
-    return Window(**given, mode=mode, absolute_dims=absolute_dims, delta_dims=tuple(delta_dims))
+    return given
 
 
 def _dimensions(name: str, dims: Sequence[int], size: int) -> tuple[int, ...]:
@@ -151,6 +168,6 @@ def _dimensions(name: str, dims: Sequence[int], size: int) -> tuple[int, ...]:
 
 
 def delta_dimensions(mapping, features) -> tuple[int, ...]:
-    """The stored action dimensions that the column mapping calls differences."""
+    """Return the stored action dimensions that the column mapping calls differences."""
     sizes = [(part.size(features), part.delta) for part in mapping.action]
     return tuple(np.flatnonzero(np.repeat([delta for _, delta in sizes], [size for size, _ in sizes])).tolist())

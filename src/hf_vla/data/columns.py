@@ -14,9 +14,10 @@ Three sources, each part of the mapping from the first that has it:
        images: {front: observation.images.cam_high, wrist: observation.images.cam_wrist}     # names, and the order
        instruction: annotation.instruction       # a column of texts or of task indices
 
-2. `meta/modality.json` (GR00T's and StarVLA's): the state is the concatenation of its `state` entries in the file's
-   order, each the slice `[start, end)` of a column; likewise the action, whose entries are differences where `absolute`
-   is false. `video` gives cameras second names, the first entry of `annotation` names the instruction's column.
+2. `meta/modality.json` (GR00T's and StarVLA's): the state is the concatenation of its `state` entries, each the slice
+   `[start, end)` of a column: those that the robot type names, in its order, or without a robot type all, in the file's.
+   Likewise the action, whose entries are differences if `absolute` is false. `video` gives cameras second names;
+   the instruction's column is the entry of `annotation` that the robot type names, else the first that is a description.
 3. the LeRobot names `observation.state`, `action`, `task_index`.
 """
 
@@ -28,6 +29,7 @@ from typing import Any
 
 import yaml
 
+from ..robots.robot_types import RobotType
 from ..robots.rotations import SIZES
 from ..utils.suggestions import did_you_mean
 
@@ -35,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 _PARTS = ("state", "action", "images", "instruction")
 _ENTRY = ("column", "start", "end", "rotation", "delta", "names")
+# How annotations end that are instructions, the likeliest first, and those that are none.
+_INSTRUCTIONS = ("task_description", "language_instruction", "coarse_action", "instruction", "task")
+_NO_INSTRUCTIONS = ("validity", "valid")
 # What modality.json calls the representations that convert_rotation knows.
 _ROTATION_TYPES = {
     "axis_angle": "axis_angle",
@@ -44,6 +49,10 @@ _ROTATION_TYPES = {
 }
 
 
+class RobotMismatch(ValueError):
+    """The dataset does not have the keys or dimensions of the robot type."""
+
+
 @dataclass(frozen=True)
 class Slice:
     """Dimensions `[start, end)` of one column; `end` None means to its last.
@@ -51,7 +60,7 @@ class Slice:
     Args:
         rotation: (representation in the column, representation wanted), see `convert_rotation`.
         delta: the values are differences, so that zero means standing still.
-        names: one name a dimension, where the column's own are missing or do not fit.
+        names: one name per dimension, if the column's own are missing or do not fit.
     """
 
     column: str
@@ -62,13 +71,13 @@ class Slice:
     names: tuple[str, ...] | None = None
 
     def size(self, features: Mapping[str, Mapping[str, Any]]) -> int:
-        """How many dimensions it makes."""
+        """Return how many dimensions it makes."""
         if self.rotation is not None:
             return SIZES[self.rotation[1]]
         return (self.end or _width(self.column, features)) - self.start
 
     def dimension_names(self, features: Mapping[str, Mapping[str, Any]]) -> list[str] | None:
-        """Their names, or None where they are not known."""
+        """Return their names, or None if they are not known."""
         if self.names is not None:
             return list(self.names)
         if self.rotation is not None:
@@ -102,11 +111,21 @@ def map_columns(
     features: dict[str, dict[str, Any]],
     modality: dict[str, Any] | None,
     columns: str | Path | Mapping[str, Any] | None = None,
+    robot: RobotType | None = None,
+    cameras_of_robot: bool = False,
 ) -> ColumnMapping:
     """Decide what the columns mean; see the module's docstring.
 
+    Args:
+        features: those of `meta/info.json`.
+        modality: the contents of `meta/modality.json`, or None.
+        columns: a column mapping.
+        robot: whose keys the state and the action consist of.
+        cameras_of_robot: the robot type's cameras are read by default, instead of all.
+
     Raises:
         ValueError: no action column, or `columns` or `modality.json` names something that does not exist.
+        RobotMismatch: the dataset lacks keys of the robot type, or has other dimensions.
         FileNotFoundError: `columns` is a file that does not exist.
     """
     source, columns = _read_columns(columns)
@@ -120,7 +139,7 @@ def map_columns(
         action = (Slice("action"),) if "action" in features else ()
         mapping = ColumnMapping(action, state, "task_index", cameras, tuple(image_keys))
     else:
-        mapping = _from_modality(features, modality, cameras, tuple(image_keys), given=columns.keys())
+        mapping = _from_modality(features, modality, cameras, tuple(image_keys), given=columns.keys(), robot=robot)
     for part in ("state", "action"):
         if part in columns:
             entries = columns[part] if isinstance(columns[part], list) else [columns[part]]
@@ -154,7 +173,36 @@ def map_columns(
             "no feature 'action', and no meta/modality.json or column mapping that says which columns make it up; "
             f"{_features(features)}"
         )
+    for part, slices in (("action", mapping.action), ("state", mapping.state)):
+        dim, expected = dimensions(slices, features), robot and robot.layout(part).dim
+        if slices and expected and dim != expected:
+            raise RobotMismatch(
+                f"there are {dim} {part} dimensions; robot type {robot.name!r} has {expected}: "
+                f"{', '.join(robot.layout(part).keys)}. Add a meta/modality.json with these keys, a column mapping (columns) "
+                "that makes them up, or another robot"
+            )
+    if cameras_of_robot and robot.cameras and "images" not in columns:
+        mapping = replace(mapping, order=_cameras_of(robot, mapping))
     return mapping
+
+
+def _cameras_of(robot: RobotType, mapping: ColumnMapping) -> tuple[str, ...]:
+    """The robot type's cameras; the dataset's own, if there are as many and none is called so."""
+    known = [camera for camera in robot.cameras if camera in mapping.cameras]
+    if not known and len(robot.cameras) == len(mapping.order):
+        logger.warning(
+            "the cameras of robot type %s are called %s; those of the dataset, %s, are taken in their order",
+            robot.name,
+            ", ".join(robot.cameras),
+            ", ".join(mapping.order),
+        )
+        return mapping.order
+    if missing := [camera for camera in robot.cameras if camera not in known]:
+        raise RobotMismatch(
+            f"there is no camera {missing[0]!r} of robot type {robot.name!r}; there are {', '.join(mapping.cameras)}: "
+            "say which by cameras"
+        )
+    return tuple(mapping.cameras[camera] for camera in robot.cameras)
 
 
 def _read_columns(columns: str | Path | Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
@@ -168,7 +216,7 @@ def _read_columns(columns: str | Path | Mapping[str, Any] | None) -> tuple[str, 
         try:
             columns = yaml.safe_load(Path(columns).read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{source} is no valid YAML: {' '.join(str(error).split())}") from error
+            raise ValueError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
     columns = {} if columns is None else columns
     if not isinstance(columns, Mapping):
         raise ValueError(f"{source} holds a {type(columns).__name__}; it must map {', '.join(_PARTS)}")
@@ -190,7 +238,7 @@ def _slice(where: str, entry: Any, features: dict[str, dict[str, Any]]) -> Slice
         rotation = (rotation["from"], rotation["to"])
     names, delta = entry.get("names") or None, entry.get("delta") or False
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise ValueError(f"{where}: names is a list of texts, one a dimension, got {names!r}")
+        raise ValueError(f"{where}: names is a list of texts, one per dimension, got {names!r}")
     if not isinstance(delta, bool):
         raise ValueError(f"{where}: delta is true or false, got {delta!r}")
     names = None if names is None else tuple(names)
@@ -198,7 +246,7 @@ def _slice(where: str, entry: Any, features: dict[str, dict[str, Any]]) -> Slice
     return _checked(where, part, features)
 
 
-def _from_modality(features, modality, cameras, order, given) -> ColumnMapping:
+def _from_modality(features, modality, cameras, order, given, robot) -> ColumnMapping:
     cameras = dict(cameras)
     modality = {part: _entries(part, modality.get(part)) for part in ("video", "annotation", "action", "state")}
     for name, entry in modality["video"].items():
@@ -207,20 +255,56 @@ def _from_modality(features, modality, cameras, order, given) -> ColumnMapping:
             raise ValueError(f"meta/modality.json: video {name!r} names {key!r}; the cameras are {', '.join(order)}")
         cameras[name] = key
     annotations = modality["annotation"] or {"task": {"original_key": "task_index"}}
-    name, entry = next(iter(annotations.items()))
+    name = _instruction_among(annotations, robot, given)
     if len(annotations) > 1:
         logger.info("meta/modality.json has %d annotations; %r is the instruction", len(annotations), name)
-    instruction = entry.get("original_key") or f"annotation.{name}"
+    instruction = annotations[name].get("original_key") or f"annotation.{name}"
     slices = {"action": (), "state": ()}
     for part, default_column in (("action", "action"), ("state", "observation.state")):
         if part not in given:
             slices[part] = tuple(
                 _modality_slice(f"meta/modality.json: {part} {name!r}", entry, features, default_column)
-                for name, entry in modality[part].items()
+                for name, entry in _entries_of_robot(part, modality[part], robot).items()
             )
     if not slices["action"] and "action" not in given:
         raise ValueError("meta/modality.json has no action entries")
     return ColumnMapping(slices["action"], slices["state"], instruction, cameras, order)
+
+
+def _instruction_among(annotations: Mapping[str, Any], robot: RobotType | None, given) -> str:
+    """The annotation that is the instruction: the robot type's, else the first that is called like one."""
+    if robot is not None and robot.instruction in annotations:
+        return robot.instruction
+    for ending in _INSTRUCTIONS:
+        if found := [name for name in annotations if name.rpartition(".")[2] == ending]:
+            return found[0]
+    possible = [name for name in annotations if name.rpartition(".")[2] not in _NO_INSTRUCTIONS]
+    if not possible and "instruction" not in given:
+        raise ValueError(
+            f"meta/modality.json: none of the annotations ({', '.join(annotations)}) is an instruction; name its column by "
+            "instruction: in a column mapping (columns)"
+        )
+    return (possible or list(annotations))[0]
+
+
+def _entries_of_robot(part: str, entries: dict[str, dict], robot: RobotType | None) -> dict[str, dict]:
+    """The entries that the robot type names, in its order and with its rotations and names; without one, all."""
+    layout = robot and robot.layout(part)
+    if not layout or not layout.keys or not entries:
+        return entries
+    if missing := [key for key in layout.keys if key not in entries]:
+        raise RobotMismatch(
+            f"meta/modality.json has no {part} {', '.join(missing)}, of which robot type {robot.name!r} consists; it has "
+            f"{', '.join(entries)}. Rename its entries, or choose another robot"
+        )
+    chosen = {}
+    for key, size in layout.keys.items():
+        chosen[key] = entries[key] | {
+            "robot_names": [key] if size == 1 else [f"{key}_{index}" for index in range(size)]
+        }
+        if key in layout.rotations:
+            chosen[key]["target_rotation"] = layout.rotations[key]
+    return chosen
 
 
 def _entries(part: str, entries: Any) -> dict[str, dict[str, Any]]:
@@ -242,9 +326,12 @@ def _modality_slice(where: str, entry: Mapping[str, Any], features, default_colu
         rotation = (_ROTATION_TYPES[entry["rotation_type"]], target)
     if not {"start", "end"} <= entry.keys():
         raise ValueError(f"{where} needs start and end, got {entry!r:.200}")
-    column = entry.get("original_key") or default_column
-    part = Slice(column, entry["start"], entry["end"], rotation, delta=entry.get("absolute") is False)
-    return _checked(where, part, features)
+    column, delta = entry.get("original_key") or default_column, entry.get("absolute") is False
+    part = _checked(where, Slice(column, entry["start"], entry["end"], rotation, delta), features)
+    names = entry.get("robot_names")
+    if names and part.size(features) != len(names):
+        raise RobotMismatch(f"{where} has {part.size(features)} dimensions; the robot type's has {len(names)}")
+    return replace(part, names=tuple(names) if names else None)
 
 
 def _checked(where: str, part: Slice, features: dict[str, dict[str, Any]]) -> Slice:
@@ -283,8 +370,9 @@ def _width(column: str, features: Mapping[str, Mapping[str, Any]]) -> int:
 def _check_names(where: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
     for name in given:
         if name not in known:
-            hint = did_you_mean(name, known)
-            raise ValueError(f"{where}: unknown entry {name!r}; possible: {', '.join(known)}{hint}")
+            raise ValueError(
+                f"{where}: unknown entry {name!r}; possible: {', '.join(known)}{did_you_mean(name, known)}"
+            )
 
 
 def _features(features: Mapping[str, Any]) -> str:
@@ -292,11 +380,11 @@ def _features(features: Mapping[str, Any]) -> str:
 
 
 def dimensions(slices: tuple[Slice, ...], features: dict[str, dict[str, Any]]) -> int:
-    """How many dimensions the concatenated slices have."""
+    """Return how many dimensions the concatenated slices have."""
     return sum(part.size(features) for part in slices)
 
 
 def dimension_names(slices: tuple[Slice, ...], features: dict[str, dict[str, Any]]) -> list[str] | None:
-    """Names of the concatenated dimensions, or None where some are not known."""
+    """Return names of the concatenated dimensions, or None if some are not known."""
     names = [part.dimension_names(features) for part in slices]
     return None if any(part is None for part in names) else [name for part in names for name in part]

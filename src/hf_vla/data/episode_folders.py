@@ -25,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..utils import pillow
-from .images import read_image
+from .image_files import read_image
 from .lerobot_writer import LeRobotWriter
 
 logger = logging.getLogger(__name__)

@@ -49,7 +49,7 @@ def describe(dataset: LeRobotDataset) -> Description:
     facts = {
         "dataset": dataset.name,
         "codebase version": dataset.metadata.info["codebase_version"],
-        "statistics key": dataset.key,
+        "statistics key": dataset.unnorm_key,
         "episodes": dataset.num_episodes,
         "frames": len(dataset),
         "frames an episode": f"{lengths.min()} to {lengths.max()}, median {np.median(lengths):g}",

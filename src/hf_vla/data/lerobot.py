@@ -3,9 +3,11 @@
 import copy
 import hashlib
 import json
+import logging
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,18 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..robots.action_modes import ActionMode
+from ..robots.robot_types import Layout, RobotType, find_robot, known_robot
+from ..utils.renamed import with_new_names
 from .checks import integers
 from .chunks import delta_dimensions, kept_within, make_window
-from .columns import dimension_names, dimensions, map_columns
+from .columns import ColumnMapping, RobotMismatch, dimension_names, dimensions, map_columns
 from .hub import DatasetSource
-from .lerobot_metadata import check_files, load_metadata
+from .lerobot_metadata import LeRobotMetadata, check_files, load_metadata
 from .statistics import compute_statistics, content_key, read_cached, write_cached
 from .tables import FrameTable, ParquetImages, TableCache, read_frame_table
 from .video import VideoReaderCache
+
+logger = logging.getLogger(__name__)
 
 
 class LeRobotDataset(Dataset):
@@ -44,22 +50,27 @@ class LeRobotDataset(Dataset):
 
     Args:
         path_or_repo_id: a folder, or a dataset repository on the Hub, of which only the needed files are downloaded.
-        action_horizon: H, the length of the action chunks, in frames.
+        action_horizon: H, the length of the action chunks, in frames. Default: the robot type's.
         cameras: which cameras, in which order: feature keys, the names that `meta/modality.json` or `columns` gives
-            them, or the last part of the key. Default: those of `columns`, else all in the order of `meta/info.json`.
+            them, or the last part of the key. Default: those of `columns`, of `robot`, else all in the order of
+            `meta/info.json`.
         episodes: indices of the episodes to read. Default: all.
         columns: which columns mean what, a YAML file or the dict that it would hold; see `hf_vla.data.columns`.
+        robot: robot type, by name or as a YAML file, see `hf_vla.robots.robot_types`: its keys are the state and the action,
+            in its order. Default: that of `meta/info.json`, if a robot type is called so and the dataset has its keys.
+        unnorm_key: statistics key. Default: that of `robot`, else the robot type in `meta/info.json`, else the dataset's
+            name. A key that is also the name of a robot type stands for both.
         delta_indices: offsets in frames from the item's own, under "action" (instead of `action_horizon`), "state" and
             "image", such as `{"image": [-10, 0]}`.
-        action_mode: "stored"; or "delta" or "relative", made of stored absolute actions; see `hf_vla.data.chunks`.
+        action_mode: "stored"; or "delta" or "relative", made of stored absolute actions, see `hf_vla.robots.action_modes`;
+            or an `ActionMode`. Default: the robot type's, else "stored".
         absolute_dims: action dimensions, such as the gripper's, that `action_mode` leaves as they are.
-        key: statistics key. Default: the robot type in `meta/info.json`, else the dataset's name.
         revision: branch, tag or commit of the Hub repository.
-        max_open_videos: video files kept open per process; members of a mixture share the most that one of them has.
-        frame_cache: a folder in which decoded frames are kept, so that each is decoded once, by whichever process or run comes
-            first: raw RGB, 150 kB for 224 x 224 pixels. Images stored in tables are read from there all the same. Default:
-            none, every frame is decoded each time.
-        max_table_bytes: numbers kept in memory per process. Less than the dataset has makes random access read files
+        frame_cache: a folder in which decoded frames are kept, so that each is decoded once, by whichever process or run
+            comes first: raw RGB, 150 kB for 224 x 224 pixels. Images stored in tables are read from there all the same.
+            Default: none, every frame is decoded each time.
+        max_open_videos: video files kept open per process; members of a mixture share the largest of their limits.
+        max_table_bytes: numbers kept in memory per process. If it is less than the dataset has, random access reads files
             again and again.
 
     Raises:
@@ -82,45 +93,57 @@ class LeRobotDataset(Dataset):
         path_or_repo_id: str | Path,
         action_horizon: int | None = None,
         cameras: Iterable[str] | None = None,
-        episodes: Iterable[int] | None = None,
         *,
+        episodes: Iterable[int] | None = None,
         columns: str | Path | Mapping[str, Any] | None = None,
+        robot: str | Path | RobotType | None = None,
+        unnorm_key: str | None = None,
         delta_indices: Mapping[str, Iterable[int]] | None = None,
-        action_mode: str = "stored",
+        action_mode: str | ActionMode | None = None,
         absolute_dims: Sequence[int] = (),
-        key: str | None = None,
         revision: str | None = None,
-        max_open_videos: int = 256,
         frame_cache: str | Path | None = None,
+        max_open_videos: int = 256,
         max_table_bytes: int = 2**30,
+        **old_names: Any,
     ) -> None:
+        if old_names:
+            if unknown := old_names.keys() - {"key"}:
+                raise TypeError(f"LeRobotDataset has no argument {', '.join(sorted(unknown))}")
+            given = old_names if unnorm_key is None else old_names | {"unnorm_key": unnorm_key}
+            unnorm_key = with_new_names(given, {"key": "unnorm_key"}, "LeRobotDataset")["unnorm_key"]
         source = DatasetSource(path_or_repo_id, revision)
         metadata = load_metadata(source.root)
         self.name = source.name
         self.root = source.root
         self.revision = source.revision
-        self.key = key or metadata.info.get("robot_type") or Path(self.name).name
         self.fps = metadata.info["fps"]
-        modality = metadata.modality
-        if modality is not None:
-            from ..robots.robot_types import with_target_rotations  # late: it brings transformers, seconds of import
-
-            modality = with_target_rotations(self.key, modality)
+        recorded = metadata.info.get("robot_type")
+        #: the robot type, or None
+        self.robot = find_robot(robot) if robot is not None else None
+        called = known_robot(unnorm_key or recorded) if robot is None else None
+        reading = {"columns": columns, "cameras_of_robot": robot is not None and cameras is None}
         try:
-            self._mapping = map_columns(metadata.features, modality, columns)
+            if called is not None:
+                self._mapping = self._map_columns(metadata, called, reading)
+            else:
+                self._mapping = map_columns(metadata.features, metadata.modality, robot=self.robot, **reading)
             self.action_dim = dimensions(self._mapping.action, metadata.features)
             self.state_dim = dimensions(self._mapping.state, metadata.features) or None
+            if action_horizon is None and "action" not in (delta_indices or ()) and self.robot is not None:
+                action_horizon = self.robot.action_horizon
             self._window = make_window(
                 action_horizon,
                 delta_indices,
-                action_mode,
-                absolute_dims,
-                delta_dimensions(self._mapping, metadata.features),
-                self.action_dim,
-                self.state_dim,
+                self._chosen_mode(action_mode, absolute_dims),
+                action_dim=self.action_dim,
+                state_dim=self.state_dim,
+                delta_dims=delta_dimensions(self._mapping, metadata.features),
             )
         except ValueError as error:
             raise ValueError(f"{self.name}: {error}") from error
+        #: key of the statistics that normalise the items
+        self.unnorm_key = unnorm_key or (find_robot(robot).unnorm_key if robot else recorded) or Path(self.name).name
         self.action_horizon = len(self._window.action)
         self.cameras = self._choose_cameras(cameras)
         chosen = self._choose_episodes(episodes, metadata.episode_index)
@@ -151,6 +174,34 @@ class LeRobotDataset(Dataset):
             frame_bytes = sum(math.prod(integers(f"{self.name}: shape in meta/info.json", shape)) for shape in shapes)
             self._frame_cache = FrameCache(frame_cache, self.root, frame_bytes * len(self))
 
+    def _map_columns(self, metadata: LeRobotMetadata, robot: RobotType, reading: dict[str, Any]) -> ColumnMapping:
+        """The column mapping by a robot type that nobody asked for, but that is called like the key or in `meta/info.json`.
+
+        What does not fit, the state or the whole robot type, is left out, which is logged.
+        """
+        for fitting in (robot, replace(robot, state=Layout())):
+            try:
+                mapping = map_columns(metadata.features, metadata.modality, robot=fitting, **reading)
+            except RobotMismatch as error:
+                logger.warning("%s is called %s, but does not fit that robot type: %s", self.name, robot.name, error)
+            else:
+                self.robot = fitting
+                return mapping
+        return map_columns(metadata.features, metadata.modality, **reading)
+
+    def _chosen_mode(self, action_mode: str | ActionMode | None, absolute_dims: Sequence[int]) -> ActionMode:
+        if isinstance(action_mode, ActionMode):
+            return action_mode
+        if action_mode is None and self.robot is not None and not absolute_dims:
+            return self.robot.mode_of_actions(self.action_dim)
+        return ActionMode(action_mode or "stored", absolute_dims)
+
+    @property
+    def key(self) -> str:
+        """The old name of `unnorm_key`."""
+        warnings.warn("LeRobotDataset.key is now called unnorm_key", FutureWarning, stacklevel=2)
+        return self.unnorm_key
+
     def with_episodes(self, episodes: Iterable[int]) -> "LeRobotDataset":
         """The same dataset with some of its episodes only, and their statistics.
 
@@ -179,7 +230,7 @@ class LeRobotDataset(Dataset):
             "lang": self._instruction(table.instruction[rows.start + frame]),
             "action": chunk,
             "action_mask": mask,
-            "dataset": self.key,
+            "dataset": self.unnorm_key,
         }
         if len(images) > 1:
             item["image_mask"] = np.repeat(image_mask, len(self.cameras))
@@ -193,7 +244,7 @@ class LeRobotDataset(Dataset):
     def __repr__(self) -> str:
         return (
             f"LeRobotDataset({self.name!r}, {self.num_episodes} episodes, {len(self)} frames, "
-            f"cameras={self.cameras}, action_horizon={self.action_horizon}, key={self.key!r})"
+            f"cameras={self.cameras}, action_horizon={self.action_horizon}, unnorm_key={self.unnorm_key!r})"
         )
 
     @property
@@ -212,28 +263,28 @@ class LeRobotDataset(Dataset):
 
     @property
     def action_mode(self) -> str:
-        return self._window.mode
+        return self._window.action_mode.name
 
     @cached_property
     def statistics(self) -> dict[str, Any]:
-        """Exact statistics of the chosen episodes, see `compute_statistics`; reads every table on the first call.
+        """Exact statistics of the chosen episodes, see `compute_statistics`; the first call reads every table.
 
-        Where actions are relative, they say so (`action_mode`, `absolute_dims`), so that whoever un-normalises actions by them
-        knows.
+        If actions are relative, they say so (`action_mode`, `absolute_dims`), for whoever un-normalises by them.
 
         They are cached in `.hf_vla/` beside the dataset, under a key of the tables' sizes and modification times and of
         how they are read.
         """
         window = self._window
-        reading = [asdict(self._mapping) | {"cameras": None, "order": None}, self.episode_indices, window.mode]
+        reading = [asdict(self._mapping) | {"cameras": None, "order": None}, self.episode_indices, self.action_mode]
         reading += [self.metadata.length.tolist(), list(self.metadata.tasks.items())]
-        reading += [] if window.mode == "stored" else [window.absolute_dims, len(window.action)]
+        mode = window.action_mode
+        reading += [mode.absolute_dims, len(window.action)] if mode.needs_state else []
         key = content_key(self.root, self.metadata.data.paths, reading)
         statistics = read_cached(self.root, key)
         if statistics is None:
             statistics = compute_statistics(self.rows(), len(self), self.num_episodes)
             write_cached(self.root, key, statistics)
-        return statistics | window.action_mode.entries()
+        return statistics | mode.entries()
 
     @property
     def mode_of_actions(self) -> ActionMode:
@@ -278,11 +329,11 @@ class LeRobotDataset(Dataset):
         episodes = zip(self.episode_indices, self.metadata.length.tolist(), strict=True)
         reading = [asdict(self._mapping), dict(self.metadata.tasks), list(episodes)]
         return {
-            "key": self.key,
+            "key": self.unnorm_key,
             "episodes": self.num_episodes,
             "frames": len(self),
             "cameras": list(self.cameras),
-            "window": {field.name: getattr(self._window, field.name) for field in fields(self._window) if field.init},
+            "window": self._window.identity,
             "reading": hashlib.sha256(json.dumps(reading, default=str).encode()).hexdigest()[:16],
         }
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from .images import read_image
+from .image_files import read_image
 
 logger = logging.getLogger(__name__)
 

@@ -201,11 +201,11 @@ class DatasetMixture(Dataset):
         weights.
 
         Raises:
-            ValueError: members that share a key differ in their action mode.
+            ValueError: members that share a key differ in their action mode or robot type.
         """
         members: dict[str, list[Any]] = {}
         for dataset in self.datasets:
-            members.setdefault(dataset.key, []).append(dataset)
+            members.setdefault(_unnorm_key(dataset), []).append(dataset)
         return {key: group[0].statistics if len(group) == 1 else _pool(group) for key, group in members.items()}
 
     def report(self, start: int = 0, stop: int | None = None) -> list[dict[str, Any]]:
@@ -215,7 +215,7 @@ class DatasetMixture(Dataset):
             start, stop: count the draws of items [start, stop) of this epoch, such as those trained on so far.
 
         Returns:
-            One dict per member: `dataset`, `key`, `frames`, `probability` per draw, `expected_draws` per epoch,
+            One dict per member: `dataset`, `unnorm_key`, `frames`, `probability` per draw, `expected_draws` per epoch,
             `expected_passes`, how often an epoch draws a frame of it on average, and `draws`, counted.
         """
         draws = np.zeros(len(self.datasets), np.int64)
@@ -226,7 +226,7 @@ class DatasetMixture(Dataset):
         return [
             {
                 "dataset": str(getattr(dataset, "name", dataset)),
-                "key": dataset.key,
+                "unnorm_key": _unnorm_key(dataset),
                 "frames": int(size),
                 "probability": float(probability),
                 "expected_draws": float(probability * len(self)),
@@ -278,11 +278,24 @@ def _normalise(weights: Sequence[float], sizes: np.ndarray, balance_by_size: boo
     return weights / weights.sum()
 
 
+def _unnorm_key(dataset: Any) -> str:
+    """A member's statistics key; `key` is its name in datasets from outside of the package for one more release."""
+    return dataset.unnorm_key if hasattr(dataset, "unnorm_key") else dataset.key
+
+
 def _pool(datasets: list[Any]) -> dict[str, Any]:
+    key = _unnorm_key(datasets[0])
+    robots = {robot.name: dataset for dataset in datasets if (robot := getattr(dataset, "robot", None))}
+    if len(robots) > 1:
+        given = ", ".join(f"{robot} of {dataset!r}" for robot, dataset in robots.items())
+        raise ValueError(
+            f"datasets with the statistics key {key!r} must be of one robot type: {given}; give each robot type a key of its "
+            "own by unnorm_key"
+        )
     modes = {getattr(dataset, "mode_of_actions", ActionMode()): dataset for dataset in datasets}
     if len(modes) > 1:
         given = ", ".join(f"{mode} of {dataset!r}" for mode, dataset in modes.items())
-        raise ValueError(f"datasets with the key {datasets[0].key!r} must agree in action_mode: {given}")
+        raise ValueError(f"datasets with the statistics key {key!r} must agree in action_mode: {given}")
     rows = [dataset.rows() for dataset in datasets]
 
     def together(modality: str) -> Callable[[], Iterator[np.ndarray]]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..robots.rotations import SIZES, convert_rotation
 from .columns import ColumnMapping, Slice
-from .images import read_image
+from .image_files import read_image
 from .metadata_files import empty_cells, is_text, read_columns, to_numbers
 
 

@@ -18,7 +18,7 @@ from ..checkpoints import open_checkpoint
 from ..inference.policy import Policy
 from ..processing.new_backbone import write_new_backbone
 from ..registry import class_of
-from ..robots.robot_types import ROBOTS
+from ..robots.robot_types import find_robot
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,6 @@ def make_untrained(recipe: Path = RECIPE, seed: int = 0) -> Policy:
     """The quickstart's policy with random weights, for MetaWorld's arm: made in a second, and of no use but to be looked at."""
     settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     key = "metaworld_robot"
-    robot = ROBOTS[key]
     model_class = class_of(settings["framework"], "model")
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -104,8 +103,8 @@ def make_untrained(recipe: Path = RECIPE, seed: int = 0) -> Policy:
             action_dim=4,
             state_dim=4,
             statistics={key: {"action": _ACTION_RANGE, "state": _STATE_RANGE}},
-            normalization_modes={key: {"action": robot.action_mode, "state": robot.state_mode}},
-            action_names={key: list(robot.action_names)},
+            normalization_modes={key: {"action": "min_max", "state": "min_max"}},
+            action_names={key: find_robot(key).action.names},
             **settings["policy_config"],
         )
     if torch.accelerator.is_available():

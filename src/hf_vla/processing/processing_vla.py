@@ -15,7 +15,7 @@ from ..hub import HUB_KWARGS
 from ..registry import model_type_of
 from ..robots.action_modes import ActionMode
 from ..robots.normalization import Normalizer
-from ..robots.robot_types import modes_for
+from ..robots.robot_types import RobotType, find_robot, known_robot, robots_with_key
 from ..utils.suggestions import did_you_mean
 from .backbone_families import find_family
 from .from_vlm import backbone_settings, build_from_vlm, check_image_processor_config, load_processor_parts
@@ -81,6 +81,8 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
             pretrained_model_name_or_path: folder or repository, or a checkpoint that is open already.
             base_vlm: for native checkpoints, the folder or repository of the backbone's processor.
             fast_tokenizer: for native checkpoints of QwenFast, the folder or repository of the FAST tokenizer.
+            robot_type: the robot type, by name or as a YAML file, if the checkpoint does not tell it; {key: robot type} if it
+                has several statistics keys.
             kwargs: Hub options, and arguments of `__init__` or fields of the image processor to override what was saved.
 
         Raises:
@@ -90,12 +92,13 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
         from ..checkpoints.opening import open_with
 
         checkpoint, kwargs = open_with(pretrained_model_name_or_path, kwargs)
+        robot_type = kwargs.pop("robot_type", None)
         if "_from_pipeline" in kwargs:  # which hands over the model's options too (dtype, …)
             kwargs = {name: value for name, value in kwargs.items() if name in LOADING_OPTIONS}
         overrides = {name: kwargs.pop(name) for name in cls.settings() if name in kwargs}
         others = {name: value for name, value in kwargs.items() if name not in LOADING_OPTIONS}
         if checkpoint.is_native:
-            return checkpoint.processor(cls, image_processor_config=others, **overrides)
+            return checkpoint.processor(cls, image_processor_config=others, robot_type=robot_type, **overrides)
         if (saved := checkpoint.processor_class) not in {None, *(base.__name__ for base in cls.__mro__)}:
             raise ValueError(
                 f"{checkpoint.name} holds a {saved}, not a {cls.__name__}; load it with AutoProcessor.from_pretrained or "
@@ -106,6 +109,8 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
         if overrides:  # through the constructor, which checks them
             settings = {name: getattr(processor, name) for name in cls.settings()} | overrides
             processor = cls(processor.image_processor, processor.tokenizer, **settings)
+        if robot_type is not None:
+            processor.set_robot_type(robot_type)
         return processor
 
     @classmethod
@@ -368,7 +373,9 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
             raise ValueError("actions hold NaN or infinite numbers; the policy that predicted them is broken")
         if not isinstance(unnorm_key, Sequence | np.ndarray) or isinstance(unnorm_key, str):
             key = self.resolve_key(unnorm_key)
-            actions = self.normalizer(key, "action").unnormalize(actions)
+            normalizer = self.normalizer(key, "action")
+            published = self.unnormalization == "published"
+            actions = normalizer.unnormalize_as_published(actions) if published else normalizer.unnormalize(actions)
             mode = self.action_mode(key)
             state = None if state is None else _array(state, "state")
             return mode.to_absolute(actions, mode.reference(state, actions, key))
@@ -426,20 +433,46 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
             raise ValueError(f"{len(keys)} unnorm_keys for {batch} samples; give one for all or one each")
         return keys
 
+    def robot_of(self, key: str) -> RobotType | None:
+        """Return the robot type of a statistics key, or None if it is not known here by its name."""
+        return known_robot(self.robot_types.get(key, key))
+
+    def set_robot_type(self, robot_type: str | Path | RobotType | Mapping) -> None:
+        """Take modes and names from a robot type, for all statistics keys or for those of a mapping {key: robot type}.
+
+        Raises:
+            ValueError: an unknown robot type or key, or statistics of other dimensions.
+        """
+        by_key = robot_type if isinstance(robot_type, Mapping) else dict.fromkeys(self.statistics, robot_type)
+        for key, name in by_key.items():
+            robot, of_key = find_robot(name), self.statistics[self.resolve_key(key)]
+            modes = robot.modes(of_key, key)
+            self.robot_types = {**self.robot_types, key: robot.name}
+            self.normalization_modes = {**self.normalization_modes, key: modes}
+            self.normalization_options = {**self.normalization_options, key: robot.options()}
+            if robot.action.names:
+                self.action_names = {**self.action_names, key: robot.action.names}
+
     def normalizer(self, key: str, modality: str) -> Normalizer:
-        """The normaliser of one statistics key's "action" or "state"."""
+        """Return the normaliser of one statistics key's "action" or "state"."""
         of_key = self.statistics[key]
         if not isinstance(of_key, Mapping) or of_key.get(modality) is None:
             has = sorted(of_key) if isinstance(of_key, Mapping) else repr(of_key)[:80]
             raise ValueError(f"the statistics of {key!r} have no {modality!r}; they have {has}")
-        modes = self.normalization_modes.get(key) or modes_for(key, self.statistics[key])
-        if modes is None or modality not in modes:
+        robot = self.robot_of(key)
+        modes, options = self.normalization_modes.get(key), self.normalization_options.get(key)
+        if robot is not None and modality not in (modes or ()):
+            robot.check(of_key[modality], key, modality)
+            modes, options = robot.modes(of_key, key), robot.options()
+        if modality not in (modes or ()):
+            sharing = robots_with_key(key)
             raise ValueError(
-                f"how {modality}s of {key!r} are normalised is not known: it is no robot type of StarVLA's. Pass "
-                f"normalization_modes={{{key!r}: {{'action': 'min_max' or 'q99' or one mode a dimension, 'state': …}}}} "
-                "to from_pretrained, as the policy was trained"
+                f"how {modality}s of {key!r} are normalised is not known"
+                + (f": several robot types have this key, {', '.join(sharing)}" if len(sharing) > 1 else "")
+                + ". Name the robot type that the policy was trained on with robot_type= in from_pretrained (a name or a YAML "
+                f"file; hf_vla.robots.robot_names() lists them), or pass normalization_modes={{{key!r}: {{'action': …, 'state': …}}}}"
             )
-        normalizer = Normalizer(of_key[modality], modes[modality], f"{modality}s of {key!r}")
+        normalizer = Normalizer(of_key[modality], modes[modality], f"{modality}s of {key!r}", **(options or {}))
         if modality == "action" and self.action_dim not in (None, normalizer.dim):
             raise ValueError(
                 f"the statistics of {key!r} are of {normalizer.dim} action dimensions; this policy's actions have "

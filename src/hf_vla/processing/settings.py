@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ..robots.normalization import UNNORMALIZATIONS
+from ..robots.robot_types import known_robot
+
 
 @dataclass
 class ProcessorSettings:
@@ -18,8 +21,15 @@ class ProcessorSettings:
             {key: {"action": {"q01": […], …}, "state": {…}}}, as StarVLA's `dataset_statistics.json`. A key whose actions are
             relative to the state has "action_mode" and "absolute_dims" beside them, see [`hf_vla.robots.action_modes`].
         normalization_modes (`dict`, *optional*):
-            {key: {"action": mode or one mode per dimension, "state": …}}. A key that is left out takes the modes of the robot
-            type of that name, if there is one. Modes: [`~hf_vla.robots.normalization`].
+            {key: {"action": mode or one mode per dimension, "state": …}}. A key that is left out takes the modes of its robot
+            type. Modes: [`~hf_vla.robots.normalization`].
+        normalization_options (`dict`, *optional*):
+            {key: {…}}, what a [`~hf_vla.robots.Normalizer`] must know besides the modes, such as "binary_threshold".
+        robot_types (`dict`, *optional*):
+            {key: name of its robot type, or None}. A key that is left out is of the robot type of that name, if there is one.
+        unnormalization (`str`, *optional*, defaults to `"current"`):
+            How actions return to robot units: "current", as StarVLA's server does it since May 2026, or "published", as the
+            results before were obtained ([`~hf_vla.robots.Normalizer.unnormalize_as_published`]).
         action_names (`dict`, *optional*): {key: one name per dimension}.
         prompt_template (`str`, *optional*): text around the instruction; "{instruction}" stands for it, state text included.
         image_size (`[width, height]`, *optional*): images are resized to it (bicubic, aspect not kept); `None` leaves them.
@@ -43,6 +53,9 @@ class ProcessorSettings:
     action_dim: int | None = None
     state_dim: int | None = None
     action_horizon: int | None = None
+    normalization_options: Mapping[str, Any] | None = None
+    robot_types: Mapping[str, str | None] | None = None
+    unnormalization: str = "current"
 
     def __post_init__(self):
         if self.image_size is not None:
@@ -54,10 +67,14 @@ class ProcessorSettings:
             raise ValueError(
                 f"prompt_template is {self.prompt_template!r:.80}; give a text with {{instruction}}, or None"
             )
-        for name in ("statistics", "normalization_modes", "action_names"):
+        if self.unnormalization not in UNNORMALIZATIONS:
+            raise ValueError(f"unnormalization is {self.unnormalization!r}; possible: {', '.join(UNNORMALIZATIONS)}")
+        for name in ("statistics", "normalization_modes", "normalization_options", "robot_types", "action_names"):
             if not isinstance(value := getattr(self, name), Mapping | None):
                 raise ValueError(f"{name} is {value!r:.80}; give a dict with one entry per statistics key")
             setattr(self, name, value or {})
+        named = {key: robot.name if (robot := known_robot(key)) else None for key in self.statistics}
+        self.robot_types = named | dict(self.robot_types)
 
 
 __all__ = ["ProcessorSettings"]

@@ -1,4 +1,4 @@
-"""What a policy's actions are relative to: absolute ones <-> those of the modes `relative` and `delta`.
+"""What a policy's actions are relative to: from absolute actions to those of the modes `relative` and `delta`, and back.
 
 | mode | action k of a chunk, from absolute actions a and the state s at its beginning |
 |---|---|
@@ -6,8 +6,8 @@
 | `delta` | a[k] - a[k - 1], the first: a[0] - s |
 | `relative` | a[k] - s |
 
-Dimension d of the action goes with dimension d of the state; `absolute_dims`, such as the gripper's, are left alone. Statistics
-of datasets in these modes name them (`action_mode`, `absolute_dims`), and so do the files of a processor that has them.
+Dimension d of the action belongs to dimension d of the state; `absolute_dims`, such as the gripper's, are left alone. The
+statistics of datasets in these modes name mode and dimensions (`action_mode`, `absolute_dims`), and so do a processor's files.
 """
 
 from collections.abc import Mapping
@@ -20,17 +20,29 @@ ACTION_MODES = ("stored", "delta", "relative")
 
 @dataclass(frozen=True)
 class ActionMode:
-    """A mode, and which action dimensions it leaves alone."""
+    """A mode, and which action dimensions it leaves alone.
+
+    Args:
+        name: stored, delta or relative.
+        absolute_dims: action dimensions; in a dataset's arguments negative ones count from the end.
+
+    Raises:
+        ValueError: an unknown mode.
+    """
 
     name: str = "stored"
     absolute_dims: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.name not in ACTION_MODES:
+            raise ValueError(f"unknown action_mode {self.name!r}; possible: {', '.join(ACTION_MODES)}")
+
     @classmethod
     def of_statistics(cls, statistics: Mapping, key: str) -> "ActionMode":
-        """The mode that a key's statistics name.
+        """Return the mode that a key's statistics name.
 
         Raises:
-            ValueError: it is none of `ACTION_MODES`, or `absolute_dims` are no dimensions.
+            ValueError: it is not one of `ACTION_MODES`, or `absolute_dims` are not dimensions.
         """
         name, dims = statistics.get("action_mode", "stored"), statistics.get("absolute_dims", ())
         if name not in ACTION_MODES:
@@ -49,15 +61,15 @@ class ActionMode:
         return self.name != "stored"
 
     def entries(self) -> dict:
-        """What a key's statistics hold of it; nothing for `stored`."""
+        """Return what a key's statistics hold of it; nothing for `stored`."""
         return {"action_mode": self.name, "absolute_dims": list(self.absolute_dims)} if self.needs_state else {}
 
     def dims(self, action_dim: int) -> list[int]:
-        """The dimensions that are relative."""
+        """Return the dimensions that are relative."""
         return [d for d in range(action_dim) if d not in self.absolute_dims] if self.needs_state else []
 
     def to_relative(self, actions: np.ndarray, state: np.ndarray | None) -> np.ndarray:
-        """Absolute actions (..., T, D) and the state (..., S) at their beginning -> actions in this mode, (..., T, D)."""
+        """Turn absolute actions (..., T, D) into this mode's, with the state (..., S) at their beginning."""
         if not self.needs_state:
             return actions
         dims, actions = self.dims(actions.shape[-1]), actions.copy()
@@ -70,7 +82,7 @@ class ActionMode:
         return actions
 
     def to_absolute(self, actions: np.ndarray, state: np.ndarray | None) -> np.ndarray:
-        """The inverse of `to_relative`."""
+        """Turn this mode's actions (..., T, D) into absolute ones: the inverse of `to_relative`."""
         if not self.needs_state:
             return actions
         dims, actions = self.dims(actions.shape[-1]), actions.copy()
@@ -79,14 +91,14 @@ class ActionMode:
         return actions
 
     def reference(self, state: np.ndarray | None, actions: np.ndarray, key: str) -> np.ndarray | None:
-        """The state, (S,) or (1, S) or (B, S), for actions (T, D) or (B, T, D); None where it is not needed.
+        """Return the state, (S,) or (1, S) or (B, S), for actions (T, D) or (B, T, D); None if it is not needed.
 
         Args:
             state: (S,), (B, S) or (B, 1, S), also with B = 1 for all.
             key: the actions' statistics key, for errors.
 
         Raises:
-            ValueError: there is none, or it has another shape or is not finite.
+            ValueError: it is missing, has another shape, or is not finite.
         """
         if not self.needs_state:
             return None

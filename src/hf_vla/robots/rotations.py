@@ -1,4 +1,4 @@
-"""Rotations from one representation to another.
+"""Rotations from one representation to another, by scipy's `Rotation`.
 
 | name | numbers | meaning |
 |---|---|---|
@@ -9,7 +9,7 @@
 | `matrix` | 9 | the rotation matrix, row by row |
 """
 
-from collections.abc import Callable
+import warnings
 
 import numpy as np
 
@@ -21,7 +21,7 @@ SIZES = {
     "rotation_6d": 6,
     "matrix": 9,
 }
-_SMALL = 1e-7
+_PARALLEL = 1e-7
 
 
 def convert_rotation(values: np.ndarray, source: str, target: str) -> np.ndarray:
@@ -39,101 +39,53 @@ def convert_rotation(values: np.ndarray, source: str, target: str) -> np.ndarray
     values = np.asarray(values, dtype=np.float64)
     if values.ndim == 0 or values.shape[-1] != SIZES[source]:
         raise ValueError(f"rotations as {source} have {SIZES[source]} numbers, got an array of shape {values.shape}")
-    return _FROM_MATRIX[target](_TO_MATRIX[source](values))
+    if not values.size:
+        return np.empty((*values.shape[:-1], SIZES[target]))
+    rotation = _rotation(values.reshape(-1, SIZES[source]), source)
+    return _numbers(rotation, target).reshape(*values.shape[:-1], SIZES[target])
 
 
-def _matrix_from_quaternion(xyzw: np.ndarray) -> np.ndarray:
-    x, y, z, w = np.moveaxis(_unit(xyzw, "quaternion"), -1, 0)
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-    ]
-    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+def _rotation(values: np.ndarray, source: str):
+    from scipy.spatial.transform import Rotation  # only datasets that rotate need it
+
+    if source == "euler_xyz":
+        return Rotation.from_euler("xyz", values)
+    if source == "axis_angle":
+        return Rotation.from_rotvec(values)
+    if source.startswith("quaternion"):
+        return Rotation.from_quat(_unit(values, "quaternion"), scalar_first=source.endswith("wxyz"))
+    matrix = values.reshape(-1, 3, 3) if source == "matrix" else _orthonormal(values)
+    return Rotation.from_matrix(matrix)
 
 
-def _quaternion_from_matrix(matrix: np.ndarray) -> np.ndarray:
-    # Of the four products of the quaternion with one of its numbers, the one with the largest number loses least.
-    m = {(i, j): matrix[..., i, j] for i in range(3) for j in range(3)}
-    xx, yy, zz = m[0, 0], m[1, 1], m[2, 2]
-    products = [
-        [1 + xx - yy - zz, m[0, 1] + m[1, 0], m[0, 2] + m[2, 0], m[2, 1] - m[1, 2]],
-        [m[0, 1] + m[1, 0], 1 - xx + yy - zz, m[1, 2] + m[2, 1], m[0, 2] - m[2, 0]],
-        [m[0, 2] + m[2, 0], m[1, 2] + m[2, 1], 1 - xx - yy + zz, m[1, 0] - m[0, 1]],
-        [m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1], 1 + xx + yy + zz],
-    ]
-    products = np.stack([np.stack(row, axis=-1) for row in products], axis=-2)
-    best = np.diagonal(products, axis1=-2, axis2=-1).argmax(-1)
-    xyzw = _unit(np.take_along_axis(products, best[..., None, None], axis=-2)[..., 0, :], "matrix")
-    return np.where(xyzw[..., 3:] < 0, -xyzw, xyzw)
+def _numbers(rotation, target: str) -> np.ndarray:
+    if target == "euler_xyz":
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Gimbal lock", category=UserWarning)
+            return rotation.as_euler("xyz")
+    if target == "axis_angle":
+        return rotation.as_rotvec()
+    if target.startswith("quaternion"):
+        return rotation.as_quat(canonical=True, scalar_first=target.endswith("wxyz"))
+    matrix = rotation.as_matrix()
+    return matrix if target == "matrix" else matrix[:, :2]
 
 
-def _matrix_from_axis_angle(vector: np.ndarray) -> np.ndarray:
-    angle = np.linalg.norm(vector, axis=-1, keepdims=True)
-    # sin(angle / 2) / angle, with its series about 0.
-    scale = np.where(angle < _SMALL, 0.5, np.sin(angle / 2) / np.where(angle < _SMALL, 1, angle))
-    return _matrix_from_quaternion(np.concatenate([vector * scale, np.cos(angle / 2)], axis=-1))
-
-
-def _axis_angle_from_matrix(matrix: np.ndarray) -> np.ndarray:
-    xyzw = _quaternion_from_matrix(matrix)
-    sine = np.linalg.norm(xyzw[..., :3], axis=-1, keepdims=True)
-    angle = 2 * np.arctan2(sine, xyzw[..., 3:])
-    return xyzw[..., :3] * np.where(sine < _SMALL, 2, angle / np.where(sine < _SMALL, 1, sine))
-
-
-def _matrix_from_euler(angles: np.ndarray) -> np.ndarray:
-    (cr, cp, cy), (sr, sp, sy) = (np.moveaxis(part, -1, 0) for part in (np.cos(angles), np.sin(angles)))
-    rows = [
-        [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
-        [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
-        [-sp, cp * sr, cp * cr],
-    ]
-    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
-
-
-def _euler_from_matrix(matrix: np.ndarray) -> np.ndarray:
-    cosine = np.hypot(matrix[..., 0, 0], matrix[..., 1, 0])
-    pitch = np.arctan2(-matrix[..., 2, 0], cosine)
-    locked = cosine < _SMALL
-    roll = np.where(
-        locked,
-        np.arctan2(-matrix[..., 1, 2], matrix[..., 1, 1]),
-        np.arctan2(matrix[..., 2, 1], matrix[..., 2, 2]),
-    )
-    yaw = np.where(locked, 0.0, np.arctan2(matrix[..., 1, 0], matrix[..., 0, 0]))
-    return np.stack([roll, pitch, yaw], axis=-1)
-
-
-def _matrix_from_6d(values: np.ndarray) -> np.ndarray:
-    first, second = (_unit(part, "6D rotation") for part in (values[..., :3], values[..., 3:]))
+def _orthonormal(values: np.ndarray) -> np.ndarray:
+    """The matrices (N, 3, 3) of 6D rotations (N, 6), by Gram-Schmidt."""
+    first, second = (_unit(part, "6D rotation") for part in (values[:, :3], values[:, 3:]))
     second = second - (first * second).sum(-1, keepdims=True) * first
     # Of parallel vectors only rounding is left.
-    second = _unit(np.where(np.abs(second).max(-1, keepdims=True) < _SMALL, 0, second), "6D rotation")
+    second = _unit(np.where(np.abs(second).max(-1, keepdims=True) < _PARALLEL, 0, second), "6D rotation")
     return np.stack([first, second, np.cross(first, second)], axis=-2)
 
 
 def _unit(values: np.ndarray, what: str) -> np.ndarray:
     length = np.linalg.norm(values, axis=-1, keepdims=True)
     if (length == 0).any():
-        where = np.argwhere(length[..., 0] == 0)[0].tolist()
-        raise ValueError(f"a {what} of length zero is no rotation (at {where})")
+        row = int(np.argmax(length[:, 0] == 0))
+        raise ValueError(f"a {what} of length zero is not a rotation (at [{row}])")
     return values / length
 
 
-_TO_MATRIX: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "euler_xyz": _matrix_from_euler,
-    "axis_angle": _matrix_from_axis_angle,
-    "quaternion_xyzw": _matrix_from_quaternion,
-    "quaternion_wxyz": lambda values: _matrix_from_quaternion(np.roll(values, -1, axis=-1)),
-    "rotation_6d": _matrix_from_6d,
-    "matrix": lambda values: values.reshape(*values.shape[:-1], 3, 3),
-}
-_FROM_MATRIX: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "euler_xyz": _euler_from_matrix,
-    "axis_angle": _axis_angle_from_matrix,
-    "quaternion_xyzw": _quaternion_from_matrix,
-    "quaternion_wxyz": lambda matrix: np.roll(_quaternion_from_matrix(matrix), 1, axis=-1),
-    "rotation_6d": lambda matrix: matrix[..., :2, :].reshape(*matrix.shape[:-2], 6),
-    "matrix": lambda matrix: matrix.reshape(*matrix.shape[:-2], 9),
-}
+__all__ = ["SIZES", "convert_rotation"]

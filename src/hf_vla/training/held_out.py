@@ -68,23 +68,24 @@ class HoldOut:
         return EvaluationFrames(datasets, self.arguments.eval_samples) if datasets else None
 
     def _other(self, path: str, training: DatasetMixture, columns: str | None) -> LeRobotDataset:
-        like = {member.key: member for member in training.datasets}
+        like = {member.unnorm_key: member for member in training.datasets}
+        horizon, key = training.datasets[0].action_horizon, next(iter(like))
         # A mixture may give its members other keys than they have by themselves; with a single key, the choice is clear.
-        key = next(iter(like)) if len(like) == 1 else None
-        first = training.datasets[0]
-        dataset = LeRobotDataset(path, first.action_horizon, columns=columns, key=key)
-        if dataset.key not in like:
+        if len(like) > 1:
+            key = LeRobotDataset(path, horizon, [], columns=columns).unnorm_key
+        if key not in like:
             raise ValueError(
-                f"eval_dataset {path} is of the robot {dataset.key!r}, which is not in the training data; that has "
-                f"{', '.join(like)}"
+                f"eval_dataset {path} is of the robot {key!r}, which is not in the training data; that has {', '.join(like)}"
             )
-        member = like[dataset.key]
+        member = like[key]
+        reading = {"columns": columns, "unnorm_key": key, "robot": member.robot, "action_mode": member.mode_of_actions}
+        dataset = LeRobotDataset(path, horizon, [], **reading)
         for what in ("action_dim", "state_dim"):
             if getattr(dataset, what) != getattr(member, what):
                 raise ValueError(
                     f"eval_dataset {path} has {what} {getattr(dataset, what)}, the training data {getattr(member, what)}"
                 )
-        dataset = LeRobotDataset(path, first.action_horizon, member.cameras, columns=columns, key=key)
+        dataset = LeRobotDataset(path, horizon, member.cameras, **reading)
         return readable_part(dataset) if training.on_error == "skip" else dataset
 
 
@@ -115,7 +116,7 @@ class EvaluationFrames(Dataset):
     @property
     def keys(self) -> list[str]:
         """The statistics keys of the datasets, sorted."""
-        return sorted({dataset.key for dataset in self.datasets})
+        return sorted({dataset.unnorm_key for dataset in self.datasets})
 
     def check(self) -> None:
         """Read every table and open every video; see [`~hf_vla.data.DatasetMixture.check`]."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..robots.robot_types import ROBOTS
+from ..robots.robot_types import known_robot
 
 #: entries that `EvaluationCollator` adds to a batch
 EXTRAS = ("evaluation_index", "evaluation_key", "evaluation_actions")
@@ -126,8 +126,8 @@ def metric_names(keys: Sequence[str], processor: Any) -> list[str]:
 
 def action_names(processor: Any, key: str, dim: int) -> list[str]:
     """Return the names of the action dimensions: the dataset's, else the robot type's, else their numbers."""
-    robot = ROBOTS.get(key)
-    for names in (processor.action_names.get(key), robot and robot.action_names):
+    robot = known_robot(processor.robot_types.get(key, key))
+    for names in (processor.action_names.get(key), robot and robot.action.names):
         if names and len(names) == dim and len(set(names)) == dim:
             return list(names)
     return [str(i) for i in range(dim)]

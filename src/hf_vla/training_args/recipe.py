@@ -17,8 +17,10 @@ from ..data.preflight import readable_part
 from ..modeling.qwen_fast.action_tokenizer import FastActionTokenizer
 from ..processing.new_backbone import write_new_backbone
 from ..registry import FRAMEWORKS, class_of, frameworks
+from ..robots.action_modes import ACTION_MODES
 from ..robots.normalization import MODES, Normalizer
-from ..robots.robot_types import modes_for
+from ..robots.robot_types import RobotType, find_robot, robot_from_mapping
+from ..utils.renamed import with_new_names
 
 
 def _as_dict(value, name: str) -> dict:
@@ -84,6 +86,9 @@ class PolicyArguments:
             raise ValueError(f"unknown framework {self.framework!r}; known are {', '.join(frameworks())}")
 
 
+_NORMALIZATIONS = ("q99", "min_max", "mean_std")
+
+
 @dataclass
 class DataArguments:
     """The demonstrations.
@@ -92,12 +97,18 @@ class DataArguments:
         dataset: LeRobot datasets (folders or Hub repositories) …
         mixture, data_root: … or a mixture's name or YAML file, and the folder that its datasets are in.
         dataset_weights: how often each dataset is drawn from, relative to the others; by default as its frames.
-        cameras: names of the cameras, in the order the policy sees them; by default all.
+        robot: the robot type of `dataset`, by name or as a YAML file; see docs/your_dataset.md.
+        cameras: names of the cameras, in the order the policy sees them; by default the robot type's, or all.
         columns: YAML file that says which columns are state, action, images and instruction; see docs/data.md.
         image_size: [width, height] to which images are resized; by default they are left alone.
         prompt_template: text around the instruction, "{instruction}" in it.
         use_state: whether the policy is given the robot's state.
-        action_mode, state_mode: normalisation of robots whose own is not known to the package.
+        action_mode: "stored"; or "delta" or "relative", made of stored absolute actions; see docs/data.md. By default the
+            robot type's, or "stored".
+        absolute_dims: action dimensions, such as the gripper's, that action_mode leaves as they are.
+        action_normalization, state_normalization: one mode, one per dimension, or {name of a dimension: mode, …}, of q99,
+            min_max, mean_std, binary and none. By default the robot type's, or q99.
+        binary_threshold: above it, a binary dimension is 1; by default the robot type's, or 0.5.
         augmentation: fields of `hf_vla.data.ImageAugmentation`; by default images are not changed.
         on_error: "raise", or "skip" frames that can't be read, which is counted and logged.
         frame_cache: folder in which decoded video frames are kept for later epochs and runs; see docs/data.md.
@@ -108,14 +119,25 @@ class DataArguments:
     dataset: list[str] | None = field(default=None, metadata={"help": "LeRobot datasets (folders or repositories)"})
     mixture: str | None = field(default=None, metadata={"help": "in place of dataset: a mixture's name or YAML file"})
     data_root: str | None = field(default=None, metadata={"help": "folder of the mixture's datasets"})
-    dataset_weights: list[float] | None = field(default=None, metadata={"help": "one weight a dataset"})
+    dataset_weights: list[float] | None = field(default=None, metadata={"help": "one weight per dataset"})
+    robot: str | None = field(default=None, metadata={"help": "robot type of dataset: a name or a YAML file"})
     cameras: list[str] | None = field(default=None, metadata={"help": "cameras in the policy's order; default all"})
     columns: str | None = field(default=None, metadata={"help": "YAML file: which columns are state, action, images"})
     image_size: list[int] | None = field(default=None, metadata={"help": "width and height of images"})
     prompt_template: str | None = field(default=None, metadata={"help": "text around {instruction}"})
     use_state: bool = field(default=True, metadata={"help": "give the policy the robot's state"})
-    action_mode: str = field(default="q99", metadata={"help": "normalisation of actions: q99, min_max, mean_std"})
-    state_mode: str = field(default="q99", metadata={"help": "normalisation of states: q99, min_max, mean_std"})
+    action_mode: str | None = field(
+        default=None, metadata={"help": "what actions are made relative to: stored, delta or relative"}
+    )
+    absolute_dims: list[int] | None = field(
+        default=None, metadata={"help": "action dimensions that action_mode leaves as they are"}
+    )
+    action_normalization: list[str] | None = field(
+        default=None,
+        metadata={"help": "of actions: one mode, or one per dimension: q99, min_max, mean_std, binary, none"},
+    )
+    state_normalization: list[str] | None = field(default=None, metadata={"help": "of states, likewise"})
+    binary_threshold: float | None = field(default=None, metadata={"help": "above it, a binary dimension is 1"})
     augmentation: dict | str | None = field(default=None, metadata={"help": "JSON: fields of ImageAugmentation"})
     on_error: str = field(default="raise", metadata={"help": "raise, or skip frames that can't be read"})
     frame_cache: str | None = field(default=None, metadata={"help": "folder that keeps decoded video frames"})
@@ -123,11 +145,13 @@ class DataArguments:
         default=None, metadata={"help": "conversations to co-train with: files of LLaVA's JSON"}
     )
     vlm_image_root: str | None = field(default=None, metadata={"help": "folder of vlm_dataset's images"})
+    state_mode: str | None = field(default=None, metadata={"help": "the old name of state_normalization"})
 
     def __post_init__(self):
+        self._take_old_names()
         if bool(self.dataset) == bool(self.mixture):
             raise ValueError("set dataset (one or more LeRobot datasets) or mixture (a mixture's name or YAML file)")
-        of_datasets = [name for name in ("dataset_weights", "cameras", "columns") if getattr(self, name)]
+        of_datasets = [name for name in ("dataset_weights", "robot", "cameras", "columns") if getattr(self, name)]
         if self.mixture and of_datasets:
             raise ValueError(f"{', '.join(of_datasets)} belong to dataset; a mixture's file says its own")
         if self.data_root and not self.mixture:
@@ -136,13 +160,76 @@ class DataArguments:
             raise ValueError("vlm_image_root is the folder of vlm_dataset's images, and no vlm_dataset is set")
         if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 1):
             raise ValueError(f"image_size is {self.image_size}; give width and height")
-        for name in ("action_mode", "state_mode"):
-            if getattr(self, name) not in MODES:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; known are {', '.join(MODES)}")
+        if self.action_mode not in (None, *ACTION_MODES):
+            raise ValueError(
+                f"action_mode is {self.action_mode!r}; possible: {', '.join(ACTION_MODES)}. How actions are normalised is "
+                f"action_normalization, of which known are {', '.join(MODES)}"
+            )
+        if self.robot is not None:
+            find_robot(self.robot)
+        for modality in ("action", "state"):
+            self._modes(modality)
         self.augmentation = _as_dict(self.augmentation, "augmentation")
         if unknown := set(self.augmentation) - set(ImageAugmentation.__dataclass_fields__):
             known = ", ".join(ImageAugmentation.__dataclass_fields__)
             raise ValueError(f"augmentation has no {', '.join(sorted(unknown))}; it has {known}")
+
+    def _take_old_names(self) -> None:
+        """`action_mode: q99` and `state_mode` of older recipes as the normalisations that they are now called."""
+        given = {"state_mode": self.state_mode, "state_normalization": self.state_normalization}
+        if self.action_mode in _NORMALIZATIONS:
+            given |= {"action_mode": self.action_mode, "action_normalization": self.action_normalization}
+            self.action_mode = None
+        given = {name: value for name, value in given.items() if value is not None}
+        renamed = {"action_mode": "action_normalization", "state_mode": "state_normalization"}
+        for name, value in with_new_names(given, renamed, "recipe").items():
+            setattr(self, name, value)
+        self.state_mode = None
+
+    def _modes(self, modality: str, dataset: LeRobotDataset | None = None) -> str | list[str] | None:
+        """The recipe's normalisation of a dataset's "action" or "state", or None if it says none; without a dataset a check."""
+        names = dataset and (dataset.action_names if modality == "action" else dataset.state_names)
+        given = getattr(self, f"{modality}_normalization")
+        if isinstance(given, list) and len(given) == 1:
+            given = given[0]
+        if isinstance(given, str) and given.startswith("{"):
+            given = _as_dict(given, f"{modality}_normalization")
+        if given is None:
+            return None
+        if isinstance(given, dict) and names is None and dataset is not None:
+            raise ValueError(
+                f"{modality}_normalization names dimensions, but those of {dataset.name} have no names; list one mode per "
+                "dimension instead"
+            )
+        # A robot type's description is checked, and so is this.
+        keys = {} if not isinstance(given, dict) else {f"{modality}_keys": names or list(given)}
+        robot = robot_from_mapping("recipe", {f"{modality}_normalization": given, **keys}, "the recipe")
+        layout = robot.layout(modality)
+        return layout.modes(layout.dim) if isinstance(given, dict) else given
+
+    def normalization(self, dataset: LeRobotDataset, statistics: dict) -> tuple[dict, dict]:
+        """Return how a dataset is normalised: modes by modality, and what a `Normalizer` must know beside them.
+
+        What the recipe says comes first, then the robot type, then q99.
+
+        Raises:
+            ValueError: modes that do not fit the dataset, or a binary dimension whose values are not 0 and 1.
+        """
+        robot = dataset.robot
+        modes = {"action": "q99", "state": "q99"} | (robot.modes(statistics, dataset.unnorm_key) if robot else {})
+        options = dict(robot.options()) if robot else {}
+        for modality in ("action", "state"):
+            if (own := self._modes(modality, dataset)) is not None:
+                modes[modality] = own
+                if modality == "state":
+                    options.pop("sin_cos_sizes", None)
+        if self.binary_threshold is not None:
+            options["binary_threshold"] = self.binary_threshold
+        modes = {modality: modes[modality] for modality in modes if modality in statistics}
+        for modality in modes:
+            _normalizer(dataset, statistics, modality, modes, options)  # which checks them
+            _check_binary(dataset, statistics, modality, modes[modality], options, self.binary_threshold is not None)
+        return modes, options
 
     @cached_property
     def conversations(self) -> list[LlavaDataset] | None:
@@ -151,7 +238,7 @@ class DataArguments:
         return [LlavaDataset(file, self.vlm_image_root, on_error=self.on_error) for file in files] or None
 
     def build(self, action_horizon: int, seed: int, hold_out: Callable | None = None) -> DatasetMixture:
-        """The training dataset; `hold_out`, where given, makes each member the part of it that is trained on."""
+        """Build the training dataset; `hold_out`, if given, makes each member the part of it that is trained on."""
 
         def mix(members, weights, **options):
             if self.on_error == "skip":
@@ -163,11 +250,12 @@ class DataArguments:
             "on_error": self.on_error,
             "augmentation": ImageAugmentation(**self.augmentation) if self.augmentation else None,
         }
+        reading = {"action_mode": self.action_mode, "absolute_dims": self.absolute_dims or ()}
         if self.mixture:
-            options |= {"action_horizon": action_horizon, "frame_cache": self.frame_cache}
+            options |= {"action_horizon": action_horizon, "frame_cache": self.frame_cache, "member_options": reading}
             return load_named_mixture(mix, self.mixture, self.data_root, **options)
-        own = {"cameras": self.cameras, "columns": self.columns, "frame_cache": self.frame_cache}
-        datasets = [LeRobotDataset(path, action_horizon, **own) for path in self.dataset]
+        reading |= {"columns": self.columns, "robot": self.robot, "frame_cache": self.frame_cache}
+        datasets = [LeRobotDataset(path, action_horizon, self.cameras, **reading) for path in self.dataset]
         return mix(datasets, self.dataset_weights, **options)
 
 
@@ -202,7 +290,8 @@ def _new_policy(policy: PolicyArguments, data: DataArguments, datasets: list[LeR
     statistics = datasets[0].statistics
     fields = {"action_dim": len(statistics["action"]["mean"]), **policy.policy_config}
     if "state" in statistics:
-        fields.setdefault("state_dim", len(statistics["state"]["mean"]))
+        modes, options = data.normalization(datasets[0], statistics)
+        fields.setdefault("state_dim", _normalizer(datasets[0], statistics, "state", modes, options).encoded_dim)
     model_class = class_of(policy.framework, "model")
     if "fast" in class_of(policy.framework, "processor").settings() and not {"fast", "fast_tokenizer"} & set(fields):
         fields["fast"] = _fit_fast(datasets, data)
@@ -219,29 +308,53 @@ def _new_policy(policy: PolicyArguments, data: DataArguments, datasets: list[LeR
     return model, processor
 
 
+def _normalizer(dataset: LeRobotDataset, statistics: dict, modality: str, modes: dict, options: dict) -> Normalizer:
+    return Normalizer(statistics[modality], modes[modality], f"{modality}s of {dataset.name}", **options)
+
+
 def _fit_fast(datasets: list[LeRobotDataset], data: DataArguments) -> FastActionTokenizer:
     """A FAST tokenizer of the data's own normalised action chunks."""
     chunks = []
     for dataset in datasets:
-        statistics = dataset.statistics
-        normalizer = Normalizer(statistics["action"], _modes(dataset, statistics, data)["action"], dataset.key)
+        modes, options = data.normalization(dataset, dataset.statistics)
+        normalizer = _normalizer(dataset, dataset.statistics, "action", modes, options)
         for of_episode in dataset.chunks():
             chunks.extend(normalizer.normalize(of_episode))
     return FastActionTokenizer.fit(chunks)
 
 
-def _modes(dataset: LeRobotDataset, statistics: dict, data: DataArguments) -> dict:
-    """Normalisation of a robot type that is known, else what the recipe says."""
-    return modes_for(dataset.key, statistics) or {"action": data.action_mode, "state": data.state_mode}
+def _check_binary(
+    dataset: LeRobotDataset, statistics: dict, modality: str, modes: str | list[str], options: dict, chosen: bool
+) -> None:
+    """Raise if a binary dimension's values are not 0 and 1, or all lie on one side of the threshold.
+
+    A threshold that the recipe sets is enough for other values, which become 0 and 1.
+    """
+    threshold, of_modality = options.get("binary_threshold", 0.5), statistics[modality]
+    names = (dataset.action_names if modality == "action" else dataset.state_names) or range(len(of_modality["mean"]))
+    for d, name in enumerate(names):
+        if (modes if isinstance(modes, str) else modes[d]) != "binary":
+            continue
+        low, high = of_modality["min"][d], of_modality["max"][d]
+        outside = not chosen and (low < 0 or high > 1)
+        if outside or (low != high and not low <= threshold < high):
+            raise ValueError(
+                f"{dataset.name}: {modality} dimension {name} is normalised as binary, above {threshold} or not, but its values "
+                f"are from {low:g} to {high:g}; set binary_threshold, at which it becomes 0 or 1, or give it another mode by "
+                f"{modality}_normalization"
+            )
 
 
 def _describe_data(processor, all_statistics: dict, datasets: list[LeRobotDataset], data: DataArguments) -> None:
     """Write the data's statistics, modes and names, and the recipe's image size and prompt into the processor."""
     processor.statistics = {**processor.statistics, **all_statistics}
     for dataset in datasets:
-        key, statistics = dataset.key, all_statistics[dataset.key]
-        modes = _modes(dataset, statistics, data)
+        key = dataset.unnorm_key
+        modes, options = data.normalization(dataset, all_statistics[key])
+        robot: RobotType | None = dataset.robot
         processor.normalization_modes = {**processor.normalization_modes, key: modes}
+        processor.normalization_options = {**processor.normalization_options, key: options}
+        processor.robot_types = {**processor.robot_types, key: robot.name if robot else None}
         if dataset.action_names:
             processor.action_names = {**processor.action_names, key: list(dataset.action_names)}
     if data.image_size:

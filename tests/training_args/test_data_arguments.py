@@ -1,0 +1,144 @@
+"""What a recipe says of a user's robot: modes per dimension, a binary gripper, relative actions, a robot type's file."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from hf_vla.commands.dataclass_parser import parse_dataclasses
+from hf_vla.data import LeRobotDataset, LeRobotWriter
+from hf_vla.robots.robot_types import robot_from_mapping
+from hf_vla.training_args.arguments import VLATrainingArguments
+from hf_vla.training_args.recipe import DataArguments, PolicyArguments, build
+
+
+def built(recipe, **changes):
+    """The model, the processor and the mixture of the tiny recipe with these settings."""
+    settings = yaml.safe_load(recipe.read_text()) | {"state_normalization": None} | changes
+    recipe.write_text(yaml.safe_dump(settings))
+    types = (PolicyArguments, DataArguments, VLATrainingArguments)
+    (policy, data, _), _ = parse_dataclasses(types, [str(recipe)])
+    return build(policy, data, seed=0)
+
+
+def test_one_mode_per_dimension_and_a_binary_gripper(recipe):
+    changes = {"action_normalization": ["mean_std", "binary"], "binary_threshold": -0.4, "state_normalization": "none"}
+    _, processor, mixture = built(recipe, **changes)
+    assert processor.normalization_modes["tiny_arm"] == {"action": ["mean_std", "binary"], "state": "none"}
+    assert processor.robot_types == {"tiny_arm": None}
+    statistics, item = mixture.statistics["tiny_arm"]["action"], mixture[0]
+    inputs = processor(item["image"], item["lang"], state=item["state"][None], actions=item["action"][None])
+    normalized = inputs["actions"][0].numpy()
+    dx = (item["action"][:, 0] - statistics["mean"][0]) / statistics["std"][0]
+    np.testing.assert_allclose(normalized, np.stack([dx, item["action"][:, 1] > -0.4], axis=1), rtol=1e-5, atol=1e-6)
+    back = processor.unnormalize_actions([[[0.0, 0.3], [0.0, -0.5]]])
+    np.testing.assert_allclose(back[0, :, 1], [1, 0])
+
+
+def test_modes_by_name(recipe):
+    _, processor, _ = built(recipe, action_normalization={"dy": "min_max", "dx": "q99"})
+    assert processor.normalization_modes["tiny_arm"] == {"action": ["q99", "min_max"], "state": "q99"}
+
+
+def test_relative_actions_with_an_absolute_dimension(recipe):
+    _, processor, mixture = built(recipe, action_mode="relative", absolute_dims=[-1], action_normalization="min_max")
+    assert mixture.statistics["tiny_arm"]["action_mode"] == "relative"
+    item = mixture[0]
+    state = item["state"][None]
+    inputs = processor(item["image"], item["lang"], state=state, actions=item["action"][None])
+    stored = mixture.datasets[0]
+    absolute = processor.unnormalize_actions(inputs["actions"], state=state)[0]
+    expected = item["action"] + [item["state"][0, 0], 0]
+    np.testing.assert_allclose(absolute, expected, atol=1e-5)
+    assert stored.action_mode == "relative"
+
+
+def test_a_robot_types_file(recipe, tmp_path):
+    robot = {
+        "unnorm_key": "mine",
+        "action_normalization": ["min_max", "none"],
+        "state_normalization": "sin_cos",
+        "cameras": ["front"],
+        "action_mode": "delta",
+        "absolute_dims": [1],
+    }
+    (tmp_path / "my_arm.yaml").write_text(yaml.safe_dump(robot))
+    model, processor, mixture = built(recipe, robot=str(tmp_path / "my_arm.yaml"))
+    assert processor.robot_types == {"mine": "my_arm"}
+    assert processor.normalization_modes["mine"] == {"action": ["min_max", "none"], "state": ["sin_cos"] * 3}
+    assert mixture.statistics["mine"]["action_mode"] == "delta"
+    assert model.config.state_dim == 6
+    item = mixture[0]
+    batch = processor(item["image"], item["lang"], state=item["state"][None], actions=item["action"][None])
+    assert item["dataset"] == "mine" and batch["actions"].shape == (1, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"action_normalization": ["q99"] * 3}, "3 normalisation modes for the 2 dimensions"),
+        ({"action_normalization": {"dx": "q99"}}, "action_normalization and action_keys differ in dy"),
+        ({"action_normalization": "q98"}, "the recipe: unknown normalisation mode 'q98'"),
+        (
+            {"action_normalization": ["q99", "binary"]},
+            "dimension dy is normalised as binary, above 0.5 .*from -0.98.* to 1;",
+        ),
+        (
+            {"state_normalization": "binary", "binary_threshold": 9},
+            "state dimension x is normalised as binary, above 9",
+        ),
+        ({"robot": "oxe_brigde"}, "'oxe_brigde' is not a robot type.*did you mean oxe_bridge"),
+        ({"robot": "robotwin"}, "there are 2 action dimensions; robot type 'robotwin' has 14"),
+        ({"action_mode": "relativ"}, "action_mode is 'relativ'; possible: stored, delta, relative"),
+        ({"absolute_dims": [0]}, "absolute_dims .* have no meaning with action_mode 'stored'"),
+    ],
+)
+def test_mistakes(recipe, changes, message):
+    with pytest.raises(ValueError, match=message):
+        built(recipe, **changes)
+
+
+def test_old_names_work_with_a_warning(recipe):
+    with pytest.warns(FutureWarning) as warned:
+        _, processor, mixture = built(recipe, action_mode="min_max", state_mode="mean_std")
+    assert {str(warning.message).split(";")[0] for warning in warned if warning.category is FutureWarning} == {
+        "recipe: action_mode is now called action_normalization",
+        "recipe: state_mode is now called state_normalization",
+    }
+    assert processor.normalization_modes["tiny_arm"] == {"action": "min_max", "state": "mean_std"}
+    assert mixture.datasets[0].action_mode == "stored"
+    with pytest.raises(ValueError, match="state_mode is the old name of state_normalization, and both are given"):
+        built(recipe, action_mode=None, state_mode="q99", state_normalization="q99")
+
+
+def test_names_choose_the_order_of_keys(tmp_path):
+    """Of any modality.json the robot type takes its keys in its order, and no others."""
+    features = {name: {"dtype": "float32", "shape": (5,)} for name in ("action", "observation.state")}
+    features["observation.images.top"] = {"dtype": "video", "shape": (32, 32, 3)}
+    with LeRobotWriter(tmp_path / "data", fps=5, features=features) as writer:
+        for step in range(4):
+            frame = {name: np.arange(5, dtype=np.float32) + 10 * step for name in ("action", "observation.state")}
+            writer.add_frame(frame | {"observation.images.top": np.zeros((32, 32, 3), np.uint8)})
+        writer.save_episode(task="wave")
+    entries = {"legs": (0, 1), "gripper": (1, 2), "joints": (2, 5)}
+    robot = robot_from_mapping("two_arms", {"action_keys": {"joints": 3, "gripper": 1}, "state_keys": ["gripper"]})
+    for order in (entries, dict(reversed(entries.items()))):
+        part = {name: {"start": start, "end": end} for name, (start, end) in order.items()}
+        annotation = {
+            "human.validity": {"original_key": "task_index"},
+            "human.task_description": {"original_key": "task_index"},
+        }
+        modality = {"action": part, "state": part, "video": {}, "annotation": annotation}
+        (tmp_path / "data/meta/modality.json").write_text(json.dumps(modality))
+        dataset = LeRobotDataset(tmp_path / "data", 2, robot=robot)
+        np.testing.assert_array_equal(dataset[1]["action"], [[12, 13, 14, 11], [22, 23, 24, 21]])
+        np.testing.assert_array_equal(dataset[1]["state"], [[11]])
+        assert dataset.action_names == ["joints_0", "joints_1", "joints_2", "gripper"]
+        assert dataset[1]["lang"] == "wave"
+    del part["gripper"]
+    (tmp_path / "data/meta/modality.json").write_text(json.dumps(modality))
+    with pytest.raises(
+        ValueError, match="has no action gripper, of which robot type 'two_arms' consists; it has joints, legs"
+    ):
+        LeRobotDataset(tmp_path / "data", 2, robot=robot)
