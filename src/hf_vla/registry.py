@@ -7,6 +7,7 @@ import importlib
 from typing import Any
 
 from .plugins import load_plugins
+from .transformers_internals import unregister_processor
 
 #: model_type -> stem of the class names; modules are modeling/T/{configuration,modeling,processing}_T.py
 FRAMEWORKS = {
@@ -46,7 +47,6 @@ def register_framework(model_type: str, config: type, model: type, processor: ty
             configuration's; the configuration is not the model's; or another framework has one of the mapping's names.
     """
     from transformers import AutoConfig, AutoModel, AutoProcessor
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
     if model_type in FRAMEWORKS:
         raise ValueError(f"{model_type!r} is a framework of hf_vla; give yours a name of its own")
@@ -57,9 +57,8 @@ def register_framework(model_type: str, config: type, model: type, processor: ty
     AutoConfig.register(model_type, config)
     AutoModel.register(config, model)
     AutoProcessor.register(config, processor)
-    # AutoProcessor finds a class by its name and takes the oldest: not the one of a notebook's cell that ran before.
     if (older := _REGISTERED.get((model_type, "config"), config)) is not config:
-        PROCESSOR_MAPPING._extra_content.pop(older)
+        unregister_processor(older)
     parts = {"config": config, "model": model, "processor": processor, "starvla": starvla}
     _REGISTERED.update({(model_type, kind): part for kind, part in parts.items()})
 

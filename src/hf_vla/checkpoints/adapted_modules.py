@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 
+from ..transformers_internals import has_adapter, set_has_adapter
+
 _ABSENT = object()
 # What PEFT puts into names: itself in front, and between a module and its parameters.
 _ADAPTER_PARTS = re.compile(
@@ -80,7 +82,7 @@ def merge(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: the weights are quantised, and would be rounded anew.
     """
-    if not getattr(model, "_hf_peft_config_loaded", False):
+    if not has_adapter(model):
         return model
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
@@ -101,7 +103,7 @@ def merge(model: nn.Module) -> nn.Module:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, plain)
     del model.peft_config
-    model._hf_peft_config_loaded = False
+    set_has_adapter(model, False)
     return model.requires_grad_(True)
 
 

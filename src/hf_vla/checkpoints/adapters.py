@@ -15,6 +15,7 @@ from torch import nn
 
 from ..cards.model_card import write_model_card
 from ..hub import SHARED_HUB_KWARGS, hub_options, is_repository_name
+from ..transformers_internals import set_has_adapter
 from ..utils.extras import pip_install
 from .adapted_modules import adapter_tensors, inject, uncovered_modules, weight_fingerprint
 from .checkpoint import WHOLE_WEIGHTS, Checkpoint, Files
@@ -110,7 +111,7 @@ class AdapterCheckpoint(Checkpoint):
         self.check_base(model, base)
         peft_config.inference_mode = True
         inject(peft_config, model)
-        model._hf_peft_config_loaded = True  # so that transformers saves adapters only
+        set_has_adapter(model, True)  # so that transformers saves adapters only
         if not is_policy and (random := uncovered_modules(model)):
             raise ValueError(
                 f"{self.name} does not hold {', '.join(random)}, and its base {base} is a backbone without them: the "
@@ -120,7 +121,7 @@ class AdapterCheckpoint(Checkpoint):
         model.name_or_path = self.name
         return model.eval()
 
-    def load_weights(self, model: nn.Module) -> None:
+    def load_weights(self, model: nn.Module):
         """Copy the adapter's tensors into a model that has such an adapter; what is missing, too much or of another shape raises."""
         from peft import PeftModel, set_peft_model_state_dict
 
@@ -141,7 +142,7 @@ class AdapterCheckpoint(Checkpoint):
         }
         raise_if_incomplete(f"the adapter {self.name}", info)
         prefix = _PREFIX if isinstance(model, PeftModel) else ""
-        set_peft_model_state_dict(model, {prefix + name: tensor for name, tensor in tensors.items()})
+        return set_peft_model_state_dict(model, {prefix + name: tensor for name, tensor in tensors.items()})
 
     def check_base(self, model: nn.Module, base: str) -> None:
         """Raise a ValueError where `model`, which has no adapter, is not what the adapter was trained on."""

@@ -170,7 +170,7 @@ class StarVLACheckpoint(Checkpoint):
                 f"{self.name} needs the configuration of its backbone, and {base} can't be loaded; pass base_vlm= with a "
                 f"folder or repository that holds the backbone's config, tokenizer and image processor ({error})"
             ) from error
-        vlm_config._name_or_path = self.base_vlm  # not where this machine keeps it
+        vlm_config.name_or_path = self.base_vlm  # not where this machine keeps it
         return vlm_config
 
     @cached_property
@@ -219,7 +219,7 @@ class StarVLACheckpoint(Checkpoint):
             is_field = name in own_class.__dataclass_fields__ and (name, value) != ("dtype", "auto")
             (fields if is_field else unused)[name] = value
         config = own_class(**{"vlm_name_or_path": self.base_vlm, "architectures": None, **fields})
-        config._name_or_path = self.name
+        config.name_or_path = self.name
         return (config, unused) if return_unused_kwargs else config
 
     # ------------------------------------------------------------ processor

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 from transformers.integrations import deepspeed as integration, is_deepspeed_zero3_enabled
 
+from ..transformers_internals import deepspeed_config
+
 
 @contextlib.contextmanager
 def not_partitioned() -> Iterator[None]:
     """Models made or loaded within are whole in every process."""
-    reference = integration._hf_deepspeed_config_weak_ref
-    config = reference and reference()
+    config = deepspeed_config()
     if config is None:
         yield
         return

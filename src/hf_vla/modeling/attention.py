@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ..transformers_internals import attention_implementation
+
 
 def eager_attention(
     module: nn.Module,
@@ -52,7 +54,7 @@ def attend(
     """Every query attends every key that `key_mask` allows.
 
     Args:
-        module: the attention layer; `module.config._attn_implementation` names the implementation.
+        module: the attention layer; its `config` names the implementation.
         query: (B, heads, Q, dim); key, value: (B, heads, K, dim).
         key_mask: boolean (B, K), true = attend; None if every key may be attended.
         recorder: receives the weights (B, heads, Q, K). Only attention that is written out has them, so that it is used in
@@ -61,7 +63,7 @@ def attend(
     Returns:
         (B, Q, heads * dim)
     """
-    implementation = "eager" if recorder is not None else module.config._attn_implementation or "sdpa"
+    implementation = "eager" if recorder is not None else attention_implementation(module.config) or "sdpa"
     interface = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
     batch, _, num_queries, head_dim = query.shape
     mask, extra = None, {}

@@ -5,16 +5,17 @@ import threading
 from dataclasses import dataclass, field
 
 import torch
-from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..processing.backbone_families import find_family
+from ..transformers_internals import image_text_to_text_class
 from .stages import stage
 
 
 def build_backbone(vlm_config: PreTrainedConfig) -> PreTrainedModel:
     """The backbone that `vlm_config.model_type` names, with new weights, in torch's default dtype."""
-    mapping = AutoModelForImageTextToText._model_mapping
-    if type(vlm_config) not in mapping:
+    model_class = image_text_to_text_class(vlm_config)
+    if model_class is None:
         raise ValueError(
             f"no vision-language backbone is known for model_type {vlm_config.model_type!r}; "
             "vlm_config must name an image-text-to-text model of transformers, such as 'qwen3_vl' or 'qwen2_5_vl'"
@@ -23,7 +24,7 @@ def build_backbone(vlm_config: PreTrainedConfig) -> PreTrainedModel:
     for config in (vlm_config, *(getattr(vlm_config, name, None) for name in vlm_config.sub_configs)):
         if config is not None:
             config.dtype = torch.get_default_dtype()
-    vlm = mapping[type(vlm_config)](vlm_config)
+    vlm = model_class(vlm_config)
     decoder = vlm.get_decoder()
     if missing := [name for name in ("layers", "norm") if not hasattr(decoder, name)]:
         raise ValueError(

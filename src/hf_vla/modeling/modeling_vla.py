@@ -23,6 +23,7 @@ from ..checkpoints.zero3 import not_partitioned, writes_weights
 from ..hub import HUB_KWARGS, hub_options
 from ..processing.from_vlm import build_from_vlm
 from ..registry import frameworks
+from ..transformers_internals import forget_weight_conversions, has_adapter
 from .backbone import layer_states
 from .configuration_vla import VLAConfig
 from .losses import ActionTargets, labelled, language_model_loss
@@ -394,7 +395,7 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
             kwargs["state_dict"] = checkpoint.state_dict()
             raise_if_shapes_differ(checkpoint.name, cls, config, kwargs["state_dict"])
             model, info = cls._load_whole(checkpoint.name, None, *model_args, config=config, **kwargs)
-            model.config._name_or_path = model.name_or_path = checkpoint.name
+            model.config.name_or_path = model.name_or_path = checkpoint.name
         else:
             if kwargs.get("quantization_config") is not None and config is None:
                 config = cls.config_class.from_pretrained(checkpoint)
@@ -427,8 +428,7 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
             )
         raise_if_incomplete(source, info)
         if is_deepspeed_zero3_enabled():
-            # transformers 5.23 notes all conversions of names that it knows as used, and undoes them when it saves.
-            model._weight_conversions = None
+            forget_weight_conversions(model)
         align(model)
         return model, info
 
@@ -541,7 +541,7 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As transformers', which of a policy with an adapter writes the adapter; with what finds its base again."""
         super().save_pretrained(save_directory, *args, **kwargs)
-        if getattr(self, "_hf_peft_config_loaded", False) and kwargs.get("is_main_process", True):
+        if has_adapter(self) and kwargs.get("is_main_process", True):
             describe_base(save_directory, self, getattr(self, "base_fingerprint", None))
 
 

@@ -77,8 +77,7 @@ class AdaptedPolicy(LeavesModelCard, PeftModel):
                     "resume with the settings of that run (its config.yaml), or start a new one"
                 )
         adapter.check_base(self, "the base of this run")
-        adapter.load_weights(self)
-        return torch.nn.modules.module._IncompatibleKeys([], [])
+        return adapter.load_weights(self)
 
 
 def add_adapter(model: nn.Module, policy, peft: PeftArguments):

@@ -304,7 +304,7 @@ def _new_policy(policy: PolicyArguments, data: DataArguments, datasets: list[LeR
     with tempfile.TemporaryDirectory() as folder:
         write_new_backbone(Path(folder), policy.vlm_config, texts, policy.image_processor_config)
         model, processor = model_class.from_vlm(folder, random_init=True, dtype=getattr(torch, policy.dtype), **fields)
-    model.config.vlm_name_or_path, model.config.vlm_config._name_or_path = None, ""  # it came from nowhere
+    model.config.vlm_name_or_path, model.config.vlm_config.name_or_path = None, ""  # it came from nowhere
     return model, processor
 
 
