@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hf_vla import QwenGR00TConfig
 from hf_vla.commands.convert_recipe import main
 from hf_vla.commands.dataclass_parser import parse_dataclasses
-from hf_vla.registry import STARVLA_NAMES, class_of
+from hf_vla.registry import STARVLA_NAMES, class_of, starvla_mapping
 from hf_vla.training_args.arguments import VLATrainingArguments
 from hf_vla.training_args.evaluation_arguments import EvaluationArguments
 from hf_vla.training_args.recipe import DataArguments, PolicyArguments
@@ -43,7 +44,12 @@ datasets:
     include_state: "True"
     per_device_batch_size: 12
     sampler: {type: task_balanced}
+    balance_dataset_weights: true
+    delete_pause_frame: true
+    pin_memory: false
+    prefetch_factor: 3
 trainer:
+  gradient_accumulation_steps: 4
   max_train_steps: 900
   num_warmup_steps: 90
   save_interval: 300
@@ -97,6 +103,9 @@ def test_the_recipe_says_what_starvla_says(source, tmp_path, capsys):
     assert args.lr_scheduler_type == "cosine_with_min_lr" and args.lr_scheduler_kwargs == {"min_lr": 5e-7}
     assert (args.pretrained_checkpoint, args.reload_modules) == ("runs/before", [r"^action_head\."])
     assert args.activation_checkpointing and args.report_to == []
+    assert data.balance_by_size and args.gradient_accumulation_steps == 1  # StarVLA accumulates nothing
+    loader = (args.dataloader_persistent_workers, args.dataloader_prefetch_factor, args.dataloader_pin_memory)
+    assert loader == (True, 3, False)
     # What has no place is told twice, on stderr and in the file, with its value.
     told, comments = capsys.readouterr().err, output.read_text()
     for line in (
@@ -105,9 +114,76 @@ def test_the_recipe_says_what_starvla_says(source, tmp_path, capsys):
         "datasets.vla_data.sampler.type (task_balanced): unknown, left out",
         "framework.dino.dino_backbone (dinov2_vits14): QwenPI_v3 does not read it",
         "datasets.vlm_data.dataset_use (coco)",
+        "trainer.gradient_accumulation_steps (4): StarVLA does not read it",
+        "datasets.vla_data.delete_pause_frame (True): StarVLA keeps such frames too",
     ):
         assert line in told and f"# {line}" in comments
     assert "action_horizon" not in [line.split(" ")[0] for line in told.splitlines()]
+
+
+def converted(mixture="realman_example", framework="QwenGR00T", action_model=None, trainer=None, **vla_data):
+    content = {
+        "framework": {
+            "name": framework,
+            "qwenvl": {"base_vlm": "Qwen/x"},
+            "action_model": action_model or {"action_dim": 8},
+        },
+        "datasets": {"vla_data": {"data_mix": mixture, **vla_data}},
+        "trainer": trainer or {"max_train_steps": 9},
+    }
+    return convert_recipe(content)
+
+
+@pytest.mark.parametrize(
+    ("action_model", "widths"),
+    [
+        ({"hidden_size": 512}, (512, None)),
+        ({"hidden_size": 512, "diffusion_model_cfg": {"output_dim": 256}}, (256, 512)),
+        ({"diffusion_model_cfg": {"output_dim": 256}}, (256, 1024)),
+        ({}, (1024, None)),
+    ],
+)
+def test_the_decoders_widths(action_model, widths):
+    config = QwenGR00TConfig(**converted(action_model=action_model).settings["policy_config"])
+    assert (config.output_dim, config.mlp_hidden_size) == widths
+    tree = starvla_mapping("qwen_gr00t").to_yaml(config)
+    again = starvla_mapping("qwen_gr00t").to_config({"framework": {"name": "QwenGR00T", **tree["framework"]}})
+    assert (again["output_dim"], again["mlp_hidden_size"]) == widths
+
+
+def test_relative_actions():
+    chosen = {"action_mode": "delta", "action_mode_apply_keys": ["action.delta_joints"]}
+    partners = {"action_mode_state_map": {"action.delta_joints": "state.joints"}}
+    recipe = converted(**chosen, **partners)
+    assert (recipe.settings["action_mode"], recipe.settings["absolute_dims"]) == ("delta", [7])
+    assert not recipe.unknown and not [key for key in recipe.notes if "action_mode" in key]
+    # As StarVLA, keys without a partner of their name stay absolute.
+    assert converted(**chosen).settings["absolute_dims"] == list(range(8))
+    assert converted("robotwin", action_mode="rel").settings["absolute_dims"] == []
+    crooked = converted("libero_all", action_mode="rel")
+    note = crooked.notes["datasets.vla_data.action_mode_state_map"]
+    assert "gripper and gripper lie elsewhere" in note and crooked.settings["absolute_dims"] == []
+    unknown = converted("mine", action_mode="rel", action_mode_apply_keys=["joints"])
+    assert "absolute_dims" not in unknown.settings
+    assert "absolute_dims" in unknown.notes["datasets.vla_data.action_mode_apply_keys"]
+    stored = converted(action_mode="abs", action_mode_apply_keys=["joints"])
+    assert "action_mode" not in stored.settings
+    assert "no meaning" in stored.notes["datasets.vla_data.action_mode_apply_keys"]
+
+
+def test_what_belongs_to_the_robot_type():
+    known = converted("libero_all", normalization_modes="q99")
+    assert "action_normalization" not in known.settings
+    assert "robot types say" in known.notes["datasets.vla_data.normalization_modes"]
+    unknown = converted("mine", normalization_modes="q99").settings
+    assert (unknown["action_normalization"], unknown["state_normalization"]) == ("q99", "q99")
+
+
+def test_noise_draws_of_a_framework_that_draws_none():
+    action_model = {"repeated_diffusion_steps": 8}
+    recipe = converted("libero_all", "QwenOFT", action_model, {"repeated_diffusion_steps": 4})
+    assert "draws no noise" in recipe.notes["trainer.repeated_diffusion_steps"]
+    assert "draws no noise" in recipe.notes["framework.action_model.repeated_diffusion_steps"] and not recipe.unknown
 
 
 def test_co_training_is_asked_for(source):

@@ -101,7 +101,7 @@ class FlowMatchingActionHead(nn.Module):
             hidden_size=config.action_hidden_size,
             num_layers=config.num_action_layers,
             key_size=config.vlm_hidden_size,
-            mlp_hidden_size=config.output_dim,
+            mlp_hidden_size=config.mlp_hidden_size or config.output_dim,
             use_output_head=True,
             clamp_time=True,
         )

@@ -173,13 +173,16 @@ class DiTConfig(FlowMatchingConfig):
         connect_layer_index (`int`, *optional*, defaults to -1):
             Which state h[0] … h[N] of the backbone the head attends; negative counts from the end.
         output_dim (`int`, *optional*, defaults to 1024):
-            Width of the transformer's output, and inner width of the state encoder and the action decoder.
+            Width of the transformer's output, which the action decoder reads.
+        mlp_hidden_size (`int`, *optional*):
+            Inner width of the state encoder and the action decoder; by default `output_dim`.
     """
 
     action_hidden_size: int = 768
     num_action_layers: int = 16
     connect_layer_index: int = -1
     output_dim: int = 1024
+    mlp_hidden_size: int | None = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)

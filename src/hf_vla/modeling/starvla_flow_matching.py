@@ -114,16 +114,12 @@ class DiTMapping(FlowMatchingMapping):
             raise ValueError(f"action_model.action_model_type is {size!r}; known are {', '.join(DIT_SIZES)}")
         width, head_dim = DIT_SIZES[size]
         inner = int(first_given(action_model.get("hidden_size"), 1024))
-        output_dim = int(first_given(diffusion.get("output_dim"), 1024))
-        if inner != output_dim:
-            raise ValueError(
-                f"action_model.hidden_size is {inner} and diffusion_model_cfg.output_dim {output_dim}: the action decoder "
-                "reads the transformer's output, so they must be the same"
-            )
+        output_dim = int(first_given(diffusion.get("output_dim"), inner))
         return {
             **super().to_config(tree),
             "attention_head_dim": int(first_given(diffusion.get("attention_head_dim"), head_dim)),
             "output_dim": output_dim,
+            "mlp_hidden_size": None if inner == output_dim else inner,
             "action_hidden_size": width,
             "num_action_layers": int(first_given(diffusion.get("num_layers"), 16)),
             "connect_layer_index": int(first_given(action_model.get("connect_layer_index"), -1)),
@@ -139,7 +135,7 @@ class DiTMapping(FlowMatchingMapping):
         return {
             "action_model_type": size,
             "action_hidden_dim": config.output_dim,
-            "hidden_size": config.output_dim,
+            "hidden_size": config.mlp_hidden_size or config.output_dim,
             "connect_layer_index": config.connect_layer_index,
             **super().action_model(config),
         }

@@ -97,6 +97,7 @@ class DataArguments:
         dataset: LeRobot datasets (folders or Hub repositories) …
         mixture, data_root: … or a mixture's name or YAML file, and the folder that its datasets are in.
         dataset_weights: how often each dataset is drawn from, relative to the others; by default as its frames.
+        balance_by_size: multiply the weights, here or in the mixture's file, by the datasets' numbers of frames.
         robot: the robot type of `dataset`, by name or as a YAML file; see docs/your_dataset.md.
         cameras: names of the cameras, in the order the policy sees them; by default the robot type's, or all.
         columns: YAML file that says which columns are state, action, images and instruction; see docs/data.md.
@@ -120,6 +121,7 @@ class DataArguments:
     mixture: str | None = field(default=None, metadata={"help": "in place of dataset: a mixture's name or YAML file"})
     data_root: str | None = field(default=None, metadata={"help": "folder of the mixture's datasets"})
     dataset_weights: list[float] | None = field(default=None, metadata={"help": "one weight per dataset"})
+    balance_by_size: bool = field(default=False, metadata={"help": "multiply weights by datasets' numbers of frames"})
     robot: str | None = field(default=None, metadata={"help": "robot type of dataset: a name or a YAML file"})
     cameras: list[str] | None = field(default=None, metadata={"help": "cameras in the policy's order; default all"})
     columns: str | None = field(default=None, metadata={"help": "YAML file: which columns are state, action, images"})
@@ -248,6 +250,7 @@ class DataArguments:
         options = {
             "seed": seed,
             "on_error": self.on_error,
+            "balance_by_size": self.balance_by_size,
             "augmentation": ImageAugmentation(**self.augmentation) if self.augmentation else None,
         }
         reading = {"action_mode": self.action_mode, "absolute_dims": self.absolute_dims or ()}

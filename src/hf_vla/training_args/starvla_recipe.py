@@ -8,7 +8,10 @@ import yaml
 
 from ..checkpoints.starvla import check_tree, hub_name
 from ..checkpoints.starvla_mapping import lookup
+from ..checkpoints.starvla_robots import ACTION_MODES
+from ..data.mixture_files import mixture_names, read_mixture
 from ..registry import class_of, starvla_frameworks, starvla_mapping
+from ..robots.robot_types import RobotType, known_robot
 from .starvla_modules import module_pattern
 from .starvla_recipe_notes import LEFT_OUT
 from .starvla_tree import Tree, resolve
@@ -134,13 +137,7 @@ def _data(tree: Tree, found: ConvertedRecipe, vlm_dataset: list[str] | None) -> 
     settings["mixture"] = str(data["data_mix"])
     if root := data.get("data_root_dir"):
         settings["data_root"] = str(root)
-    from ..data.named_mixtures import mixture_names  # late: it brings the datasets' libraries
-
-    if settings["mixture"] not in mixture_names():
-        found.notes["datasets.vla_data.data_mix"] = (
-            f"no mixture of ours ({', '.join(mixture_names())}); write its datasets into a YAML file, see docs/data.md, and "
-            "name that"
-        )
+    robots = _robots(settings["mixture"], found)
     # Its loader resizes to 224 x 224 where nothing else is said.
     settings["image_size"] = list(data.get("obs_image_size") or data.get("image_size") or (224, 224))
     if prompt := data.get("CoT_prompt"):
@@ -149,13 +146,22 @@ def _data(tree: Tree, found: ConvertedRecipe, vlm_dataset: list[str] | None) -> 
         found.notes["datasets.vla_data.CoT_prompt"] = "empty, with which StarVLA leaves out the instruction; we don't"
     settings["use_state"] = str(data.get("include_state", False)).lower() == "true"
     mode = data.get("normalization_modes")
-    if mode in _MODES:
-        settings |= {"action_mode": mode, "state_mode": mode}
-        found.notes["datasets.vla_data.normalization_modes"] = "holds for robots whose own modes are not known to us"
+    if mode is not None and robots:
+        found.notes["datasets.vla_data.normalization_modes"] = (
+            "the mixture's robot types say how each dimension is normalised"
+        )
+    elif mode in _MODES:
+        settings |= {"action_normalization": mode, "state_normalization": mode}
     elif mode is not None:
         found.notes["datasets.vla_data.normalization_modes"] = f"modes are {', '.join(_MODES)}, for all dimensions"
+    _action_mode(data, found, robots)
+    settings["balance_by_size"] = bool(data.get("balance_dataset_weights", False))
     settings["per_device_train_batch_size"] = int(data.get("per_device_batch_size", 16))
-    settings["dataloader_num_workers"] = int(data.get("num_workers", 4))
+    settings["dataloader_num_workers"] = workers = int(data.get("num_workers", 4))
+    settings["dataloader_pin_memory"] = bool(data.get("pin_memory", True))
+    persistent, ahead = data.get("persistent_workers", True), data.get("prefetch_factor", 2)
+    if workers:
+        settings |= {"dataloader_persistent_workers": bool(persistent), "dataloader_prefetch_factor": int(ahead)}
     if vlm_dataset:
         settings["vlm_dataset"] = list(vlm_dataset)
         batch = lookup(tree, "datasets.vlm_data.per_device_batch_size")
@@ -165,6 +171,57 @@ def _data(tree: Tree, found: ConvertedRecipe, vlm_dataset: list[str] | None) -> 
     elif lookup(tree, "datasets.vlm_data") is not None:
         found.notes["datasets.vlm_data"] = (
             "read by StarVLA's co-training script alone; to co-train, convert again with --vlm-dataset FILE.json"
+        )
+
+
+def _robots(mixture: str, found: ConvertedRecipe) -> list[RobotType]:
+    """The robot types of a mixture; none if it, or one of them, is not known."""
+    if mixture not in mixture_names():
+        found.notes["datasets.vla_data.data_mix"] = (
+            f"not a mixture of ours ({', '.join(mixture_names())}); write its datasets into a YAML file, see docs/data.md, and "
+            "name that"
+        )
+        return []
+    robots = [known_robot(name) for name in sorted({entry["robot"] for entry in read_mixture(mixture)})]
+    return [] if None in robots else robots
+
+
+def _action_mode(data: Tree, found: ConvertedRecipe, robots: list[RobotType]) -> None:
+    """What actions are made relative to, and the dimensions of the keys that stay absolute.
+
+    StarVLA pairs keys of the action with keys of the state, by name or by `action_mode_state_map`; a key without a partner
+    stays absolute. Here dimension d of the action belongs to dimension d of the state.
+    """
+    mode = ACTION_MODES.get(str(data.get("action_mode") or "abs").lower(), "stored")  # as StarVLA takes any other word
+    chosen = {str(key).removeprefix("action.") for key in data.get("action_mode_apply_keys") or ()}
+    mapped = data.get("action_mode_state_map") or {}
+    partners = {key.removeprefix("action."): str(mapped[key]).removeprefix("state.") for key in mapped}
+    if mode == "stored":
+        given = [key for key in ("action_mode_apply_keys", "action_mode_state_map") if data.get(key)]
+        found.notes |= {
+            f"datasets.vla_data.{key}": "without action_mode delta or rel it has no meaning" for key in given
+        }
+        return
+    found.settings["action_mode"] = mode
+    layouts = {(tuple(robot.action.keys.items()), tuple(robot.state.keys.items())) for robot in robots}
+    if len(layouts) != 1:
+        found.notes["datasets.vla_data.action_mode_apply_keys"] = (
+            "the keys' dimensions are not known; name those of the other keys by absolute_dims"
+        )
+        return
+    action, state = robots[0].action, robots[0].state
+    absolute, misplaced = [], []
+    for key in action.keys:
+        partner = partners.get(key, key)
+        if partner not in state.keys or (chosen and key not in chosen):
+            absolute.append(key)
+        elif action.indices([key]) != state.indices([partner]):
+            misplaced.append(f"{key} and {partner}")
+    found.settings["absolute_dims"] = list(action.indices(absolute))
+    if misplaced:
+        found.notes["datasets.vla_data.action_mode_state_map"] = (
+            f"dimension d of the action is made relative to dimension d of the state, and {', '.join(misplaced)} lie elsewhere: "
+            "arrange the state by a column mapping, see docs/data.md"
         )
 
 
@@ -214,7 +271,6 @@ def _optimisation(tree: Tree, found: ConvertedRecipe) -> None:
     for theirs, ours, kind in (
         ("max_train_steps", "max_steps", int),
         ("num_warmup_steps", "warmup_steps", int),
-        ("gradient_accumulation_steps", "gradient_accumulation_steps", int),
         ("gradient_clipping", "max_grad_norm", float),
         ("logging_frequency", "logging_steps", int),
         ("save_interval", "save_steps", int),

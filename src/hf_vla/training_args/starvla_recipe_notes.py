@@ -1,4 +1,4 @@
-"""Keys of StarVLA's training configurations that have no place in a recipe, and why."""
+"""Keys of StarVLA's training configurations that are not taken over into a recipe, and why."""
 
 _NOT_READ = "StarVLA does not read it"
 _OF_THE_BACKBONE = "follows from the backbone and the framework"
@@ -32,7 +32,9 @@ LEFT_OUT = {
     "datasets.vla_data.default_image_resolution": "image_size is what counts",
     "datasets.vla_data.image_size": "obs_image_size goes before",
     "datasets.vla_data.action_type": _NOT_READ,
-    "datasets.vla_data.action_mode": "belongs to the mixture's entries, as action_mode: stored, delta or relative",
+    "datasets.vla_data.delete_pause_frame": "StarVLA keeps such frames too, whatever it says",
+    "datasets.vla_data.balance_trajectory_weights": "every frame of a dataset is equally likely",
+    "datasets.vla_data.default_prompt": "every frame has an instruction",
     "datasets.vla_data.action_horizon": "the policy's action_horizon",
     "datasets.vla_data.sequential_step_sampling": "frames are drawn at random",
     "datasets.vla_data.CoT_answer": _NOT_READ,
@@ -44,7 +46,9 @@ LEFT_OUT = {
     "trainer.eval_interval": "StarVLA looks at a training batch; set eval_episodes, eval_strategy and eval_steps to evaluate",
     "trainer.loss_scale": "only with co-training",
     "trainer.reload_modules": "says what to take from pretrained_checkpoint, which is not set",
-    "trainer.repeated_diffusion_steps": "this framework reads framework.action_model.repeated_diffusion_steps, or none",
+    "trainer.gradient_accumulation_steps": "StarVLA does not read it, and its engine's configuration says 1: nothing is accumulated",
+    "trainer.repeated_diffusion_steps": "this framework reads framework.action_model.repeated_diffusion_steps, or draws no noise",
+    "framework.action_model.repeated_diffusion_steps": "this framework reads trainer.repeated_diffusion_steps, or draws no noise",
     "trainer.scheduler_specific_kwargs": "this schedule has no such setting",
     "trainer.enable_mixed_precision_training": "bf16, always, as in StarVLA",
     "trainer.is_resume": "resume with --resume_from_checkpoint OUTPUT/checkpoint-N",
