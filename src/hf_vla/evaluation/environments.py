@@ -40,6 +40,7 @@ FIRST_EVALUATION_SEED = 10_000
 # Name → (module, class), imported when it is first used.
 _BUILT_IN = {
     "gymnasium": ("hf_vla.evaluation.gymnasium", "GymnasiumEnvironment"),
+    "libero": ("hf_vla.evaluation.libero", "LiberoEnvironment"),
     "metaworld": ("hf_vla.evaluation.metaworld", "MetaWorldEnvironment"),
 }
 _REGISTERED: dict[str, type[Environment]] = {}

