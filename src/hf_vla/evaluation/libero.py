@@ -299,8 +299,13 @@ def _libero() -> Any:
     try:
         from libero.libero import benchmark
     except ModuleNotFoundError as error:
-        raise ImportError(f"LIBERO needs the package {error.name!r}; install it with: {_INSTALL}") from error
+        raise _not_installed(error) from error
     return benchmark
+
+
+def _not_installed(error: ModuleNotFoundError) -> ImportError:
+    package = (error.name or "libero").partition(".")[0]
+    return ImportError(f"LIBERO needs the package {package!r}; install it with: {_INSTALL}")
 
 
 def _official_states(suite: str, number: int) -> np.ndarray:
@@ -319,7 +324,7 @@ def _make_simulator(suite: str, bddl_file: str, horizon: int) -> Any:
         from libero.libero import get_libero_path
         from libero.libero.envs import OffScreenRenderEnv
     except ModuleNotFoundError as error:
-        raise ImportError(f"LIBERO needs the package {error.name!r}; install it with: {_INSTALL}") from error
+        raise _not_installed(error) from error
     except (ImportError, AttributeError, RuntimeError) as error:  # PyOpenGL asks a library that is not there: None
         raise OSError(_CANNOT_RENDER.format(error)) from error
     file = os.path.join(get_libero_path("bddl_files"), suite, bddl_file)
