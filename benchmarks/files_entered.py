@@ -134,8 +134,10 @@ def main() -> None:
         with entered(found["prediction"]):
             policy.infer(observation)
         sys.argv = [str(TRAIN), str(recipe)]
-        with entered(found["training run"]):
+        with entered(found["training run"]), contextlib.suppress(SystemExit):
             runpy.run_path(str(TRAIN), run_name="__main__")
+        if not (folder / "run" / "model.safetensors").exists():
+            raise RuntimeError("the training run left no policy")
     for name, files in found.items():
         print(f"{name}: {len(files)} files" + ("\n  " + "\n  ".join(sorted(files)) if arguments.list else ""))
 

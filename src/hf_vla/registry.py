@@ -51,9 +51,8 @@ def register_framework(model_type: str, config: type, model: type, processor: ty
     if model_type in FRAMEWORKS:
         raise ValueError(f"{model_type!r} is a framework of hf_vla; give yours a name of its own")
     _check_classes(model_type, {"config": config, "model": model, "processor": processor})
-    names = () if starvla is None else starvla.names
-    if taken := [name for name in names if starvla_frameworks().get(name, model_type) != model_type]:
-        raise ValueError(f"StarVLA's framework {taken[0]!r} is mapped already, to {starvla_frameworks()[taken[0]]!r}")
+    if starvla is not None:
+        _check_mapping(model_type, starvla)
     AutoConfig.register(model_type, config)
     AutoModel.register(config, model)
     AutoProcessor.register(config, processor)
@@ -93,6 +92,17 @@ def _check_classes(model_type: str, classes: dict[str, type]) -> None:
         )
 
 
+def _check_mapping(model_type: str, mapping) -> None:
+    base = importlib.import_module(f"{__package__}.checkpoints.starvla_mapping").StarVLAMapping
+    if not isinstance(mapping, base):
+        raise TypeError(
+            f"starvla is {mapping!r:.80}; give an instance of a subclass of {base.__module__}.StarVLAMapping"
+        )
+    known = starvla_frameworks()
+    if taken := [name for name in mapping.names if known.get(name, model_type) != model_type]:
+        raise ValueError(f"StarVLA's framework {taken[0]!r} is mapped already, to {known[taken[0]]!r}")
+
+
 def frameworks() -> list[str]:
     """The `model_type`s of all frameworks, registered ones and those of plugins included."""
     load_plugins()
@@ -119,7 +129,8 @@ def _of_framework(model_type: str, module: str, name: str) -> Any:
 
 
 def starvla_frameworks() -> dict[str, str]:
-    """StarVLA's `framework.name` -> our `model_type`, of all frameworks that have a mapping, registered ones included."""
+    """Return StarVLA's `framework.name` -> our `model_type`, of all frameworks with a mapping, those of plugins included."""
+    load_plugins()
     registered = {
         name: model_type
         for (model_type, kind), mapping in _REGISTERED.items()

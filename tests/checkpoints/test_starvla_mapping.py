@@ -76,8 +76,13 @@ def test_a_name_is_mapped_once(registered):
     class OtherConfig(QwenOFTConfig):
         model_type = "other_oft"
 
+    class Other(QwenOFTForActionPrediction):
+        config_class = OtherConfig
+
     with pytest.raises(ValueError, match="StarVLA's framework 'QwenOFT' is mapped already, to 'qwen_oft'"):
-        register_framework("other_oft", OtherConfig, ForkedForActionPrediction, ForkedProcessor, starvla=Taken())
+        register_framework("other_oft", OtherConfig, Other, ForkedProcessor, starvla=Taken())
+    with pytest.raises(TypeError, match="starvla is <class .*; give an instance of .*StarVLAMapping"):
+        register_framework("other_oft", OtherConfig, Other, ForkedProcessor, starvla=Taken)
 
 
 def test_a_framework_that_starvla_does_not_have():

@@ -18,10 +18,10 @@ from ..hub import SHARED_HUB_KWARGS, hub_options, is_repository_name
 from ..transformers_internals import set_has_adapter
 from ..utils.extras import pip_install
 from .adapted_modules import adapter_tensors, inject, uncovered_modules, weight_fingerprint
-from .checkpoint import WHOLE_WEIGHTS, Checkpoint, Files
+from .checkpoint import Checkpoint
 from .weights import load_tensors
 
-CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
+ADAPTER_CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
 _PREFIX = "base_model.model."  # PEFT's, in front of every name in the file
 
 
@@ -30,21 +30,12 @@ class AdapterCheckpoint(Checkpoint):
 
     is_adapter = True
 
-    @classmethod
-    def find(cls, files: Files, **options) -> "AdapterCheckpoint | None":
-        if files.find(CONFIG) is None:
-            return None
-        # A whole policy with an adapter beside it is transformers' own matter.
-        if files.folder is not None and any(files.find(name) for name in WHOLE_WEIGHTS):
-            return None
-        return cls(files, **options)
-
     def _base_record(self) -> dict:
         return self.files.read_json(BASE) or {}  # none if PEFT itself wrote the adapter
 
     def settings(self) -> dict:
         """PEFT's `adapter_config.json`."""
-        return self.files.read_json(CONFIG)
+        return self.files.read_json(ADAPTER_CONFIG)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -56,7 +47,7 @@ class AdapterCheckpoint(Checkpoint):
         base = given or self.settings().get("base_model_name_or_path")
         if not base:
             raise ValueError(f"{self.name} does not say what it adapts; pass base_model= with that policy or backbone")
-        root = self.files.find(CONFIG).parent
+        root = self.files.find(ADAPTER_CONFIG).parent
         candidates = [Path(base), root / base]
         if given is None and (relative := self._base_record().get("relative_path")):
             candidates.append(root / relative)  # both were moved; the fingerprint tells whether it is the same
@@ -96,7 +87,7 @@ class AdapterCheckpoint(Checkpoint):
         kwargs |= hub_options(self.files.hub, SHARED_HUB_KWARGS) | self.options
         if kwargs.get("dtype") in (None, "auto") and getattr(config, "dtype", None) is not None:
             kwargs["dtype"] = config.dtype  # that of the training, also where the base's own is another
-        peft_config = PeftConfig.from_pretrained(self.files.find(CONFIG).parent)
+        peft_config = PeftConfig.from_pretrained(self.files.find(ADAPTER_CONFIG).parent)
         if peft_config.revision is not None:
             kwargs["revision"] = peft_config.revision
         try:
@@ -180,4 +171,4 @@ def describe_base(
     write_model_card(folder, metadata={"base_model": repository, "base_model_relation": "adapter", "tags": ["lora"]})
 
 
-__all__ = ["AdapterCheckpoint", "describe_base"]
+__all__ = ["ADAPTER_CONFIG", "AdapterCheckpoint", "describe_base"]

@@ -10,9 +10,6 @@ from huggingface_hub import is_offline_mode
 
 from ..hub import hub_file, hub_options, is_repository_name
 
-#: Beside the whole weights of a policy, whatever else a folder holds.
-WHOLE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-
 
 class Files:
     """The files of a folder or of a Hub repository; of the latter, all of the commit that the first one is of.
@@ -87,13 +84,6 @@ class Checkpoint:
     def __init__(self, files: Files, **options):
         self.files, self.options = files, {name: value for name, value in options.items() if value is not None}
 
-    @classmethod
-    def find(cls, files: Files, **options) -> "Checkpoint | None":
-        """Return the checkpoint in these files, or None if they are not in this format."""
-        if not any(files.find(name) for name in ("config.json", "processor_config.json")):
-            return None
-        return cls(files, **options)
-
     @property
     def name(self) -> str:
         """The folder or repository."""
@@ -113,4 +103,4 @@ class Checkpoint:
         return f"{type(self).__name__}({self.name!r})"
 
 
-__all__ = ["WHOLE_WEIGHTS", "Checkpoint", "Files"]
+__all__ = ["Checkpoint", "Files"]

@@ -4,9 +4,12 @@ import os
 from pathlib import Path
 
 from ..hub import HUB_KWARGS
-from .adapters import AdapterCheckpoint
+from .adapters import ADAPTER_CONFIG, AdapterCheckpoint
 from .checkpoint import Checkpoint, Files
 from .starvla import CONFIG_FILES, NATIVE_KWARGS, StarVLACheckpoint
+
+#: A policy's weights, whatever else a folder holds
+WHOLE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
 def find_checkpoint(name_or_path, **options) -> Checkpoint | None:
@@ -18,9 +21,14 @@ def find_checkpoint(name_or_path, **options) -> Checkpoint | None:
     files = Files(name_or_path, **hub)
     if not files.may_exist:
         return None
-    files.find("config.json")  # most have one; once it is known which commit it is of, the Hub is asked less
-    formats = (AdapterCheckpoint, Checkpoint, StarVLACheckpoint)
-    return next((found for found in (x.find(files, **native) for x in formats) if found is not None), None)
+    configured = files.find("config.json")  # first: once it is known which commit it is of, the Hub is asked less
+    # A whole policy with an adapter beside it is transformers' own matter.
+    whole = files.folder is not None and any(files.find(name) for name in WHOLE_WEIGHTS)
+    if not whole and files.find(ADAPTER_CONFIG):
+        return AdapterCheckpoint(files, **native)
+    if configured or files.find("processor_config.json"):
+        return Checkpoint(files, **native)
+    return StarVLACheckpoint.find(files, **native)
 
 
 def open_checkpoint(name_or_path: str | os.PathLike | Checkpoint, **options) -> Checkpoint:

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -167,6 +167,16 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
             given: what a caller gave; what is loaded here is taken out of it.
             file: name -> a file of the native checkpoint that is loaded, or None if there is no such file.
             hub: Hub options.
+        """
+        return {}
+
+    @classmethod
+    def fit_settings(cls, given: Mapping, chunks: Callable[[], Iterable[np.ndarray]]) -> dict:
+        """Make the settings of a new policy that follow from its training data, unless they are given; by default none.
+
+        Args:
+            given: what the recipe sets.
+            chunks: returns the data's normalised action chunks, (T, action_dim) each.
         """
         return {}
 

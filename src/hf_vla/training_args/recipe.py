@@ -2,11 +2,12 @@
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import AutoModel, AutoProcessor, set_seed
 
@@ -14,7 +15,6 @@ from ..checkpoints.opening import open_checkpoint
 from ..data import DatasetMixture, ImageAugmentation, LeRobotDataset, LlavaDataset
 from ..data.named_mixtures import load_named_mixture
 from ..data.preflight import readable_part
-from ..modeling.qwen_fast.action_tokenizer import FastActionTokenizer
 from ..processing.new_backbone import write_new_backbone
 from ..registry import FRAMEWORKS, class_of, frameworks
 from ..robots.action_modes import ACTION_MODES
@@ -296,8 +296,7 @@ def _new_policy(policy: PolicyArguments, data: DataArguments, datasets: list[LeR
         modes, options = data.normalization(datasets[0], statistics)
         fields.setdefault("state_dim", _normalizer(datasets[0], statistics, "state", modes, options).encoded_dim)
     model_class = class_of(policy.framework, "model")
-    if "fast" in class_of(policy.framework, "processor").settings() and not {"fast", "fast_tokenizer"} & set(fields):
-        fields["fast"] = _fit_fast(datasets, data)
+    fields |= class_of(policy.framework, "processor").fit_settings(fields, lambda: _action_chunks(datasets, data))
     if policy.base_vlm:
         fields |= {"image_processor_config": policy.image_processor_config, "dtype": policy.dtype}
         return model_class.from_vlm(policy.base_vlm, **fields, **loading_options)
@@ -315,15 +314,13 @@ def _normalizer(dataset: LeRobotDataset, statistics: dict, modality: str, modes:
     return Normalizer(statistics[modality], modes[modality], f"{modality}s of {dataset.name}", **options)
 
 
-def _fit_fast(datasets: list[LeRobotDataset], data: DataArguments) -> FastActionTokenizer:
-    """A FAST tokenizer of the data's own normalised action chunks."""
-    chunks = []
+def _action_chunks(datasets: list[LeRobotDataset], data: DataArguments) -> Iterator[np.ndarray]:
+    """Yield the data's normalised action chunks (T, D)."""
     for dataset in datasets:
         modes, options = data.normalization(dataset, dataset.statistics)
         normalizer = _normalizer(dataset, dataset.statistics, "action", modes, options)
         for of_episode in dataset.chunks():
-            chunks.extend(normalizer.normalize(of_episode))
-    return FastActionTokenizer.fit(chunks)
+            yield from normalizer.normalize(of_episode)
 
 
 def _check_binary(

@@ -64,6 +64,11 @@ class QwenFASTProcessor(VLAProcessor):
             fast = None if None in own else own[0].parent
         return {"fast": FastActionTokenizer.of(fast, **hub)}
 
+    @classmethod
+    def fit_settings(cls, given, chunks) -> dict:
+        """Fit a FAST tokenizer to the data."""
+        return {} if {"fast", "fast_tokenizer"} & set(given) else {"fast": FastActionTokenizer.fit(chunks())}
+
     def own_config_fields(self) -> dict:
         return self.config_fields(self.tokenizer, self.fast)
 
