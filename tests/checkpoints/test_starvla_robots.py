@@ -9,8 +9,10 @@ import pytest
 import yaml
 from transformers import AutoProcessor
 
+from hf_vla import Policy
 from hf_vla.checkpoints.starvla_robots import robots_of
 from hf_vla.checkpoints.starvla_writer import save_repository
+from hf_vla.commands.convert import main as convert
 from hf_vla.data.mixture_files import mixture_names, read_mixture
 from hf_vla.robots import find_robot, robot_names
 
@@ -168,6 +170,22 @@ def test_an_unknown_mixture_predicts_in_normalised_units(native, caplog, tmp_pat
             named.unnormalize_actions(np.zeros((1, 1, 7)))
     with pytest.raises(ValueError, match="'libero_frank' is not a robot type.*did you mean libero_franka"):
         AutoProcessor.from_pretrained(folder, robot_type="libero_frank")
+
+
+def test_commands_and_policies_take_a_robot_type(reference, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(reference.run_folder("QwenPI_v3"), run)
+    tree = yaml.safe_load((run / "config.full.yaml").read_text())
+    tree["datasets"]["vla_data"]["data_mix"] = "my_mixture"
+    tree["framework"]["qwenvl"]["base_vlm"] = str(reference.base_vlm("QwenPI_v3"))
+    (run / "config.full.yaml").write_text(yaml.safe_dump(tree))
+    (run / "dataset_statistics.json").write_text(json.dumps({"franka": of(7, 8)}))
+    flags = ["--robot-type", "vla_arena_franka", "--unnormalization", "published"]
+    convert([str(run), str(tmp_path / "ours"), *flags])
+    processor = AutoProcessor.from_pretrained(tmp_path / "ours")
+    assert (processor.robot_types, processor.unnormalization) == ({"franka": "vla_arena_franka"}, "published")
+    policy = Policy.from_pretrained(str(run), robot_type="libero_franka", device="cpu")
+    assert policy.processor.robot_types == {"franka": "libero_franka"}
 
 
 def test_a_robot_type_of_the_users_own(native, tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .command import command
 from .parser import ArgumentParser, log_to_console
+from .policy_arguments import add_policy_arguments, policy_options
 
 
 def make_parser() -> ArgumentParser:
@@ -26,6 +27,7 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument("--checkpoint", help="which checkpoint file of a native SRC; default: the highest step's")
     parser.add_argument("--fast-tokenizer", help="FAST tokenizer repository or folder, for native QwenFast")
+    add_policy_arguments(parser)
     parser.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
@@ -61,7 +63,7 @@ def convert(arguments) -> tuple[str, int]:
     checkpoint = open_checkpoint(arguments.src, **given)
     if checkpoint.model_type not in frameworks():
         raise ValueError(f"{arguments.src} holds a {checkpoint.model_type!r} model; only policies can be converted")
-    processor = AutoProcessor.from_pretrained(checkpoint)
+    processor = AutoProcessor.from_pretrained(checkpoint, **policy_options(arguments))
     model = AutoModel.from_pretrained(checkpoint, dtype=arguments.dtype)
     if to_starvla:
         save_repository(model, processor, arguments.dst, step=arguments.step or 0, base_vlm=written_base)

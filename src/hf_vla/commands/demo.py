@@ -8,11 +8,13 @@ Without --model, the environment variable MODEL_ID names the policy. GRADIO_SERV
 
 from .command import command
 from .parser import ArgumentParser
+from .policy_arguments import add_policy_arguments, policy_options
 
 
 def make_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="hf-vla demo", description=__doc__)
     parser.add_argument("--model", help="folder or Hub repository of the policy, or 'untrained'")
+    add_policy_arguments(parser)
     parser.add_argument("--host", help="address to listen on; default: this machine only")
     parser.add_argument("--port", type=int, help="default: 7860, or the next free one")
     return parser
@@ -23,4 +25,4 @@ def main(argv: list[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
     from ..demo.app import launch
 
-    launch(arguments.model, arguments.host, arguments.port)
+    launch(arguments.model, arguments.host, arguments.port, **policy_options(arguments))

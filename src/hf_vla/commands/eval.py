@@ -33,6 +33,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from .command import command
 from .environment_arguments import add_environment_arguments, chosen_tasks, environment_settings
 from .parser import ArgumentParser, log_to_console
+from .policy_arguments import add_policy_arguments, policy_options
 
 _SERVED = ("ws://", "wss://")
 
@@ -50,7 +51,8 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--name", help="the policy's name in table and figure; default: the model's last part")
     parser.add_argument("--seed-start", type=int, help="first seed, of objects and policy; default: the simulator's")
     parser.add_argument("--execute-steps", type=int, help="actions of a chunk to execute; default: 5, or the chunk's")
-    parser.add_argument("--unnorm-key", help="which of the model's statistics to use, where it has several")
+    parser.add_argument("--unnorm-key", help="which of the model's statistics to use, if it has several")
+    add_policy_arguments(parser)
     parser.add_argument(
         "--device", help="device of the policy, such as cpu or cuda; default: a GPU where there is one"
     )
@@ -68,15 +70,15 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
-def load_policy(model: str, unnorm_key: str | None, device: str | None):
-    """Return the `RolloutPolicy` that `--model` names: served elsewhere, or loaded here."""
+def load_policy(model: str, unnorm_key: str | None, device: str | None, **options):
+    """Return the `RolloutPolicy` that `--model` names: served elsewhere, or loaded here with `options`."""
     if model.startswith(_SERVED):
         from ..serving import PolicyClient
 
         return PolicyClient(model, unnorm_key=unnorm_key)
     from ..inference.policy import Policy
 
-    return Policy.from_pretrained(model, unnorm_key=unnorm_key, device=device)
+    return Policy.from_pretrained(model, unnorm_key=unnorm_key, device=device, **options)
 
 
 @command(extra="sim")
@@ -85,8 +87,12 @@ def main(argv: list[str] | None = None, load=load_policy) -> None:
     log_to_console()
     from ..evaluation.benchmark import EvaluationSettings, evaluate_with_controls
 
-    if arguments.model.startswith(_SERVED) and (arguments.untrained_baseline or arguments.device):
-        raise ValueError("a served policy is as it is: give --no-untrained-baseline, and --device to its server")
+    options = policy_options(arguments)
+    if arguments.model.startswith(_SERVED) and (arguments.untrained_baseline or arguments.device or options):
+        raise ValueError(
+            "a served policy is as it is: give --no-untrained-baseline, and --device, --robot-type and --unnormalization to its "
+            "server"
+        )
     settings = EvaluationSettings(
         env=arguments.env,
         tasks=chosen_tasks(arguments),
@@ -99,7 +105,7 @@ def main(argv: list[str] | None = None, load=load_policy) -> None:
         environment=environment_settings(arguments),
     )
     rows = evaluate_with_controls(
-        functools.partial(load, arguments.model, arguments.unnorm_key, arguments.device),
+        functools.partial(load, arguments.model, arguments.unnorm_key, arguments.device, **options),
         arguments.output,
         settings,
         policy_name=arguments.name or Path(arguments.model).name,

@@ -20,6 +20,7 @@ import sys
 
 from .command import command
 from .parser import ArgumentParser, log_to_console
+from .policy_arguments import add_policy_arguments, policy_options
 
 
 def make_parser() -> ArgumentParser:
@@ -28,6 +29,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--port", type=int, default=10093, help="0 takes a free one; openpi's clients expect 8000")
     parser.add_argument("--host", default="0.0.0.0", help="address to listen on")
     parser.add_argument("--unnorm-key", help="which of the model's statistics holds where a request names none")
+    add_policy_arguments(parser)
     parser.add_argument("--device", help="device of the policy, such as cpu or cuda; default: a GPU if there is one")
     parser.add_argument(
         "--dtype", default="auto", help="dtype of the weights, such as bfloat16; auto: the checkpoint's"
@@ -66,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"port is {arguments.port}; possible: 0 to 65535")
     if arguments.max_batch_size < 1:
         raise ValueError(f"max_batch_size is {arguments.max_batch_size}; give 1 or more")
-    loading = {} if arguments.base_vlm is None else {"base_vlm": arguments.base_vlm}
+    loading = policy_options(arguments) | ({} if arguments.base_vlm is None else {"base_vlm": arguments.base_vlm})
     policy = Policy.from_pretrained(
         arguments.model, arguments.unnorm_key, device=arguments.device, dtype=arguments.dtype, **loading
     )

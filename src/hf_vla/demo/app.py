@@ -17,9 +17,9 @@ _FONT = ("system-ui", "sans-serif")
 _FONT_MONO = ("ui-monospace", "monospace")  # the machine's own: none is downloaded
 
 
-def build(wanted: str | None = None) -> gr.Blocks:
-    """The page, with its policy loaded: `wanted`, or what `Policies.first` chooses."""
-    policies, worker = Policies(), Worker()
+def build(wanted: str | None = None, **options) -> gr.Blocks:
+    """The page, with its policy loaded: `wanted`, or what `Policies.first` chooses, with `options` of `from_pretrained`."""
+    policies, worker = Policies(**options), Worker()
     first, trouble = policies.first(wanted)
     with gr.Blocks(title="hf_vla", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         model = gr.State(first)
@@ -64,18 +64,19 @@ def build(wanted: str | None = None) -> gr.Blocks:
     return page.queue(default_concurrency_limit=4, max_size=32)
 
 
-def launch(model: str | None = None, host: str | None = None, port: int | None = None) -> None:
+def launch(model: str | None = None, host: str | None = None, port: int | None = None, **options) -> None:
     """Show the page until it is stopped.
 
     Args:
         model: folder or Hub repository of the policy to start with; by default the environment variable `MODEL_ID`, else the
             quickstart's policy, else one with random weights.
         host, port: the address, by default gradio's: `GRADIO_SERVER_NAME` and `GRADIO_SERVER_PORT`.
+        options: of `from_pretrained`, such as `robot_type`.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     theme = gr.themes.Default(font=_FONT, font_mono=_FONT_MONO)
-    build(model).launch(
+    build(model, **options).launch(
         server_name=host,
         server_port=port,
         theme=theme,

@@ -36,9 +36,13 @@ _ACTION_RANGE = {"min": [-1.0] * 4, "max": [1.0] * 4}
 
 
 class Policies:
-    """Loads policies by name and keeps the last `capacity` of them, by default one where they fill a GPU's memory, else two."""
+    """Loads policies by name and keeps the last `capacity` of them, by default one if they fill a GPU's memory, else two.
 
-    def __init__(self, capacity: int | None = None):
+    `options` of `from_pretrained`, such as `robot_type`, hold for all of them.
+    """
+
+    def __init__(self, capacity: int | None = None, **options):
+        self._options = options
         self._capacity = capacity or (1 if torch.accelerator.is_available() else 2)
         self._loaded: OrderedDict[str, Policy] = OrderedDict()
 
@@ -52,7 +56,7 @@ class Policies:
         if not name:
             raise ValueError("There is no model. Give a folder, or a repository on the Hub such as user/policy.")
         if name not in self._loaded:
-            load = make_untrained if name == UNTRAINED else _loader(name)
+            load = make_untrained if name == UNTRAINED else _loader(name, self._options)
             while len(self._loaded) >= self._capacity:  # before there is another one in memory
                 self._loaded.popitem(last=False)
             self._loaded[name] = load()
@@ -76,16 +80,16 @@ class Policies:
             return UNTRAINED, f"{wanted} can't be loaded: {' '.join(str(error).split())}"
 
 
-def _loader(name: str) -> Callable[[], Policy]:
+def _loader(name: str, options: dict) -> Callable[[], Policy]:
     """What loads this policy, once all is known of it that can be known before."""
     checkpoint = open_checkpoint(name)
-    keys = sorted(AutoProcessor.from_pretrained(checkpoint).statistics)
+    keys = sorted(AutoProcessor.from_pretrained(checkpoint, **options).statistics)
     if not keys:
         raise ValueError(
             f"{name} holds no statistics, so its actions can't be turned into robot units. Save it again with "
             "processor.statistics set to those of its training data."
         )
-    return partial(Policy.from_pretrained, checkpoint, unnorm_key=keys[0])  # visitors choose another
+    return partial(Policy.from_pretrained, checkpoint, unnorm_key=keys[0], **options)  # visitors choose another key
 
 
 def make_untrained(recipe: Path = RECIPE, seed: int = 0) -> Policy:

@@ -45,7 +45,8 @@ class Policy:
             device: where the model goes; by default the GPU where there is one.
             dtype: "auto" keeps the checkpoint's.
             kwargs: for both `from_pretrained` (`base_vlm=`, `revision=`, …); `base_model`, where an adapter's base is if
-                not where it was, and `quantization_config`, of the backbone, for the model's.
+                not where it was, and `quantization_config`, of the backbone, for the model's; `robot_type` and
+                `unnormalization` for the processor's.
 
         Raises:
             OSError: no such folder or repository, or files of it are missing.
@@ -58,12 +59,13 @@ class Policy:
         if device is None:
             device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         of_model = {name: kwargs.pop(name) for name in ("base_model", "quantization_config") if name in kwargs}
+        of_processor = {name: kwargs.pop(name) for name in ("robot_type", "unnormalization") if name in kwargs}
         if of_model.get("quantization_config") is not None:
             of_model["device_map"] = device  # quantised weights are made where they stay
         model = AutoModel.from_pretrained(checkpoint, dtype=dtype, **of_model, **kwargs)
         if "device_map" not in of_model:
             model = model.to(device)
-        return cls(model, AutoProcessor.from_pretrained(checkpoint, **kwargs), unnorm_key)
+        return cls(model, AutoProcessor.from_pretrained(checkpoint, **of_processor, **kwargs), unnorm_key)
 
     @property
     def action_horizon(self) -> int:

@@ -40,6 +40,7 @@ class PolicyArguments:
 
     Args:
         policy: continue from this policy (folder or Hub repository): its configuration, weights and processor.
+        robot_type: the robot type that `policy` was trained on, by name or as a YAML file, if its checkpoint does not tell it.
         framework: the framework of a new policy, by default qwen_pi_v3.
         base_vlm: a new policy's backbone (folder or Hub repository) with its weights, tokenizer and image processor.
         vlm_config: a new policy's backbone, from scratch: fields of its configuration. Its vocabulary is made from the data's
@@ -49,6 +50,9 @@ class PolicyArguments:
     """
 
     policy: str | None = field(default=None, metadata={"help": "continue from this policy (folder or Hub repository)"})
+    robot_type: str | None = field(
+        default=None, metadata={"help": "robot type that policy was trained on, if its checkpoint does not tell it"}
+    )
     framework: str | None = field(default=None, metadata={"help": f"of a new policy: {', '.join(FRAMEWORKS)}"})
     base_vlm: str | None = field(default=None, metadata={"help": "backbone of a new policy (folder or repository)"})
     vlm_config: dict | str | None = field(
@@ -81,6 +85,10 @@ class PolicyArguments:
             )
         if self.policy:
             return
+        if self.robot_type:
+            raise ValueError(
+                "robot_type says what policy was trained on, and no policy is set; that of the data is robot"
+            )
         self.framework = self.framework or "qwen_pi_v3"
         if self.framework not in frameworks():
             raise ValueError(f"unknown framework {self.framework!r}; known are {', '.join(frameworks())}")
@@ -279,7 +287,8 @@ def build(
                 f"(hf-vla merge {policy.policy} MERGED), or resume its run with resume_from_checkpoint"
             )
         model = AutoModel.from_pretrained(checkpoint, dtype=policy.dtype, **loading_options)
-        processor = AutoProcessor.from_pretrained(checkpoint)
+        of_processor = {"robot_type": policy.robot_type} if policy.robot_type else {}
+        processor = AutoProcessor.from_pretrained(checkpoint, **of_processor)
         mixture = data.build(model.config.action_horizon, seed, hold_out)
     else:
         horizon = policy.policy_config.get("action_horizon", class_of(policy.framework, "config").action_horizon)

@@ -1,0 +1,29 @@
+"""Flags of commands that load a policy: how its actions return to robot units, if the checkpoint does not say."""
+
+import argparse
+from typing import Any
+
+from ..robots.normalization import UNNORMALIZATIONS
+
+
+def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--robot-type` and `--unnormalization`."""
+    parser.add_argument(
+        "--robot-type",
+        help="robot type that the policy was trained on, by name or as a YAML file, if the checkpoint does not tell it",
+    )
+    parser.add_argument(
+        "--unnormalization",
+        choices=UNNORMALIZATIONS,
+        help="how a StarVLA policy's actions return to robot units: as its server does it now, or as for its published results; "
+        "default: what the policy was saved with, else current",
+    )
+
+
+def policy_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what was given of them, as arguments of `from_pretrained`."""
+    given = {name: getattr(arguments, name) for name in ("robot_type", "unnormalization")}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+__all__ = ["add_policy_arguments", "policy_options"]
