@@ -25,6 +25,7 @@ RECIPES = {
     "qwen_dual": "quickstart_dual.yaml",
     "qwen_oft": "quickstart_oft.yaml",
     "qwen_fast": "quickstart_fast.yaml",
+    "qwen_adapter": "quickstart_adapter.yaml",
 }
 
 

@@ -21,6 +21,7 @@ OWN = {
     "qwen_dual": {**DIT, "dino_config": DINO},
     "qwen_oft": {},
     "qwen_fast": {"generation_constraint": "length"},
+    "qwen_adapter": {"num_action_queries": 4, "num_action_layers": 3},
 }
 OF_ARM = {"min": [-1.0, 2.0], "max": [3.0, 4.0]}
 

@@ -17,6 +17,7 @@ FRAMEWORKS = {
     "qwen_dual": "QwenDual",
     "qwen_oft": "QwenOFT",
     "qwen_fast": "QwenFAST",
+    "qwen_adapter": "QwenAdapter",
 }
 #: StarVLA's `framework.name` -> model_type; mappings are modeling/T/starvla_T.MAPPING. The first of several is written.
 STARVLA_NAMES = {
@@ -27,6 +28,7 @@ STARVLA_NAMES = {
     "QwenDual": "qwen_dual",
     "QwenOFT": "qwen_oft",
     "QwenFast": "qwen_fast",
+    "QwenAdapter": "qwen_adapter",
 }
 #: (model_type, kind) -> class, or mapping to StarVLA's format, of the frameworks that users registered
 _REGISTERED: dict[tuple[str, str], Any] = {}

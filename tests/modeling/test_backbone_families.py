@@ -39,6 +39,7 @@ OWN = {
     "qwen_dual": {**DIT, "dino_config": DINO, "mask_padding": True},
     "qwen_oft": {},
     "qwen_fast": {"fast": FastActionTokenizer.fit(CHUNKS, vocab_size=512), "generation_constraint": "length"},
+    "qwen_adapter": {"num_action_queries": 4, "num_action_layers": 4, "num_action_heads": 4},
 }
 frameworks = pytest.mark.parametrize("framework", OWN)
 

@@ -11,6 +11,7 @@ from reference_cases import base_vlm
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from hf_vla.checkpoints.starvla_writer import save_repository
+from hf_vla.modeling.placeholders import last_placeholders
 from hf_vla.modeling.real_time_chunking import RealTimeChunking
 from hf_vla.registry import FRAMEWORKS, class_of
 
@@ -36,6 +37,7 @@ OWN = {
     "qwen_gr00t": DIT,
     "qwen_dual": {**DIT, "dino_config": DINO, "mask_padding": True},
     "qwen_oft": {},
+    "qwen_adapter": {"num_action_queries": 5, "num_action_layers": 6},
 }
 REFERENCE_VARIANT = {
     "qwen_pi_v3": "QwenPI_v3",
@@ -43,6 +45,7 @@ REFERENCE_VARIANT = {
     "qwen_gr00t": "QwenGR00T",
     "qwen_dual": "QwenDual",
     "qwen_oft": "QwenOFT",
+    "qwen_adapter": "QwenAdapter",
 }
 FLOW_MATCHING = [name for name in OWN if name in FRAMEWORKS and "attention_head_dim" in OWN[name]]
 
@@ -168,8 +171,8 @@ def test_a_backbone_of_another_width_does_not_load(framework, reference, tmp_pat
     other = tmp_path / "base"
     shutil.copytree(reference.base_vlm(REFERENCE_VARIANT[framework]), other)
     config = json.loads((other / "config.json").read_text())
-    config["text_config"] |= {"hidden_size": 32, "intermediate_size": 64}
-    config["vision_config"]["out_hidden_size"] = 32
+    config["text_config"] |= {"hidden_size": 48, "intermediate_size": 96}
+    config["vision_config"]["out_hidden_size"] = 48
     (other / "config.json").write_text(json.dumps(config))
     run = reference.run_folder(REFERENCE_VARIANT[framework])
     with pytest.raises(ValueError, match="mismatched keys.*instead of"):
@@ -442,7 +445,7 @@ def test_units_of_sharding_are_the_transformer_blocks(framework):
     policy, _ = build(framework)
     names = {type(module).__name__ for module in policy.modules()}
     own = {"qwen_dual": {"Dinov2Layer"}, "qwen_oft": set()}.get(framework, set())
-    own |= set() if framework == "qwen_oft" else {"DiffusionTransformerBlock"}
+    own |= {"qwen_oft": set(), "qwen_adapter": {"AdapterBlock"}}.get(framework, {"DiffusionTransformerBlock"})
     assert policy._no_split_modules == {"Qwen3VLTextDecoderLayer", "Qwen3VLVisionBlock"} | own
     assert policy._no_split_modules <= names
 
@@ -532,10 +535,13 @@ def test_oft_reads_the_last_placeholders():
     policy, processor = build("qwen_oft")
     given = observations()
     more = {**given, "text": [f"a 🔍 {text}" for text in given["text"]]}
-    positions = policy._action_positions(processor(**more)["input_ids"])
-    assert torch.equal(positions.sum(dim=1), torch.tensor([HORIZON, HORIZON]))
-    usual = policy._action_positions(processor(**given)["input_ids"])
-    assert torch.equal(positions.nonzero()[:, 1] - positions.shape[1], usual.nonzero()[:, 1] - usual.shape[1])
+    from_the_end = []
+    for observation in (given, more):
+        input_ids = processor(**observation)["input_ids"]
+        positions = last_placeholders(input_ids, policy.config, "action_horizon")
+        assert (input_ids.gather(1, positions) == policy.config.action_token_id).all()
+        from_the_end.append(positions - input_ids.shape[1])
+    assert torch.equal(*from_the_end)
 
 
 class TestFromVLM:
@@ -576,7 +582,9 @@ class TestFromVLM:
         settings = {
             name: COMMON[name] for name in ("statistics", "normalization_modes", "image_size", "action_horizon")
         }
-        alone = class_of(framework, "processor").from_vlm(base_vlm(), **settings)
+        processor_class = class_of(framework, "processor")
+        settings |= {name: x for name, x in OWN[framework].items() if name in processor_class.settings()}
+        alone = processor_class.from_vlm(base_vlm(), **settings)
         assert torch.equal(alone(**observations())["input_ids"], processor(**observations())["input_ids"])
 
     def test_a_folder_without_weights(self):

@@ -15,6 +15,7 @@ VARIANTS = {
     "QwenPI": 1e-5,
     "QwenGR00T": 1e-5,
     "QwenOFT": 1e-5,
+    "QwenAdapter": 1e-5,
 }
 CASES = [(name, case) for name in VARIANTS for case in meta_of(name)["cases"]]
 TOLERANCE = 1e-5

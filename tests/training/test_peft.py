@@ -34,6 +34,7 @@ OWN = {
     "qwen_dual": {**DIT, "dino_config": DINO},
     "qwen_oft": {},
     "qwen_fast": {"fast_tokenizer": str(FAST_TOKENIZER), "generation_constraint": "length"},
+    "qwen_adapter": {"num_action_queries": 4, "num_action_layers": 3},
 }
 RANGE = {"min": [-1.0] * 2, "max": [1.0] * 2}
 COMMON = {

@@ -245,7 +245,7 @@ class StarVLACheckpoint(Checkpoint):
         settings = {
             "prompt_template": lookup(self.tree, "datasets.vla_data.CoT_prompt"),
             "image_size": self.mapping.image_size(self.tree),
-            **{name: self._fields[name] for name in ("action_dim", "state_dim", "action_horizon")},
+            **{name: self._fields[name] for name in own_class.config_settings},
             **(self._load_settings(overrides) if overrides else self._loaded_settings),
         }
         if "statistics" not in overrides:

@@ -39,6 +39,8 @@ class StarVLAMapping:
     training_fields: ClassVar[frozenset[str]] = frozenset()
     #: Fields that say how to predict; whoever loads the policy sets them anew.
     prediction_options: ClassVar[frozenset[str]] = frozenset()
+    #: fields of the configuration that `framework.action_model` holds as they are -> (StarVLA's name, its default)
+    action_model_fields: ClassVar[dict[str, tuple[str, Any]]] = {}
     default_horizon: ClassVar[int] = 16
 
     def to_config(self, tree: dict) -> dict[str, Any]:
@@ -56,6 +58,10 @@ class StarVLAMapping:
             "action_dim": int(first_given(action_model.get("action_dim"), 7)),
             "state_dim": int(lookup(action_model, "state_dim", 7) or 0),
             "action_horizon": int(horizon),
+            **{
+                name: type(default)(first_given(action_model.get(theirs), default))
+                for name, (theirs, default) in self.action_model_fields.items()
+            },
         }
 
     def to_yaml(self, config) -> dict[str, dict[str, Any]]:
@@ -76,6 +82,7 @@ class StarVLAMapping:
             "action_horizon": config.action_horizon,
             "future_action_window_size": config.action_horizon - 1,
             "past_action_window_size": 0,
+            **{theirs: getattr(config, name) for name, (theirs, _) in self.action_model_fields.items()},
         }
 
     def image_size(self, tree: dict) -> list[int] | None:

@@ -130,11 +130,10 @@ def _lost_of_config(mapping: StarVLAMapping, tree: dict, config, processor) -> d
 
 def _lost_of_processor(mapping: StarVLAMapping, tree: dict, config, processor) -> dict[str, tuple]:
     """Settings of the processor. Its sizes only check what is given, so that those which are not set may come back set."""
-    sizes = ("action_dim", "state_dim", "action_horizon")
     again = {
         "image_size": mapping.image_size(tree),
         "prompt_template": lookup(tree, "datasets.vla_data.CoT_prompt"),
-        **{name: getattr(config, name) for name in sizes if getattr(processor, name) is not None},
+        **{name: getattr(config, name) for name in processor.config_settings if getattr(processor, name) is not None},
     }
     lost = {name: (getattr(processor, name), x) for name, x in again.items() if getattr(processor, name) != x}
     if processor.unnormalization != "current":

@@ -38,6 +38,8 @@ class VLAConfig(PreTrainedConfig):
     #: what the framework makes of the robot's state: "head", a tensor for the action head; "prompt", text in the prompt; None,
     #: nothing. Model and processor read it here.
     state_input = None
+    #: fields that must be at least 1
+    at_least_one = ("action_dim", "action_horizon")
 
     vlm_config: dict | PreTrainedConfig | None = None
     vlm_name_or_path: str | None = None
@@ -48,7 +50,7 @@ class VLAConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        for name in ("action_dim", "action_horizon"):
+        for name in self.at_least_one:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.state_dim < 0:

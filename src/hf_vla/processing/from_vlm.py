@@ -80,7 +80,7 @@ def build_from_vlm(model_type: str, base_vlm, image_processor_config: dict | Non
     fields |= {name: value for name, value in kwargs.items() if name in of_config}
     config = config_class(vlm_config=vlm_config, vlm_name_or_path=str(base_vlm), **fields)
     settings = backbone_settings(vlm_config, parts["image_processor"])
-    settings |= {name: getattr(config, name) for name in ("action_dim", "state_dim", "action_horizon")}
+    settings |= {name: getattr(config, name) for name in processor_class.config_settings}
     settings |= {name: value for name, value in kwargs.items() if name in of_processor} | loaded
     return config, processor_class(**(parts | settings)), hub
 

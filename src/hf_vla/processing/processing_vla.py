@@ -61,6 +61,8 @@ class VLAProcessor(LeavesModelCard, ProcessorMixin):
 
     #: the framework's configuration, which says in `state_input` what becomes of the robot's state
     config_class: type | None = None
+    #: settings that have the value of the configuration's field of the same name
+    config_settings: tuple[str, ...] = ("action_dim", "state_dim", "action_horizon")
     #: Arguments of `load_settings` that are no settings themselves; `from_vlm` and native checkpoints take them.
     loading_options: tuple[str, ...] = ()
 

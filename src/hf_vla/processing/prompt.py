@@ -17,10 +17,21 @@ def add_state(instruction: str, state) -> str:
     return f"{instruction} [STATE] {' '.join(map(str, state_bins(state)))} [ACTION]"
 
 
-def add_action_placeholders(instruction: str, action_horizon: int) -> str:
-    """The instruction and, after it, one placeholder for each action of the chunk (OpenVLA-OFT's parallel decoding)."""
-    placeholders = ACTION_PLACEHOLDER * action_horizon
+def add_action_placeholders(instruction: str, action_horizon: int | None, number: int | None = None) -> str:
+    """The instruction and, after it, `number` placeholders, by default one for each action of the chunk (OpenVLA-OFT).
+
+    Raises:
+        ValueError: `action_horizon`, the processor's setting, is None.
+    """
+    if action_horizon is None:
+        raise ValueError("this processor's action_horizon is not set; it is the policy's, and part of the prompt")
+    placeholders = ACTION_PLACEHOLDER * (number or action_horizon)
     return f"{instruction} Please predict the next {action_horizon} robot actions: <action>{placeholders}<action>."
+
+
+def action_placeholder_id(tokenizer) -> int:
+    """The first token id of the placeholder in a backbone's tokenizer: StarVLA finds placeholders in the prompt by it."""
+    return tokenizer(ACTION_PLACEHOLDER, add_special_tokens=False)["input_ids"][0]
 
 
 def apply_template(template: str | None, instruction: str) -> str:

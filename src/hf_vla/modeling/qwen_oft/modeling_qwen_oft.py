@@ -4,9 +4,8 @@ import torch
 from torch import nn
 
 from ..backbone import build_backbone
-from ..losses import ActionTargets
-from ..modeling_vla import VLAPreTrainedModel
-from ..sampling import SamplingOptions
+from ..placeholders import last_placeholders
+from ..regression_policy import RegressionPolicy
 from .configuration_qwen_oft import QwenOFTConfig
 
 
@@ -39,7 +38,7 @@ class RegressionActionHead(nn.Module):
         return self.fc2(self.layer_norm2(x))
 
 
-class QwenOFTForActionPrediction(VLAPreTrainedModel):
+class QwenOFTForActionPrediction(RegressionPolicy):
     """StarVLA's QwenOFT: action k is regressed from h[N] at the k-th of the last `action_horizon` placeholders."""
 
     config_class = QwenOFTConfig
@@ -50,36 +49,10 @@ class QwenOFTForActionPrediction(VLAPreTrainedModel):
         self.action_head = RegressionActionHead(config.vlm_hidden_size, 2 * config.vlm_hidden_size, config.action_dim)
         self.post_init()
 
-    def _action_positions(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """input_ids (B, L) -> boolean (B, L), true at the last `action_horizon` placeholders of each sample."""
-        horizon, token = self.config.action_horizon, self.config.action_token_id
-        if token is None:
-            raise ValueError(
-                "config.action_token_id is not set: it is the first token id of QwenOFTProcessor's action placeholder in "
-                "the backbone's tokenizer, QwenOFTProcessor.config_fields(tokenizer)"
-            )
-        placeholders = input_ids == token
-        counts = placeholders.sum(dim=1)
-        if (counts < horizon).any():
-            raise ValueError(
-                f"the prompts hold {counts.tolist()} action placeholders (token {token}); each needs at least "
-                f"{horizon}, one for each action of the chunk. Build them with a QwenOFTProcessor of action_horizon={horizon}"
-            )
-        from_the_end = placeholders.flip(1).cumsum(1).flip(1)
-        return placeholders & (from_the_end <= horizon)
-
-    def _regress(self, input_ids, attention_mask, **inputs) -> torch.Tensor:
-        """-> actions (B, action_horizon, action_dim), normalised"""
-        positions = self._action_positions(input_ids)
+    def regress(self, input_ids, attention_mask, **inputs) -> torch.Tensor:
+        positions = last_placeholders(input_ids, self.config, "action_horizon")
         last = self.backbone_states(input_ids, attention_mask, **inputs)[-1]
-        return self.action_head(last[positions].unflatten(0, (len(input_ids), -1)))
-
-    def action_loss(self, targets: ActionTargets, **inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """The mean absolute error."""
-        return targets.mean((self._regress(**inputs).float() - targets.actions.float()).abs())
-
-    def sample_actions(self, options: SamplingOptions, **inputs) -> torch.Tensor:
-        return self._regress(**inputs)
+        return self.action_head(last.take_along_dim(positions[..., None], dim=1))
 
 
 __all__ = ["QwenOFTForActionPrediction"]

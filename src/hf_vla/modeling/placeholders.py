@@ -1,0 +1,34 @@
+"""Placeholder tokens of a prompt, on the model's side."""
+
+import torch
+
+
+def last_placeholders(input_ids: torch.Tensor, config, number_field: str) -> torch.Tensor:
+    """Return where the last placeholders of each sample are: integers (B, number), ascending.
+
+    Args:
+        input_ids: (B, L).
+        config: of the policy; its `action_token_id` is the placeholder.
+        number_field: the field of `config` that says how many a prompt must hold at least, and the processor's setting.
+
+    Raises:
+        ValueError: the id is not set, or a prompt holds fewer placeholders.
+    """
+    token, number = config.action_token_id, getattr(config, number_field)
+    if token is None:
+        raise ValueError(
+            "config.action_token_id is not set: it is the first token id of the processor's action placeholder in the "
+            "backbone's tokenizer, PROCESSOR_CLASS.config_fields(tokenizer)"
+        )
+    placeholders = input_ids == token
+    counts = placeholders.sum(dim=1)
+    if (counts < number).any():
+        raise ValueError(
+            f"the prompts hold {counts.tolist()} action placeholders (token {token}); each needs at least {number}. Build them "
+            f"with this policy's processor, of {number_field}={number}"
+        )
+    places = torch.arange(input_ids.shape[1], device=input_ids.device)
+    return torch.where(placeholders, places, -1).topk(number, dim=1).values.flip(1)
+
+
+__all__ = ["last_placeholders"]
