@@ -200,7 +200,7 @@ def one_line_errors(extra: str | None = None) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
-        if isinstance(error, ModuleNotFoundError):
+        if isinstance(error, ModuleNotFoundError) and "pip install" not in str(error):
             error = missing_module(error, extra=extra) or error
         logger.debug("traceback", exc_info=True)
         sys.stderr.write(f"error: {' '.join(_message(error).split())}\n")

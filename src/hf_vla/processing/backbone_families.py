@@ -6,6 +6,7 @@ transformers brings the networks, tokenizers and image processors; a record says
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from ..plugins import load_plugins
 from ..utils.suggestions import did_you_mean
 from .image_layouts import LaidOutImages, idefics3, qwen_vl
 
@@ -107,6 +108,8 @@ def family_of(model_type: str) -> BackboneFamily:
     """
     if (family := find_family(model_type)) is not None:
         return family
+    if load_plugins():
+        return family_of(model_type)
     known = [name for family in _FAMILIES.values() for name in family.model_types]
     raise ValueError(
         f"no family of backbones has the model type {model_type!r}; known are {', '.join(known)}. Describe yours by a "
@@ -124,6 +127,8 @@ def family_of_image_processor(image_processor) -> BackboneFamily:
     for family in _FAMILIES.values():
         if name.startswith(family.image_processors):
             return family
+    if load_plugins():
+        return family_of_image_processor(image_processor)
     known = [beginning for family in _FAMILIES.values() for beginning in family.image_processors]
     raise ValueError(
         f"no image layout is known for backbones with a {name}; known are those with {', '.join(dict.fromkeys(known))}. "

@@ -36,7 +36,7 @@ def extras() -> Mapping[str, Mapping[str, str]]:
 
 def missing_module(
     error: ModuleNotFoundError, user: str | None = None, extra: str | None = None
-) -> ImportError | None:
+) -> ModuleNotFoundError | None:
     """Return an error that says which extra brings the module that `error` misses, or None if no extra does.
 
     Args:
@@ -50,7 +50,7 @@ def missing_module(
     if not bringing:
         return None
     needs = f"{user} needs {distribution}, which is not installed" if user else f"{distribution} is not installed"
-    return ImportError(f"{needs}: {pip_install(extra if extra in bringing else bringing[0])}", name=error.name)
+    return ModuleNotFoundError(f"{needs}: {pip_install(extra if extra in bringing else bringing[0])}", name=error.name)
 
 
 def _normal(distribution: str) -> str:
