@@ -52,7 +52,7 @@ def test_registration_whatever_is_imported_first(first):
 
 
 @pytest.mark.parametrize(
-    "package", ["hf_vla", "hf_vla.data", "hf_vla.evaluation", "hf_vla.inference", "hf_vla.serving"]
+    "package", ["hf_vla", "hf_vla.data", "hf_vla.evaluation", "hf_vla.inference", "hf_vla.robots", "hf_vla.serving"]
 )
 def test_type_checkers_see_what_is_loaded_when_it_is_used(package):
     """The imports under TYPE_CHECKING are the lazy names, from modules that have them."""
@@ -71,7 +71,11 @@ def test_type_checkers_see_what_is_loaded_when_it_is_used(package):
 @pytest.mark.parametrize(
     ("missing", "statement", "message"),
     [
-        ("pyarrow", "hf_vla.VLATrainer", 'hf_vla.VLATrainer needs pyarrow, which is not installed: pip install "hf_vla[train]"'),
+        (
+            "pyarrow",
+            "hf_vla.VLATrainer",
+            'hf_vla.VLATrainer needs pyarrow, which is not installed: pip install "hf_vla[train]"',
+        ),
         ("pyarrow", "hf_vla.LeRobotDataset", 'needs pyarrow, which is not installed: pip install "hf_vla[train]"'),
         ("msgpack", "import hf_vla.serving", 'needs msgpack, which is not installed: pip install "hf_vla[server]"'),
         ("torch", "hf_vla.Policy", "ModuleNotFoundError: import of torch halted"),

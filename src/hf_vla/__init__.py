@@ -47,6 +47,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test compares it with
         BackboneFamily as BackboneFamily,
         register_backbone_family as register_backbone_family,
     )
+    from .robots.robot_types import register_robot as register_robot
     from .training.trainer import VLATrainer as VLATrainer
     from .training_args.arguments import VLATrainingArguments as VLATrainingArguments
 

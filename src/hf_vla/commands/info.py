@@ -46,11 +46,11 @@ def describe(failed: Sequence[ImportError] = ()) -> Iterator[str]:
     yield ""
     from ..evaluation.environments import environment_names
     from ..registry import frameworks
-    from ..robots.robot_types import ROBOTS
+    from ..robots.robot_types import robot_names
 
     yield _listed("frameworks", frameworks())
     yield _listed("environments", environment_names())
-    yield _listed("robots", list(ROBOTS))
+    yield _listed("robots", robot_names())
     yield _listed("recipes", names(RECIPES))
     yield _listed("launch configurations", names(LAUNCH_CONFIGS))
     yield _listed("plugins", [f"{plugin.name} ({plugin.value})" for plugin in installed_plugins()])

@@ -20,6 +20,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", help="LeRobot folder or Hub repository; may also be the first argument")
     parser.add_argument("--check", action="store_true", help="read everything")
     parser.add_argument("--output", help="write a report there, .html or .png")
+    parser.add_argument("--robot", help="robot type, by name or as a YAML file; default the dataset's, if it is known")
     parser.add_argument("--columns", help="YAML file that says which columns mean what")
     parser.add_argument("--cameras", nargs="+", help="cameras to look at; default all")
     parser.add_argument("--episodes", nargs="+", type=int, help="episodes to look at; default all")
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     from ..data.inspection_report import format_description, report_path, write_report
 
     output = report_path(arguments.output)
-    options = {name: getattr(arguments, name) for name in ("columns", "cameras", "episodes")}
+    options = {name: getattr(arguments, name) for name in ("robot", "columns", "cameras", "episodes")}
     problems = check(arguments.dataset, **options) if arguments.check else None
     for problem in problems or []:
         print(f"wrong: {problem}")

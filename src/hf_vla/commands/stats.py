@@ -2,6 +2,7 @@
 
     hf-vla stats datasets/my-robot
     hf-vla stats --dataset datasets/a datasets/b --output statistics.json
+    hf-vla stats datasets/my-robot --robot my_arm.yaml
     hf-vla stats datasets/my-robot --action-mode relative --absolute-dims -1 --action-horizon 16
 
 Training computes and caches them by itself; this shows them, or computes them beforehand on a machine of your choice. They
@@ -23,12 +24,17 @@ def make_parser() -> argparse.ArgumentParser:
         "--dataset", nargs="+", help="LeRobot folders or Hub repositories; one may be the first argument"
     )
     parser.add_argument("--unnorm-key", "--key", help="statistics key; default the dataset's robot type")
+    parser.add_argument("--robot", help="robot type, by name or as a YAML file; default the dataset's, if it is known")
     parser.add_argument("--columns", help="YAML file that says which columns mean what")
     parser.add_argument("--episodes", nargs="+", type=int, help="episodes to count; default all")
-    parser.add_argument("--action-mode", default="stored", help="stored, delta or relative; see docs/data.md")
+    parser.add_argument(
+        "--action-mode", help="stored, delta or relative, see docs/data.md; default the robot type's, or stored"
+    )
     parser.add_argument("--absolute-dims", nargs="+", type=int, help="action dimensions that the mode leaves alone")
     parser.add_argument(
-        "--action-horizon", type=int, default=1, help="steps in a chunk; matters for delta and relative"
+        "--action-horizon",
+        type=int,
+        help="steps in a chunk, which matters for delta and relative; default the robot type's that --robot names, or 1",
     )
     parser.add_argument("--output", help="JSON file to write; default: print a table")
     return parser
@@ -44,8 +50,9 @@ def main(argv: list[str] | None = None) -> None:
     datasets = [
         LeRobotDataset(
             path,
-            arguments.action_horizon,
+            arguments.action_horizon or (1 if arguments.robot is None else None),
             cameras=[],
+            robot=arguments.robot,
             unnorm_key=arguments.unnorm_key,
             columns=arguments.columns,
             episodes=arguments.episodes,

@@ -1,6 +1,18 @@
 """Robot types as data: keys, normalisation modes, rotations, action modes. numpy and scipy only."""
 
+from typing import TYPE_CHECKING
+
 from ..utils.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .action_modes import ActionMode as ActionMode
+    from .normalization import Normalizer as Normalizer
+    from .robot_types import (
+        RobotType as RobotType,
+        find_robot as find_robot,
+        register_robot as register_robot,
+        robot_names as robot_names,
+    )
 
 _MODULE_OF = {
     "ActionMode": "action_modes",

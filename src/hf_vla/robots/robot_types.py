@@ -30,6 +30,7 @@ from typing import Any
 
 import yaml
 
+from ..plugins import load_plugins
 from ..utils.suggestions import did_you_mean
 from .action_modes import ACTION_MODES, ActionMode
 from .normalization import MODES, dimensions
@@ -314,7 +315,8 @@ def _builtin(name: str) -> RobotType:
 
 
 def robot_names() -> list[str]:
-    """The names of all robot types, registered ones included."""
+    """Return the names of all robot types, registered ones and those of plugins included."""
+    load_plugins()
     return sorted({*builtin_robot_names(), *_REGISTERED})
 
 
@@ -362,6 +364,8 @@ def find_robot(name_or_file: str | Path | RobotType) -> RobotType:
         return _builtin(name)
     if Path(name).is_file():
         return _from_file(Path(name), Path(name).stem)
+    if load_plugins():
+        return find_robot(name)
     raise ValueError(
         f"{name!r} is not a robot type and not a YAML file; the robot types are {', '.join(robot_names())}"
         f"{did_you_mean(name, robot_names())}"
@@ -369,7 +373,9 @@ def find_robot(name_or_file: str | Path | RobotType) -> RobotType:
 
 
 def known_robot(name: str | None) -> RobotType | None:
-    """The robot type of that name, or None."""
+    """Return the robot type of that name, or None."""
+    if name not in builtin_robot_names():
+        load_plugins()
     return find_robot(name) if name in _REGISTERED or name in builtin_robot_names() else None
 
 
