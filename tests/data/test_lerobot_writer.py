@@ -70,6 +70,14 @@ def test_layout_and_vectors(tmp_path):
     assert not [path for path in (tmp_path / "nested").iterdir() if path.name != "toy"]
 
 
+def test_modality_is_written_if_it_is_given(tmp_path):
+    write(tmp_path / "without")
+    assert not (tmp_path / "without" / "meta" / "modality.json").exists()
+    modality = {"video": {"front": {"original_key": "observation.images.front"}}}
+    write(tmp_path / "with", modality=modality)
+    assert json.loads((tmp_path / "with" / "meta" / "modality.json").read_text()) == modality
+
+
 def test_tasks_and_episodes(tmp_path):
     write(tmp_path / "toy")
     tasks = pd.read_parquet(tmp_path / "toy/meta/tasks.parquet")

@@ -2,13 +2,16 @@
 
 import contextlib
 import io
+import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 
+from hf_vla.data import DatasetMixture
 from hf_vla.evaluation import make_environment, run_episode
-from hf_vla.evaluation.demonstrations import record_demonstration
+from hf_vla.evaluation.demonstrations import record_dataset, record_demonstration
 from hf_vla.evaluation.libero import CAMERAS, LiberoEnvironment
 
 pytest.importorskip("libero", reason="LIBERO is not installed: pip install 'hf_vla[libero]'")
@@ -106,6 +109,23 @@ def test_demonstrations_recover_from_noise():
     assert demonstration.success[-1] and demonstration.images[0].shape[1:] == (32, 32, 3)
     assert set(actions[:, 6]) == {0.0, 1.0} and actions[0, 6] == 1  # it starts open
     assert np.abs(actions[:, :6]).max() <= 1 and demonstration.states.shape[1] == 8
+
+
+def test_recordings_fit_the_recipes_for_libero(tmp_path):
+    recorded = tmp_path / "recorded"
+    seeds = record_dataset(
+        recorded, "libero", ["libero_object/2"], 1, first_seed=4, progress=False, image_size=32, quality="fast"
+    )
+    assert seeds == {"libero_object/2": {"seeds": [4], "failed_seeds": []}}
+    for suite in ("object", "goal", "spatial", "10"):
+        shutil.copytree(recorded, tmp_path / f"libero_{suite}_no_noops_1.0.0_lerobot")
+    mixture = DatasetMixture.from_name("libero_all", tmp_path)
+    item = mixture[0]
+    assert len(item["image"]) == 2 and item["action"].shape == (8, 7) and item["dataset"] == "franka"
+    assert item["lang"] == "pick up the salad dressing and place it in the basket"
+    info = json.loads((recorded / "meta" / "info.json").read_text())
+    assert info["robot_type"] == "libero_franka" and info["fps"] == 20
+    assert info["environment"]["settings"]["initial_states"] == "random"  # the official ones are for evaluation
 
 
 def test_goals_beyond_the_expert_are_named():

@@ -59,6 +59,8 @@ class LeRobotWriter:
         info: further entries of `info.json`, such as how the data came about.
         crf: x264's quality of the videos, lower is better.
         gop_size: key frame distance of the videos; 2 makes access to any frame fast.
+        modality: contents of `meta/modality.json`, GR00T's and StarVLA's names of cameras, of parts of state and action, and
+            of the instruction; by default there is no such file.
 
     Raises:
         ValueError: a feature or `fps` that the format does not take.
@@ -85,6 +87,7 @@ class LeRobotWriter:
         info: Mapping[str, Any] | None = None,
         crf: int = 18,
         gop_size: int = 2,
+        modality: Mapping[str, Any] | None = None,
     ):
         self.root = Path(root)
         if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
@@ -95,6 +98,7 @@ class LeRobotWriter:
         self.features = checked_features(features)
         self.robot_type = robot_type
         self.extra_info = dict(info or {})
+        self.modality = modality
         self._crf, self._gop_size = crf, gop_size
         self._video_keys = [key for key, feature in self.features.items() if feature["dtype"] == "video"]
         self._vector_keys = [key for key in self.features if key not in self._video_keys]
@@ -297,3 +301,5 @@ class LeRobotWriter:
         if clashing:
             raise ValueError(f"info names entries that the writer fills itself: {clashing}; rename them")
         write_json(meta / "info.json", {**info, **self.extra_info})
+        if self.modality is not None:
+            write_json(meta / "modality.json", dict(self.modality))

@@ -76,7 +76,7 @@ def record_demonstration(environment: Environment, seed: int, noise: float = 0.0
             executed = np.clip(action + disturbance, environment.action_low, environment.action_high)
         result = environment.step(executed)
         images.append([np.asarray(image) for image in observation["image"]])
-        states.append(observation["state"][0])
+        states.append(observation["state"][0] if environment.state_names else np.zeros(0))
         actions.append(action)
         successes.append(result.success)
         if steps_left is not None:
@@ -191,12 +191,15 @@ def record_dataset(
     from hf_vla.data.lerobot_writer import LeRobotWriter
 
     example = make_environment(name, tasks[0], **environment_arguments)
-    settings, robot_type, fps = example.settings(), example.robot_type, example.fps
+    settings, robot_type, fps, modality = example.settings(), example.robot_type, example.fps, example.modality()
     cameras = [f"observation.images.{camera}" for camera in example.camera_names]
-    example.reset(first_seed)
-    height, width = np.asarray(example.observation()["image"][0]).shape[:2]
-    features = {camera: {"dtype": "video", "shape": (height, width, 3)} for camera in cameras}
-    features["observation.state"] = _vector_feature(example.state_names)
+    observation = example.reset(first_seed)
+    features = {
+        camera: {"dtype": "video", "shape": (image.height, image.width, 3)}
+        for camera, image in zip(cameras, observation["image"], strict=True)
+    }
+    if example.state_names:
+        features["observation.state"] = _vector_feature(example.state_names)
     features["action"] = _vector_feature(example.action_names)
     features["next.success"] = {"dtype": "bool", "shape": (1,)}
     features["next.done"] = {"dtype": "bool", "shape": (1,)}
@@ -205,7 +208,7 @@ def record_dataset(
     seeds = {task: {"seeds": [], "failed_seeds": []} for task in tasks}
     info = {"environment": {"name": name, "settings": settings, "noise": noise, "tasks": seeds}}
     with (
-        LeRobotWriter(output, fps, features, robot_type=robot_type, info=info, crf=_CRF) as writer,
+        LeRobotWriter(output, fps, features, robot_type=robot_type, info=info, crf=_CRF, modality=modality) as writer,
         tqdm(total=episodes * len(tasks), unit="episode", disable=not progress) as bar,
     ):
         for task, seed, demonstration in collect_demonstrations(
@@ -232,7 +235,8 @@ def _write(writer: Any, cameras: Sequence[str], demonstration: Demonstration) ->
     length = len(demonstration.actions)
     for t in range(length):
         frame = {camera: images[t] for camera, images in zip(cameras, demonstration.images, strict=True)}
-        frame["observation.state"] = demonstration.states[t]
+        if demonstration.states.shape[1]:
+            frame["observation.state"] = demonstration.states[t]
         frame["action"] = demonstration.actions[t]
         frame["next.success"] = bool(demonstration.success[t])
         frame["next.done"] = t == length - 1

@@ -140,6 +140,10 @@ class Environment(ABC):
     def render(self, size: int | None = None) -> Image.Image:
         """Return the first camera's view of the current state, `size` pixels wide (default: the observation's size)."""
 
+    def modality(self) -> dict[str, Any] | None:
+        """Return the contents of `meta/modality.json` of a recording, or None if its features' names say enough."""
+        return None
+
     @abstractmethod
     def close(self) -> None:
         """Free what the simulator holds; a closed environment cannot be used again."""

@@ -35,6 +35,7 @@ STEP_LIMITS = {
 }
 #: name of an image in the demonstrations → the simulator's camera.
 CAMERAS = {"image": "agentview", "wrist_image": "robot0_eye_in_hand"}
+_MODALITY_CAMERAS = {"image": "primary_image", "wrist_image": "wrist_image"}
 WAITING_STEPS = 10
 # No motion, gripper open: what the robot does while the objects settle.
 _WAITING_ACTION = np.array([0, 0, 0, 0, 0, 0, -1], dtype=np.float64)
@@ -240,6 +241,16 @@ class LiberoEnvironment(Environment):
             "waiting_steps": self.waiting_steps,
             "fixture_seed": self.fixture_seed,
             "quality": self.quality,
+        }
+
+    def modality(self) -> dict[str, Any]:
+        """Names as in StarVLA's versions of LIBERO's datasets, which robot type `libero_franka` refers to."""
+        cameras = {_MODALITY_CAMERAS[name]: f"observation.images.{name}" for name in self.camera_names}
+        return {
+            "state": {name: {"start": n, "end": n + 1} for n, name in enumerate(self.state_names)},
+            "action": {name: {"start": n, "end": n + 1} for n, name in enumerate(self.action_names)},
+            "video": {name: {"original_key": key} for name, key in cameras.items()},
+            "annotation": {"human.action.task_description": {"original_key": "task_index"}},
         }
 
     def close(self) -> None:
