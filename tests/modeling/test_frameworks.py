@@ -515,7 +515,7 @@ def test_a_head_that_does_not_divide_into_attention_heads(framework):
     config_class, model_class = class_of(framework, "config"), class_of(framework, "model")
     vlm_config = AutoConfig.from_pretrained(base_vlm())
     config = config_class(vlm_config=vlm_config, **{**OWN[framework], "attention_head_dim": 24})
-    with pytest.raises(ValueError, match="no multiple of attention_head_dim"):
+    with pytest.raises(ValueError, match="not a multiple of attention_head_dim"):
         model_class(config)
 
 

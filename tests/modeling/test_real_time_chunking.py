@@ -178,7 +178,7 @@ def untrained():
         ({"previous_chunk": (5, 2)}, r"shape \(5, 2\)"),
         ({"previous_chunk": (1, 5, 2)}, r"shape \(1, 5, 2\)"),
         ({"previous_chunk": (2, 9, 2)}, r"shape \(2, 9, 2\)"),
-        ({"previous_chunk": (2, 0, 2)}, "or None where none are left"),
+        ({"previous_chunk": (2, 0, 2)}, "or None if none are left"),
         ({"previous_chunk": (2, 5, 2), "inference_delay": 6}, "inference_delay is 6; it must be from 0 to the 5"),
         ({"previous_chunk": (2, 5, 2), "inference_delay": -1}, "inference_delay is -1"),
         ({"previous_chunk": (2, 5, 2), "inference_delay": 1.0}, "inference_delay is 1.0; give a whole number"),

@@ -12,6 +12,15 @@ from ..modeling.stages import timed_by
 from .observations import checked, states, views
 from .prediction import Prediction, Recorder, Stopwatch
 
+#: argument of `infer` or `predict` -> the option of the model's sampler that it needs
+_NEEDED_OPTION = {
+    "num_samples": "noise",
+    "num_inference_steps": "num_inference_steps",
+    "trace": "on_step",
+    "previous_chunk": "real_time_chunking",
+    "inference_delay": "real_time_chunking",
+}
+
 
 class Policy:
     """A model and its processor.
@@ -19,7 +28,7 @@ class Policy:
     Args:
         model: a policy model, for example from `AutoModel.from_pretrained`.
         processor: its processor.
-        unnorm_key: whose statistics; optional where the processor knows only one.
+        unnorm_key: whose statistics; optional if the processor knows only one.
 
     ```python
     >>> policy = Policy.from_pretrained("outputs/quickstart/policy")  # doctest: +SKIP
@@ -42,7 +51,7 @@ class Policy:
         """Load model and processor from a folder or Hub repository.
 
         Args:
-            device: where the model goes; by default the GPU where there is one.
+            device: where the model goes; by default the GPU, if there is one.
             dtype: "auto" keeps the checkpoint's.
             kwargs: for both `from_pretrained` (`base_vlm=`, `revision=`, …); `base_model`, where an adapter's base is if
                 not where it was, and `quantization_config`, of the backbone, for the model's; `robot_type` and
@@ -73,7 +82,7 @@ class Policy:
 
     @property
     def action_names(self) -> list[str]:
-        """One name a dimension of the actions; "action 0", … where the processor knows none."""
+        """One name per dimension of the actions; "action 0", … if the processor knows none."""
         names = self.processor.action_names.get(self.processor.resolve_key(self.unnorm_key))
         return list(names or (f"action {d}" for d in range(self.model.config.action_dim)))
 
@@ -123,13 +132,11 @@ class Policy:
         single = isinstance(observation, Mapping)
         batch = checked([observation] if single else observation)
         _check_counts(num_inference_steps=num_inference_steps)
-        self._needs_denoising(num_inference_steps=num_inference_steps)
-        drawn = {"generator": self._generator}
-        if num_inference_steps is not None:
-            drawn["num_inference_steps"] = num_inference_steps
-        if seed is not None:
-            noise = self._noise(1, self._seeded(seed)).repeat(len(batch), 1, 1)
-            drawn |= {"noise": noise} if self.denoises else {}
+        self._check_can_sample(num_inference_steps=num_inference_steps)
+        generator = self._generator if seed is None else self._seeded(seed)
+        drawn = {"generator": generator, "num_inference_steps": num_inference_steps}
+        if seed is not None and self.denoises:
+            drawn["noise"] = self._noise(1, generator).repeat(len(batch), 1, 1)
         watch = Stopwatch(self.model.device)
         inputs = self._inputs(batch, watch)
         if previous_chunk is not None or inference_delay:
@@ -169,13 +176,14 @@ class Policy:
         """
         (observation,) = checked([observation])
         _check_counts(num_samples=num_samples, num_inference_steps=num_inference_steps)
-        self._needs_denoising(num_samples=num_samples > 1, num_inference_steps=num_inference_steps, trace=trace)
+        several = num_samples if num_samples > 1 else None
+        self._check_can_sample(num_samples=several, num_inference_steps=num_inference_steps, trace=trace)
         generator = self._generator if seed is None else self._seeded(seed)
         key = self.processor.resolve_key(self.unnorm_key)
         watch = Stopwatch(self.model.device)
         inputs = self._inputs([observation], watch)
         input_ids = inputs["input_ids"][0].cpu()
-        drawn = {"num_inference_steps": num_inference_steps}
+        drawn = {"generator": generator, "num_inference_steps": num_inference_steps}
         if self.denoises:
             drawn["noise"] = self._noise(num_samples, generator)
         recorder = None
@@ -224,7 +232,7 @@ class Policy:
     def _noise(self, num_samples: int, generator: torch.Generator | None) -> torch.Tensor:
         """(num_samples, action_horizon, action_dim)"""
         shape = (1, self.action_horizon, self.model.config.action_dim)
-        # One draw a sample, as a draw of several numbers at once depends on how many they are.
+        # One draw per sample, as a draw of several numbers at once depends on how many they are.
         return torch.cat(
             [
                 torch.randn(shape, generator=generator, device=self.model.device, dtype=torch.float32)
@@ -232,18 +240,19 @@ class Policy:
             ]
         )
 
-    def _needs_denoising(self, **given) -> None:
-        """Raise a ValueError where a framework is asked for what it does not have."""
-        asked = [name for name, value in given.items() if value]
-        if asked and not self.denoises:
+    def _check_can_sample(self, **given) -> None:
+        """Raise a ValueError if a framework is asked for what it does not have."""
+        known = self.model.sampling_options
+        if asked := [name for name, value in given.items() if value and _NEEDED_OPTION[name] not in known]:
+            how = "does not denoise its actions as flow matching does" if known else "does not denoise its actions"
             raise ValueError(
-                f"{type(self.model).__name__} does not denoise its actions: it predicts one chunk, in one way; leave out "
-                f"{', '.join(asked)}, or use a framework that does: QwenPI, QwenPI_v3, QwenGR00T or QwenDual"
+                f"{type(self.model).__name__} {how}; leave out {', '.join(asked)}, or use a framework that does: QwenPI, "
+                "QwenPI_v3, QwenGR00T or QwenDual"
             )
 
     def _real_time_chunking(self, previous_chunk, inference_delay: int, state, single: bool) -> RealTimeChunking:
-        """Of a previous chunk in robot units."""
-        self._needs_denoising(previous_chunk=previous_chunk is not None, inference_delay=inference_delay)
+        """The model's argument, made of a previous chunk in robot units."""
+        self._check_can_sample(previous_chunk=previous_chunk is not None, inference_delay=inference_delay)
         if previous_chunk is not None:
             previous_chunk = np.asarray(previous_chunk, dtype=np.float32)
             previous_chunk = previous_chunk[None] if single else previous_chunk

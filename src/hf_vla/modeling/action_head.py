@@ -54,8 +54,8 @@ class FlowMatchingActionHead(nn.Module):
         key_size: width of the states that cross-attention reads.
         mlp_hidden_size: inner width of `state_encoder` and `action_decoder`.
         use_output_head: pass the tokens through the transformer's AdaLN output head (GR00T, Dual). Layer-wise heads (PI,
-            PI_v3) decode the last block's tokens, and hold that output head unused, as their checkpoints do.
-        clamp_time: cut training times at 0 (GR00T, Dual).
+            PI_v3) decode the last block's tokens; they have the output head, unused, because their checkpoints do.
+        clamp_time: clamp training times at 0 (GR00T, Dual).
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class FlowMatchingActionHead(nn.Module):
 
     @classmethod
     def from_dit_config(cls, config: DiTConfig) -> "FlowMatchingActionHead":
-        """GR00T's head, and Dual's: every block that attends the backbone attends the same state of it."""
+        """Build the head of GR00T and Dual: every block that attends the backbone attends the same state of it."""
         return cls(
             config,
             hidden_size=config.action_hidden_size,
@@ -116,7 +116,7 @@ class FlowMatchingActionHead(nn.Module):
         if self.position_embedding is not None:
             tokens = tokens + self.position_embedding.weight[: tokens.shape[-2]]
         if not self.transformer.interleave_self_attention:
-            return tokens  # no block mixes tokens: state and future tokens could not change the actions
+            return tokens  # no block mixes tokens, so state and future tokens can't change the actions
         batch, copies = tokens.shape[:2]
         prefix = [self.future_tokens.weight.expand(batch, copies, -1, -1)]
         if state is not None:
@@ -207,7 +207,7 @@ class FlowMatchingActionHead(nn.Module):
         """Draw action chunks: Euler integration from noise.
 
         Args:
-            conditioning: states of B observations; their keys and values are computed once.
+            conditioning: states of B observations; keys and values are computed once from them.
             options: as in [`~hf_vla.modeling.modeling_vla.VLAPreTrainedModel.predict_action`].
             state: (B, 1, state_dim), normalised, or None.
 

@@ -1,4 +1,4 @@
-"""Attention of the action head through transformers' attention interface, so that `attn_implementation` is honoured."""
+"""Attention in action heads, through transformers' attention interface, so that `attn_implementation` is honoured."""
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ def eager_attention(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention written out. `attention_mask` is boolean, true = attend. Returns output (B, Q, heads, dim) and weights."""
+    """Attention in plain torch. `attention_mask` is boolean, true = attend. Returns output (B, Q, heads, dim) and weights."""
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
@@ -51,14 +51,14 @@ def attend(
     *,
     recorder: AttentionRecorder | None = None,
 ) -> torch.Tensor:
-    """Every query attends every key that `key_mask` allows.
+    """Let every query attend every key that `key_mask` allows.
 
     Args:
         module: the attention layer; its `config` names the implementation.
         query: (B, heads, Q, dim); key, value: (B, heads, K, dim).
         key_mask: boolean (B, K), true = attend; None if every key may be attended.
-        recorder: receives the weights (B, heads, Q, K). Only attention that is written out has them, so that it is used in
-            this call whatever the implementation; the output may differ in rounding.
+        recorder: receives the weights (B, heads, Q, K). Only attention in plain torch has them, so it is used in this call
+            whatever the implementation; the output may differ in rounding.
 
     Returns:
         (B, Q, heads * dim)
@@ -80,11 +80,13 @@ def attend(
 
 
 def _unpad_keys(query, key, value, key_mask):
-    """Flash attention takes no cross-attention mask: hand it the sequences without padding, end to end in one row."""
+    """Concatenate the sequences without their padding, because flash attention takes no cross-attention mask."""
     batch, heads, num_queries, dim = query.shape
     lengths = key_mask.sum(dim=1, dtype=torch.int32)
     starts = nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-    query_starts = torch.arange(batch + 1, dtype=torch.int32, device=query.device) * num_queries  # none is padding
+    query_starts = (
+        torch.arange(batch + 1, dtype=torch.int32, device=query.device) * num_queries
+    )  # queries have no padding
     query = query.transpose(1, 2).reshape(1, batch * num_queries, heads, dim).transpose(1, 2)
     key, value = (x.transpose(1, 2)[key_mask][None].transpose(1, 2) for x in (key, value))
     extra = {

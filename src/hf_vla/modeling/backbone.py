@@ -1,4 +1,4 @@
-"""The vision-language backbone: building it, and reading its layers' states in the meaning a checkpoint was trained with."""
+"""The vision-language backbone: build it, and read its layers' states as the checkpoint's training read them."""
 
 import inspect
 import threading
@@ -13,14 +13,14 @@ from .stages import stage
 
 
 def build_backbone(vlm_config: PreTrainedConfig) -> PreTrainedModel:
-    """The backbone that `vlm_config.model_type` names, with new weights, in torch's default dtype."""
+    """Build the backbone that `vlm_config.model_type` names, with new weights, in torch's default dtype."""
     model_class = image_text_to_text_class(vlm_config)
     if model_class is None:
         raise ValueError(
             f"no vision-language backbone is known for model_type {vlm_config.model_type!r}; "
             "vlm_config must name an image-text-to-text model of transformers, such as 'qwen3_vl' or 'qwen2_5_vl'"
         )
-    # One dtype with the head, not the one that the backbone's own configurations record.
+    # The head's dtype, not the one that the backbone's own configurations record.
     for config in (vlm_config, *(getattr(vlm_config, name, None) for name in vlm_config.sub_configs)):
         if config is not None:
             config.dtype = torch.get_default_dtype()
@@ -29,7 +29,7 @@ def build_backbone(vlm_config: PreTrainedConfig) -> PreTrainedModel:
     if missing := [name for name in ("layers", "norm") if not hasattr(decoder, name)]:
         raise ValueError(
             f"{type(vlm).__name__} can't be a policy's backbone: its decoder, a {type(decoder).__name__}, has no "
-            f"{' and no '.join(missing)}, where the states of its layers are read"
+            f"{' and no '.join(missing)}, at which the states of its layers are read"
         )
     for layer in decoder.layers:
         layer.register_forward_pre_hook(_on_layer_input, with_kwargs=True)
@@ -61,7 +61,7 @@ def run_backbone(vlm: PreTrainedModel, **inputs):
 
 
 def with_token_types(vlm: PreTrainedModel, inputs: dict) -> dict:
-    """The backbone's inputs with `mm_token_type_ids` (B, L), 1 at image tokens, where the backbone takes them."""
+    """Add `mm_token_type_ids` (B, L), 1 at image tokens, to the backbone's inputs if the backbone takes them."""
     image_token_id = getattr(vlm.config, "image_token_id", None)
     if inputs.get("mm_token_type_ids") is not None:
         return inputs
@@ -71,9 +71,10 @@ def with_token_types(vlm: PreTrainedModel, inputs: dict) -> dict:
 
 
 def with_positions(vlm: PreTrainedModel, inputs: dict) -> dict:
-    """The backbone's inputs with `position_ids` (B, L) that count from each sample's first token, as in generation.
+    """Add `position_ids` (B, L) to the backbone's inputs that count from each sample's first token, as in generation.
 
-    For backbones with one-dimensional positions, which would count left padding; Qwen-VL's find their own by the mask.
+    This is for backbones with one-dimensional positions, which would count left padding; Qwen-VL computes its positions from
+    the mask.
     """
     mask = inputs.get("attention_mask")
     if mask is None or inputs.get("position_ids") is not None or hasattr(vlm.model, "get_rope_index"):
@@ -83,10 +84,10 @@ def with_positions(vlm: PreTrainedModel, inputs: dict) -> dict:
 
 @dataclass
 class TokenEmbeddings:
-    """Embeddings that take the place of those of some tokens of the prompt, such as learned queries.
+    """Embeddings that replace those of some tokens of the prompt, for example learned queries.
 
     Args:
-        positions: integers (B, K), where in the prompts.
+        positions: integers (B, K), the tokens' positions in the prompts.
         embeddings: (K, hidden_size), or (B, K, hidden_size).
     """
 
@@ -99,18 +100,18 @@ def layer_states(
 ) -> list[torch.Tensor]:
     """Run the backbone (without its language-model head) and return h[0] … h[N] of its N decoder layers.
 
-    `convention` settles what these are (StarVLA's semantics, section 2):
+    `convention` defines what these are:
 
-    * `"transformers-4.57"`: h[i] is the *input* of layer i, so that Qwen3-VL's deepstack additions are in it; h[N] of
-      Qwen3-VL is the last layer's output *before* the final norm, of every other backbone *after* it.
+    * `"transformers-4.57"`: h[i] is the *input* of layer i, so it includes Qwen3-VL's deepstack additions; h[N] of Qwen3-VL
+      is the last layer's output *before* the final norm, that of every other backbone *after* it.
     * `"transformers-5"`: h[i + 1] is the *output* of layer i, without deepstack additions; h[N] is after the final norm.
 
-    Both are the same under every transformers version, because they are read at the layers themselves. Several threads can
-    call this with the same backbone.
+    Both are the same under every version of transformers, because they are read at the layers themselves. Several threads
+    can call this with the same backbone.
 
     Args:
         vlm: an image-text-to-text model, from `build_backbone`.
-        token_embeddings: what to put in the place of some tokens' embeddings.
+        token_embeddings: what replaces the embeddings of some tokens.
         inputs: the backbone's inputs: `input_ids` (B, L), `attention_mask` (B, L), `pixel_values`, …
 
     Returns:
@@ -125,7 +126,7 @@ def layer_states(
     number = len(vlm.get_decoder().layers)
     if len(call.layers) < number or call.token_embeddings is not None:
         raise ValueError(
-            f"this {type(vlm).__name__} is not from build_backbone, and its layers' states are not recorded"
+            f"this {type(vlm).__name__} is not from build_backbone, so the states of its layers are not recorded"
         )
     family = find_family(vlm.config.model_type)
     if convention == "transformers-4.57" and family is not None and family.last_state_before_norm:
@@ -133,8 +134,8 @@ def layer_states(
     return call.layers[:number] + [output.last_hidden_state]
 
 
-# What a call reads and records is found by its thread: hooks that are registered per call would serve other threads' calls
-# too. A `threading.local`, unlike a ContextVar, can be traced by torch.compile, with all that is recorded in one graph.
+# The hooks are registered once. They find what the current call reads and records in a `threading.local`: hooks that were
+# registered per call would also see the calls of other threads. Unlike a ContextVar, it can be traced by torch.compile.
 
 
 @dataclass
@@ -147,7 +148,7 @@ class _Call:
     before_norm: torch.Tensor | None = None
 
 
-_running = threading.local()  # its attribute `call`: the call that runs in this thread, if any
+_running = threading.local()  # `_running.call` is the call that runs in this thread, if any
 
 
 def _on_layer_input(module, args, kwargs) -> None:

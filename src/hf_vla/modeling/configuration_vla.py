@@ -1,4 +1,4 @@
-"""What the configurations of all frameworks share."""
+"""Base classes of the frameworks' configurations."""
 
 from pathlib import Path
 
@@ -19,24 +19,24 @@ class VLAConfig(PreTrainedConfig):
         vlm_config (`dict` or `PreTrainedConfig`, *optional*):
             The backbone's configuration; its `model_type` names the backbone. Defaults to a Qwen3-VL configuration.
         vlm_name_or_path (`str`, *optional*):
-            Where the backbone came from, for the record (and for the conversion to StarVLA's format).
+            Where the backbone came from, for reference and for the conversion to StarVLA's format.
         action_dim (`int`, *optional*, defaults to 7):
-            Numbers in one action.
+            Dimensions of an action.
         state_dim (`int`, *optional*, defaults to 7):
-            Numbers in one robot state. 0 where the policy has no state encoder.
+            Dimensions of the robot's state; 0 if the policy has no state encoder.
         action_horizon (`int`, *optional*, defaults to 16):
-            Actions in one predicted chunk.
+            Actions per predicted chunk.
         hidden_states_convention (`str`, *optional*, defaults to `"transformers-4.57"`):
-            What "hidden state i" of the backbone means; transformers changed it for Qwen3-VL between versions 4.57 and 5,
-            and with it the predictions of a trained policy. `"transformers-4.57"` is what StarVLA's checkpoints were
+            What "hidden state i" of the backbone means. transformers changed it for Qwen3-VL between versions 4.57 and 5,
+            which changes the predictions of a trained policy. `"transformers-4.57"` is what StarVLA's checkpoints were
             trained with, `"transformers-5"` what a fork of StarVLA under transformers 5 trains with.
             See [`~hf_vla.modeling.backbone.layer_states`].
     """
 
     sub_configs_defaults = {"vlm_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen3_vl")}
     keys_to_ignore_at_inference = ["loss"]
-    #: what the framework makes of the robot's state: "head", a tensor for the action head; "prompt", text in the prompt; None,
-    #: nothing. Model and processor read it here.
+    #: What becomes of the robot's state: "head" (a tensor for the action head), "prompt" (text in the prompt) or None (it is
+    #: not used). Both model and processor read it here.
     state_input = None
     #: fields that must be at least 1
     at_least_one = ("action_dim", "action_horizon")
@@ -96,7 +96,7 @@ class VLAConfig(PreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """The backbone's, by which transformers fills in the "auto" sizes of a DeepSpeed configuration."""
+        """The backbone's width, from which transformers fills in the "auto" sizes of a DeepSpeed configuration."""
         return self.vlm_hidden_size
 
     @property
@@ -106,7 +106,7 @@ class VLAConfig(PreTrainedConfig):
 
     @property
     def vlm_num_layers(self) -> int:
-        """Decoder layers of the backbone."""
+        """Number of decoder layers of the backbone."""
         return self.vlm_config.get_text_config().num_hidden_layers
 
 
@@ -118,23 +118,23 @@ class FlowMatchingConfig(VLAConfig):
         num_inference_steps (`int`, *optional*, defaults to 4):
             Denoising (Euler) steps of a prediction.
         repeated_diffusion_steps (`int`, *optional*, defaults to 8):
-            Noise draws of each sample in one training step.
+            Noise draws per sample in a training step.
         attention_head_dim (`int`, *optional*, defaults to 64):
-            Width of one attention head of the action head.
+            Width of each attention head in the action head.
         interleave_self_attention (`bool`, *optional*, defaults to `True`):
-            Odd blocks of the action head attend the action-side tokens; otherwise all blocks attend the backbone.
+            Whether odd blocks of the action head attend the head's own tokens; otherwise all blocks attend the backbone.
         dropout (`float`, *optional*, defaults to 0.2), final_dropout (`bool`, *optional*, defaults to `True`):
-            Dropout in the action head's blocks, and whether also after attention and feed-forward.
+            Dropout in the action head's blocks, and whether it is also applied after attention and feed-forward.
         num_future_tokens (`int`, *optional*, defaults to 32):
-            Learned tokens before the action tokens; they matter only where blocks attend action-side tokens.
+            Learned tokens before the action tokens; they have no effect unless blocks attend the head's own tokens.
         use_position_embedding (`bool`, *optional*, defaults to `True`), max_action_positions (`int`, defaults to 1024):
-            Learned positions of the action tokens, and how many.
+            Whether action tokens have learned position embeddings, and how many of these there are.
         noise_beta_alpha, noise_beta_beta, noise_s (`float`, *optional*, defaults to 1.5, 1.0, 0.999):
-            Training times are `(s - u) / s`, `u ~ Beta(alpha, beta)`.
+            Training times are `(s - u) / s` with `u ~ Beta(alpha, beta)`.
         num_timestep_buckets (`int`, *optional*, defaults to 1000):
-            The network is told `int(t * num_timestep_buckets)`.
+            Resolution of the time t that the network is given: `int(t * num_timestep_buckets)`.
         output_dim (`int`, *optional*, defaults to 26):
-            Width of the transformer's output projection. GR00T and Dual decode it; layer-wise heads hold it unused.
+            Width of the transformer's output projection. GR00T and Dual decode it; layer-wise heads don't use it.
     """
 
     num_inference_steps: int = 4
@@ -171,7 +171,7 @@ class DiTConfig(FlowMatchingConfig):
         action_hidden_size (`int`, *optional*, defaults to 768):
             Width of the action head. With `attention_head_dim` 64, 768 is StarVLA's DiT-B; 1536 and 48 is its DiT-L.
         num_action_layers (`int`, *optional*, defaults to 16):
-            Blocks of the action head.
+            Number of blocks of the action head.
         connect_layer_index (`int`, *optional*, defaults to -1):
             Which state h[0] … h[N] of the backbone the head attends; negative counts from the end.
         output_dim (`int`, *optional*, defaults to 1024):

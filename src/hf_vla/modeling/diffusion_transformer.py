@@ -1,13 +1,13 @@
-"""The diffusion transformer of every flow-matching head: AdaLN blocks that read the backbone through cross-attention.
+"""The diffusion transformer of every flow-matching head: AdaLN blocks that attend the backbone's states.
 
-Tokens are (B, R, S, D) throughout: R copies (noise draws) of each of B observations, S action-side tokens. What depends on
-the observation alone is computed once for all copies and all denoising steps:
+Tokens are (B, R, S, D) throughout: R copies (noise draws) of each of B observations, S tokens of the head. What depends on the
+observation alone is computed once for all copies and all denoising steps:
 
-* in cross-attention the copies of an observation share one batch row, (B, R * S) queries against the same keys and values;
+* in cross-attention, the copies of an observation share one batch row: (B, R * S) queries against the same keys and values;
 * `prepare` computes keys and values once per observation, for use in every denoising step;
-* `modulations` computes the AdaLN scales and shifts of all (few, fixed) inference timesteps at once.
+* `modulations` computes the AdaLN scales and shifts of all inference timesteps, which are few and fixed, at once.
 
-Layout and key names follow diffusers' and StarVLA's `cross_attention_dit.DiT`, so that its checkpoints load unchanged.
+Layout and parameter names follow diffusers and StarVLA's `cross_attention_dit.DiT`, so that its checkpoints load unchanged.
 """
 
 import math
@@ -43,7 +43,7 @@ class TimestepEncoder(nn.Module):
 
 
 class AdaLayerNorm(nn.Module):
-    """LayerNorm without affine whose scale and shift come from the timestep embedding; scale first."""
+    """LayerNorm whose scale and shift are computed from the timestep embedding, scale first."""
 
     def __init__(self, hidden_size: int):
         super().__init__()
@@ -61,7 +61,7 @@ class AdaLayerNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with biases; keys and values can be projected apart from the queries."""
+    """Multi-head attention with biases; keys and values can be projected separately from the queries."""
 
     num_key_value_groups = 1
     is_causal = False
@@ -89,7 +89,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Linear, tanh-approximated GELU, Linear, fourfold; dropout inside and, with `final_dropout`, after."""
+    """Linear, tanh-approximated GELU, Linear, four times as wide inside; dropout inside and, with `final_dropout`, after."""
 
     def __init__(self, hidden_size: int, dropout: float, final_dropout: bool):
         super().__init__()
@@ -107,7 +107,7 @@ class FeedForward(nn.Module):
 class DiffusionTransformerBlock(GradientCheckpointingLayer):
     """AdaLN -> attention -> residual, LayerNorm -> feed-forward -> residual; no gates.
 
-    With `is_cross` the block attends the backbone's states, else the tokens of its own copy.
+    With `is_cross` the block attends the backbone's states, otherwise the tokens of its own copy.
     """
 
     def __init__(self, config, hidden_size, head_dim, key_size, dropout, final_dropout, is_cross: bool):
@@ -122,16 +122,16 @@ class DiffusionTransformerBlock(GradientCheckpointingLayer):
     def forward(self, x, temb, states, *, key_mask=None, keys_and_values=None, modulation=None, recorder=None):
         """x (B, R, S, D), temb (B, R, D), states (B, K, key_size) -> (B, R, S, D).
 
-        Given `keys_and_values` or `modulation`, they are used in place of `states` and `temb`. An `AttentionRecorder`
+        `keys_and_values` and `modulation`, if given, are used instead of `states` and `temb`. An `AttentionRecorder`
         receives the weights on the states (B, heads, R * S, K), or None if the block attends its own tokens.
         """
         normed = self.norm1(x, modulation if modulation is not None else self.norm1.modulation(temb))
         if self.is_cross:
-            normed = normed.flatten(1, 2)  # copies side by side: the same keys serve them all
+            normed = normed.flatten(1, 2)  # all copies attend the same keys
             if keys_and_values is None:
                 keys_and_values = self.attn1.keys_and_values(states)
         else:
-            normed = normed.flatten(0, 1)  # each copy by itself
+            normed = normed.flatten(0, 1)  # each copy attends its own tokens
             keys_and_values, key_mask = self.attn1.keys_and_values(normed), None
             if recorder is not None:
                 recorder.record(None)
@@ -146,9 +146,9 @@ class Conditioning:
     """What the blocks read of the observation.
 
     Args:
-        states: one tensor (B, K, key_size) a block; the same tensor in every place where all blocks read the same.
+        states: one tensor (B, K, key_size) per block, which may be the same tensor for all of them.
         key_mask: boolean (B, K), true = attend; None = attend all.
-        keys_and_values: per block keys and values prepared from `states`, None in self-attention blocks; optional.
+        keys_and_values: each block's keys and values, prepared from `states`; None for blocks of self-attention.
     """
 
     states: list[torch.Tensor]
@@ -157,17 +157,17 @@ class Conditioning:
 
     @classmethod
     def masked(cls, states: list[torch.Tensor], attention_mask: torch.Tensor | None) -> "Conditioning":
-        """The backbone's states at the tokens that its own attention mask (B, L) allows."""
+        """Make a conditioning on the backbone's states of which its attention mask (B, L) masks the padding."""
         return cls(states, None if attention_mask is None else attention_mask.bool())
 
 
 class DiffusionTransformer(nn.Module):
-    """A stack of blocks over action-side tokens.
+    """A stack of blocks over the tokens of an action head.
 
     Args:
         config: the policy's config; its `_attn_implementation` is used.
-        hidden_size, num_layers, head_dim, key_size, output_dim: widths; hidden_size must be a multiple of head_dim.
-        interleave_self_attention: odd blocks attend the action-side tokens, even ones the backbone; else all the backbone.
+        hidden_size, num_layers, head_dim, key_size, output_dim: sizes; hidden_size must be a multiple of head_dim.
+        interleave_self_attention: whether odd blocks attend the head's own tokens; otherwise all blocks attend the backbone.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class DiffusionTransformer(nn.Module):
         super().__init__()
         if hidden_size % head_dim:
             raise ValueError(
-                f"the action head's width ({hidden_size}) is no multiple of attention_head_dim ({head_dim}); "
+                f"the action head's width ({hidden_size}) is not a multiple of attention_head_dim ({head_dim}); "
                 "choose another action_hidden_size or attention_head_dim"
             )
         self.interleave_self_attention = interleave_self_attention
@@ -230,8 +230,8 @@ class DiffusionTransformer(nn.Module):
     ) -> torch.Tensor:
         """tokens (B, R, S, D), temb (B, R, D) or (1, 1, D) -> hidden states (B, R, S, D)
 
-        Given `modulations`, one per block, they are used in place of `temb`. A `recorder` receives each block's attention
-        weights on the backbone's states (B, heads, R * S, K), None for a block of self-attention.
+        `modulations`, one per block, if given, are used instead of `temb`. A `recorder` receives each block's attention
+        weights on the backbone's states (B, heads, R * S, K), or None for a block of self-attention.
         """
         num_blocks = len(self.transformer_blocks)
         keys_and_values = conditioning.keys_and_values or [None] * num_blocks
@@ -249,6 +249,6 @@ class DiffusionTransformer(nn.Module):
         return tokens
 
     def output(self, tokens: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
-        """GR00T's output head: AdaLN (shift first) and a projection, (B, R, S, D) -> (B, R, S, output_dim)."""
+        """Apply GR00T's output head: AdaLN (shift first) and a projection, (B, R, S, D) -> (B, R, S, output_dim)."""
         shift, scale = self.proj_out_1(nn.functional.silu(temb)).unsqueeze(-2).chunk(2, dim=-1)
         return self.proj_out_2(self.norm_out(tokens) * (1 + scale) + shift)

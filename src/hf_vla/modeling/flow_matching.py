@@ -1,6 +1,6 @@
 """Flow matching over action chunks (Lipman et al. 2023, as in pi-0, Black et al. 2024): noise, time, path, Euler steps.
 
-Time runs from noise (t = 0) to actions (t = 1). Nothing here knows a network: a velocity is a function that is handed in.
+Time runs from noise (t = 0) to actions (t = 1). No network is known here: a velocity is a function, given as an argument.
 Source of every constant: StarVLA's `LayerwiseFM_ActionHeader` and `GR00T_ActionHeader`.
 """
 
@@ -16,7 +16,7 @@ def sample_time(
 
     Args:
         num: how many.
-        clamp: cut `u` at `s`, as StarVLA's GR00T and Dual heads do. Its layer-wise heads do not, so that t reaches
+        clamp: clamp `u` at `s`, as StarVLA's GR00T and Dual heads do. Its layer-wise heads do not, so t goes down to
             (s - 1) / s, slightly below 0.
 
     Returns:
@@ -29,17 +29,17 @@ def sample_time(
 
 
 def interpolate(noise: torch.Tensor, actions: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-    """The point at `time` (broadcastable) on the straight path from `noise` to `actions`."""
+    """Return the point at `time` (broadcastable) on the straight path from `noise` to `actions`."""
     return (1 - time) * noise + time * actions
 
 
 def time_to_bucket(time: torch.Tensor, num_buckets: int) -> torch.Tensor:
-    """The integer timestep that the network is told: truncation towards zero, as in StarVLA."""
+    """Return the integer timestep that the network is given: truncated towards zero, as in StarVLA."""
     return (time * num_buckets).long()
 
 
 def inference_buckets(num_steps: int, num_buckets: int) -> list[int]:
-    """The integer timesteps of `num_steps` Euler steps, for example 0, 250, 500, 750 for 4 steps of 1000 buckets."""
+    """Return the integer timesteps of `num_steps` Euler steps, for example 0, 250, 500, 750 for 4 steps and 1000 buckets."""
     return [int(step / float(num_steps) * num_buckets) for step in range(num_steps)]
 
 
@@ -49,13 +49,13 @@ def integrate(
     num_steps: int,
     on_step: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
-    """Euler integration from noise to actions.
+    """Integrate from noise to actions by Euler's method.
 
     Args:
         velocity: (x, step index) -> dx/dt, of x's shape.
-        noise: x at t = 0, any shape; its dtype is the integrator's.
-        num_steps: equal steps of size 1 / num_steps.
-        on_step: called after each step with its index and x before and after it.
+        noise: x at t = 0, any shape; its dtype is that of the result.
+        num_steps: number of steps, each of size 1 / num_steps.
+        on_step: called after each step with its index, and x before and after it.
     """
     x = noise
     for step in range(num_steps):

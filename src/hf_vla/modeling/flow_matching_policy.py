@@ -1,4 +1,4 @@
-"""What the flow-matching frameworks share: a loss and a sampler around the conditioning that each framework defines."""
+"""Base of the flow-matching frameworks: loss and sampler, around the conditioning that each framework defines."""
 
 import torch
 
@@ -12,7 +12,7 @@ from .sampling import SamplingOptions
 class FlowMatchingPolicy(VLAPreTrainedModel):
     """Base of PI, PI_v3, GR00T and Dual.
 
-    A framework builds `self.vlm` and `self.action_head` in `__init__`, and says in `conditioning` what the head reads.
+    A framework builds `self.vlm` and `self.action_head` in `__init__`, and defines in `conditioning` what the head reads.
     """
 
     sampling_options = frozenset(SamplingOptions.__dataclass_fields__)
@@ -20,9 +20,9 @@ class FlowMatchingPolicy(VLAPreTrainedModel):
     action_head: FlowMatchingActionHead
 
     def conditioning(self, input_ids, attention_mask, **inputs) -> Conditioning:
-        """The states that each block of the head attends, in the head's dtype, and which of them it may attend.
+        """Return the states that each block of the head attends, in the head's dtype, and their mask.
 
-        Args: as for `action_loss`, without the state, which is the head's.
+        It is given the observation as `action_loss` is, but not the robot's state, which is a token of the head.
         """
         raise NotImplementedError
 

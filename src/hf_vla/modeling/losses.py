@@ -1,4 +1,4 @@
-"""Losses: means over what a batch is to learn, of the whole batch and of each sample."""
+"""Losses as weighted means, of the whole batch and of each sample."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,13 @@ from .backbone import run_backbone
 
 @dataclass
 class ActionTargets:
-    """What a batch is to learn, and how much each part of it counts.
+    """The targets of a batch's action loss, and how much each of them counts.
 
     Args:
         actions: (B, action_horizon, action_dim), normalised.
         action_mask: boolean (B, action_horizon), false where a step is padding and does not count; None counts every step.
         sample_weight: (B,), how much each sample counts; None counts all alike.
-        noise, timestep: what `forward` was given to fix the draw, for frameworks that draw; None where it is to be drawn.
+        noise, timestep: what `forward` was given to fix the draw; None if it is to be drawn.
     """
 
     actions: torch.Tensor
@@ -27,7 +27,11 @@ class ActionTargets:
     timestep: torch.Tensor | None = None
 
     def mean(self, error: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The mean of `error` (B, …, action_horizon, action_dim) over the steps that count: of the batch (), of each sample (B,)."""
+        """Average `error` (B, …, action_horizon, action_dim) over the steps that count.
+
+        Returns:
+            The mean over the batch, a scalar, and that over each sample (B,).
+        """
         mask = self.action_mask
         if mask is not None:
             mask = mask.view(mask.shape[0], *[1] * (error.ndim - 3), mask.shape[1], 1)
@@ -37,16 +41,17 @@ class ActionTargets:
 def weighted_mean(
     error: torch.Tensor, mask: torch.Tensor | None = None, sample_weight: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean of `error` over what counts.
+    """Average `error` over the batch, and over each sample.
 
     Args:
         error: (B, …).
-        mask: boolean, broadcastable to it; true = counts. None counts everything.
-        sample_weight: (B,), on all errors of a sample. A sample of which twice as much counts has twice the weight in the
-            mean, with sample weights as without.
+        mask: boolean, broadcastable to `error`; false entries do not count. None counts everything.
+        sample_weight: (B,), multiplies the weight 1 that each entry of a sample otherwise has. So a sample with more entries
+            that count has a larger part in the batch's mean, with sample weights as without.
 
     Returns:
-        The batch's mean, a scalar, and each sample's (B,), to which `sample_weight` makes no difference. A mean of nothing is 0.
+        The mean over the batch, a scalar, and that over each sample (B,), which does not depend on `sample_weight`. If nothing
+        counts, the mean is 0.
     """
     batch = len(error)
     if mask is None:
@@ -64,27 +69,27 @@ def weighted_mean(
 
 
 def labelled(labels: torch.Tensor) -> torch.Tensor:
-    """Which of the labels (B, L) are learnt: boolean (B, L - 1). The first has no token before it that could predict it."""
+    """Return which of the labels (B, L) count, boolean (B, L - 1): the first has no token before it that could predict it."""
     return labels[:, 1:] != -100
 
 
 def language_model_loss(
     vlm: PreTrainedModel, labels: torch.Tensor, *, sample_weight: torch.Tensor | None = None, **inputs
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean cross-entropy of the next token where its label is not -100. Logits are computed there only.
+    """Compute the cross-entropy of the tokens whose label is not -100. Logits are computed for these only.
 
     Args:
         vlm: an image-text-to-text model.
-        labels: (B, L), not shifted: a position's label is its own token, as transformers has it.
-        sample_weight: (B,), how much each sample's tokens count.
+        labels: (B, L), not shifted: the label of a position is the token there, as in transformers.
+        sample_weight: (B,), how much each sample's tokens count; None counts all alike.
         inputs: the backbone's inputs: `input_ids` (B, L), `attention_mask` (B, L), `pixel_values`, …
 
     Returns:
-        The batch's loss, a scalar, and each sample's (B,).
+        The mean over the batch's labelled tokens, a scalar, and that over each sample's (B,).
     """
     if labels.shape != inputs["input_ids"].shape:
         raise ValueError(
-            f"labels have shape {tuple(labels.shape)}, input_ids {tuple(inputs['input_ids'].shape)}: they must be the same"
+            f"labels have shape {tuple(labels.shape)}, input_ids {tuple(inputs['input_ids'].shape)}; they must be the same"
         )
     counted = labelled(labels)
     if not counted.any():
@@ -95,8 +100,8 @@ def language_model_loss(
     per_token = nn.functional.nll_loss(log_probs, targets, reduction="none")
     per_token = torch.zeros_like(counted, dtype=per_token.dtype).masked_scatter(counted, per_token)
     loss, per_sample = weighted_mean(per_token, counted, sample_weight)
-    if sample_weight is None:
-        loss = nn.functional.nll_loss(log_probs, targets)  # the same, bit for bit as transformers computes it
+    if sample_weight is None:  # the same number, but bit for bit as transformers computes it
+        loss = nn.functional.nll_loss(log_probs, targets)
     return loss, per_sample
 
 

@@ -1,4 +1,4 @@
-"""What the models of all frameworks share: the public `forward` and `predict_action`, loading and saving, new weights."""
+"""Base class of all policies: the public `forward` and `predict_action`, loading and saving, initial weights."""
 
 import copy
 import math
@@ -33,7 +33,7 @@ from .sampling import DenoisingStep, SamplingOptions
 logger = logging.get_logger(__name__)
 
 
-#: What a training batch has beside the observation; `predict_action` does not read it.
+#: Keys of a training batch that `predict_action` does not read.
 _TRAINING_KEYS = ("actions", "action_mask", "sample_weight", "timestep", "vlm_batch")
 
 
@@ -58,18 +58,18 @@ class VLAOutput(ModelOutput):
 
 
 class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
-    """Base of every policy. It owns the public `forward` and `predict_action`; a framework writes what is its own.
+    """Base class of every policy. It implements the public `forward` and `predict_action` on top of a framework's own methods.
 
-    The contract of a framework:
+    A framework implements:
 
-    * `__init__` builds the backbone `self.vlm` by [`~hf_vla.modeling.backbone.build_backbone`] and the modules that make
-      actions of its states, and ends with `self.post_init()`.
-    * [`action_loss`] computes the loss of a batch with actions.
-    * [`sample_actions`] predicts an action chunk per observation.
-    * The configuration says in `state_input` what becomes of the robot's state: only with "head" is it given to these two.
+    * `__init__`: build the backbone `self.vlm` with [`~hf_vla.modeling.backbone.build_backbone`] and the modules that turn its
+      states into actions, and call `self.post_init()` last;
+    * `action_loss`: compute the loss of a batch with actions;
+    * `sample_actions`: predict one action chunk per observation.
 
-    Both get the observation as keyword arguments, checked: name what is read, and hand the rest to `self.backbone_states`.
-    The rest differs between families of backbones (`pixel_values`, `image_grid_thw`, …), and a framework need not know it.
+    The last two are given the observation as keyword arguments, already checked. They name the arguments that they read, and
+    pass all others to `self.backbone_states`: these differ between families of backbones (`pixel_values`, `image_grid_thw`, …),
+    and a framework need not know them. `state` is among them only if the configuration's `state_input` is "head".
     """
 
     config_class = VLAConfig
@@ -82,18 +82,18 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
 
-    #: fields of [`~hf_vla.modeling.sampling.SamplingOptions`] that `sample_actions` reads
+    #: Fields of [`~hf_vla.modeling.sampling.SamplingOptions`] that `sample_actions` reads.
     sampling_options: frozenset[str] = frozenset()
-    #: inputs that are not the backbone's, such as QwenDual's images for DINO; the language-model loss does without them
+    #: Inputs other than the state that only the head reads, such as QwenDual's images for DINO.
     head_inputs: tuple[str, ...] = ()
-    #: whether a batch with actions holds them as tokens too, in `labels` (QwenFAST)
+    #: Whether a batch with actions also holds them as tokens, in `labels` (QwenFAST).
     labels_are_actions = False
 
     def post_init(self) -> None:
-        """As transformers', and `_no_split_modules` are the transformer blocks of backbone and head, whatever their names.
+        """Initialise as transformers does, and set `_no_split_modules` to the transformer blocks of backbone and head.
 
-        They are FSDP's units, and are not torn apart by a `device_map`. transformers' own list for a backbone may lack some,
-        and names others that are not in the model, at which accelerate's FSDP stops.
+        They are the units of FSDP, and a `device_map` does not split them. transformers' own list for a backbone may lack some,
+        and may name others that the model does not have, which accelerate's FSDP refuses.
         """
         super().post_init()
         present = {type(module).__name__ for module in self.modules()}
@@ -101,7 +101,7 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
         self._no_split_modules = (set(self._no_split_modules) & present) | blocks
 
     def _init_weights(self, module: nn.Module) -> None:
-        """New heads start as StarVLA's: torch's defaults for linear and norm layers, normal(0, 0.02) for embeddings."""
+        """Initialise new heads as StarVLA does: torch's defaults for linear and norm layers, normal(0, 0.02) for embeddings."""
         if isinstance(module, nn.Linear):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             if module.bias is not None:
@@ -123,42 +123,43 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
         return self.vlm.get_decoder()
 
     def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
-        """As transformers', of backbone and head, without reentrant checkpoints unless `use_reentrant` is set.
+        """Checkpoint the activations of backbone and head, without reentrant checkpoints unless `use_reentrant` is set.
 
-        transformers also makes the embeddings require gradients, which only reentrant checkpoints need: activations of a
-        frozen backbone would be kept, and a backward pass run through it, for nothing.
+        transformers also makes the embeddings require gradients, which only reentrant checkpoints need. With a frozen backbone
+        that would keep its activations and run a backward pass through it for nothing.
         """
         options = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
         super().activation_checkpointing_enable(options, **kwargs)
         if not options["use_reentrant"]:
             self.disable_input_require_grads()
 
-    # ------------------------------------------------------- a framework's own
+    # ------------------------------------------------------ what a framework implements
 
     def action_loss(
         self, targets: ActionTargets, *, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **inputs
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss of a batch with actions; a framework's own.
+        """Compute the loss of a batch with actions; implemented by each framework.
 
         Args:
-            targets: what is to be learnt. [`~hf_vla.modeling.losses.ActionTargets.mean`] makes the result of an error per
-                number: padding and sample weights are accounted for there.
+            targets: the actions. `targets.mean` turns an error per number into the result, and takes care of padding and
+                sample weights.
             input_ids, attention_mask: (B, L).
-            inputs: the backbone's other inputs; `state` (B, 1, state_dim) where there is one and the head reads it.
+            inputs: the backbone's other inputs, and `state` (B, 1, state_dim) if there is one and the head reads it.
 
         Returns:
-            The loss, a scalar, and each sample's loss (B,). Float32.
+            The loss, a scalar, and the loss of each sample (B,), both float32.
         """
         raise NotImplementedError(f"{type(self).__name__} has no action_loss")
 
     def sample_actions(
         self, options: SamplingOptions, *, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, **inputs
     ) -> torch.Tensor:
-        """Predict an action chunk per observation; a framework's own. Called without gradients.
+        """Predict an action chunk per observation; implemented by each framework. It is called under `torch.no_grad`.
 
         Args:
-            options: how to draw. Of its fields, those in the class attribute `sampling_options` are read.
-            input_ids, attention_mask, inputs: as for `action_loss`.
+            options: how to draw. The class attribute `sampling_options` names the fields that the framework reads.
+            input_ids, attention_mask, inputs: as for `action_loss`, and arguments of `predict_action` that only this framework
+                has.
 
         Returns:
             (B, action_horizon, action_dim), normalised.
@@ -166,13 +167,13 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
         raise NotImplementedError(f"{type(self).__name__} has no sample_actions")
 
     def targets_per_sample(self, batch: Mapping) -> torch.Tensor:
-        """Over how many targets the action loss of each sample is a mean: (B,), action steps by default."""
+        """Return the number of targets over which the action loss of each sample is a mean (B,): action steps by default."""
         actions, mask, horizon = batch["actions"], batch.get("action_mask"), self.config.action_horizon
         if mask is None:
             return torch.full((len(actions),), horizon, device=actions.device)
         return mask[:, -horizon:].sum(dim=1)
 
-    # ------------------------------------------------------------- all frameworks'
+    # ------------------------------------------------------ what all frameworks share
 
     def forward(
         self,
@@ -189,20 +190,20 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
         vlm_batch: Mapping[str, torch.Tensor] | None = None,
         **inputs,
     ) -> VLAOutput:
-        """The loss of a batch with actions, or the backbone's language-model loss of a batch with labels.
+        """Compute the loss of a batch with actions, or the backbone's language-model loss of a batch with labels.
 
         Args:
             input_ids, attention_mask: (B, L).
-            state: (B, 1, state_dim), normalised, if the framework's head reads it.
+            state: (B, 1, state_dim), normalised, for frameworks whose head reads it.
             actions: (B, T, action_dim), normalised; the last `action_horizon` steps are the target.
             action_mask: boolean (B, T), false where a step is padding and does not count.
-            sample_weight: (B,), 0 or more: how much each sample counts in the mean that the loss is.
-            noise, timestep: to fix the draw of frameworks that draw: (R * B, action_horizon, action_dim) and (R * B,), in tiled
-                order b0 b1 … b0 b1 …. Not read by others.
-            labels: (B, L) token ids, -100 where a token does not count; in place of actions, for co-training.
-            vlm_batch: a batch of image-text samples with labels, for co-training: its language-model loss is added. Both are
-                computed by one call, and so by one backward pass, as DDP, FSDP and ZeRO need it.
-            inputs: the backbone's other inputs: `pixel_values`, and what else its family has.
+            sample_weight: (B,), 0 or more: the weight of each sample in the loss, which is a weighted mean.
+            noise, timestep: fix the draw of frameworks that draw: (R * B, action_horizon, action_dim) and (R * B,), in tiled
+                order b0 b1 … b0 b1 …. Other frameworks don't read them.
+            labels: (B, L) token ids, -100 where a token does not count; instead of actions, for co-training.
+            vlm_batch: a batch of image-text samples with labels, for co-training, whose language-model loss is added. One call
+                computes both losses, because DDP, FSDP and ZeRO need one backward pass.
+            inputs: the backbone's other inputs: `pixel_values`, and whatever else its family has.
 
         Raises:
             ValueError: a tensor is missing, or has another shape than this policy needs.
@@ -215,8 +216,8 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
         if labels is not None and not (self.labels_are_actions and actions is not None):
             if actions is not None or vlm_batch is not None:
                 raise ValueError(
-                    "a batch has either `actions` or `labels`; give robot samples and image-text samples in batches of their "
-                    "own, the latter as vlm_batch to train on both in one step"
+                    "a batch has either `actions` or `labels`; give robot samples and image-text samples in separate batches, "
+                    "the latter as vlm_batch to train on both in one step"
                 )
             loss, per_sample = self._language_model_loss(labels, sample_weight, **inputs)
             return VLAOutput(loss=loss, vlm_loss=loss, loss_per_sample=per_sample)
@@ -251,31 +252,31 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
     ) -> torch.Tensor:
         """Predict one action chunk per sample, or several.
 
-        `noise`, `generator` and `num_inference_steps` are not read by frameworks that draw nothing, and what a training batch
-        has beside the observation by none: all policies can be called alike, with a training batch as it is.
+        All policies can be called alike, and with a training batch: frameworks that draw nothing ignore `noise`, `generator` and
+        `num_inference_steps`, and no framework reads the actions of a batch.
 
         Args:
             input_ids, attention_mask, state: as in `forward`.
-            noise: (B, action_horizon, action_dim), drawn from `generator` if None. With (R * B, …), in the tiled order of
-                `forward`, R chunks per sample are drawn: the observations are read once, whatever R.
+            noise: (B, action_horizon, action_dim), drawn from `generator` if None. Given (R * B, …) in the tiled order of
+                `forward`, R chunks per sample are drawn; the backbone still runs once.
             num_inference_steps: denoising steps, by default the config's.
-            real_time_chunking: the previous chunk, which the new one is to continue; see
-                [`~hf_vla.modeling.real_time_chunking.RealTimeChunking`]. Its fields may be given in its place:
-                `previous_chunk`, `inference_delay`, `max_guidance_weight`.
-            on_step: called after each denoising step with what it did, a [`~hf_vla.modeling.sampling.DenoisingStep`].
-            output_attentions: give `on_step` the action head's attention weights too. Flash and SDPA kernels have none: in
-                this call the head's attention is written out instead, so that predictions may differ in rounding.
-            inputs: the backbone's other inputs, and options that only this framework has.
+            real_time_chunking: a previous chunk for the new one to continue, a
+                [`~hf_vla.modeling.real_time_chunking.RealTimeChunking`]. Its fields `previous_chunk`, `inference_delay` and
+                `max_guidance_weight` can be given instead.
+            on_step: called after each denoising step with a [`~hf_vla.modeling.sampling.DenoisingStep`].
+            output_attentions: also give `on_step` the action head's attention weights. Flash and SDPA kernels don't return
+                them, so the head's attention is computed in plain torch in this call; predictions may differ in rounding.
+            inputs: the backbone's other inputs, and arguments that only this framework has.
 
         Returns:
             float32 tensor (B, action_horizon, action_dim), normalised; (R * B, …), in the order of the noise.
 
         Raises:
-            ValueError: an argument does not fit the policy, or is for frameworks that denoise, which this one does not.
+            ValueError: an argument does not fit the policy, or only frameworks that denoise have it.
         """
         inputs = {name: value for name, value in inputs.items() if name not in _TRAINING_KEYS}
         if (from_fields := RealTimeChunking.from_arguments(inputs)) is not None and real_time_chunking is not None:
-            raise ValueError("give real_time_chunking, or its fields previous_chunk, inference_delay …, not both")
+            raise ValueError("give real_time_chunking, or its fields previous_chunk, inference_delay …, but not both")
         options = SamplingOptions(
             noise=noise,
             generator=generator,
@@ -291,18 +292,18 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
         return self.sample_actions(options, **inputs, **self._state_input(state, len(input_ids))).float()
 
     def backbone_states(self, input_ids, attention_mask, **vlm_inputs) -> list[torch.Tensor]:
-        """h[0] … h[N] of the backbone's N decoder layers, (B, L, hidden_size) each, in the convention of the config.
+        """Return h[0] … h[N] of the backbone's N decoder layers, (B, L, hidden_size) each, in the configured convention.
 
-        With `token_embeddings`, a [`~hf_vla.modeling.backbone.TokenEmbeddings`], some tokens have other embeddings.
+        `token_embeddings=`, a [`~hf_vla.modeling.backbone.TokenEmbeddings`], replaces the embeddings of some tokens.
         """
         convention = self.config.hidden_states_convention
         return layer_states(self.vlm, convention, input_ids=input_ids, attention_mask=attention_mask, **vlm_inputs)
 
     def loss_counts(self, batch: Mapping) -> dict[str, int | torch.Tensor]:
-        """Over how many targets `forward` takes the mean in each loss of a batch: action steps, labelled tokens.
+        """Return the number of targets over which `forward` averages each loss of a batch: action steps, labelled tokens.
 
-        Losses of several batches are averaged by these, so that every target counts the same; see
-        [`~hf_vla.training.losses`]. With `sample_weight`, a sample's targets count as often as that.
+        The trainer weights the losses of several batches by these, so that every target counts the same; see
+        [`~hf_vla.training.losses`]. With `sample_weight`, each target is counted that many times.
         """
         counts = {}
         conversations = batch.get("vlm_batch") or ({} if "actions" in batch else batch)
@@ -313,14 +314,14 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
         return counts
 
     def _language_model_loss(self, labels, sample_weight=None, **inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """The backbone's loss on image-text samples, and each sample's."""
+        """Compute the backbone's loss on image-text samples, and that of each sample."""
         inputs = {name: value for name, value in inputs.items() if name not in self.head_inputs}
         return language_model_loss(self.vlm, labels, sample_weight=sample_weight, **inputs)
 
     def _last_steps(
         self, batch: int, actions: torch.Tensor | None, action_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The last `action_horizon` steps of actions (B, T, action_dim) and mask (B, T), as StarVLA trains on them."""
+        """Return the last `action_horizon` steps of actions (B, T, action_dim) and mask (B, T), as StarVLA trains on them."""
         horizon, dim = self.config.action_horizon, self.config.action_dim
         if actions is None:
             raise ValueError(
@@ -339,7 +340,7 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
         return actions[:, -horizon:], None if action_mask is None else action_mask[:, -horizon:]
 
     def _state_input(self, state: torch.Tensor | None, batch: int) -> dict[str, torch.Tensor]:
-        """The state, checked, as a keyword argument of the framework's own methods; nothing if there is none."""
+        """Check the state, and return it as a keyword argument for the framework's methods; none if there is no state."""
         if state is None:
             return {}
         where = self.config.state_input

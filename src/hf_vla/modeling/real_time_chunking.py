@@ -16,19 +16,19 @@ Velocity = Callable[[torch.Tensor, int], torch.Tensor]
 
 @dataclass
 class RealTimeChunking:
-    """Lets a new chunk continue the previous one, part of which is executed while the new one is computed.
+    """The previous chunk, which the new one is to continue: part of it is executed while the new one is computed.
 
     See `docs/real_time_chunking.md`.
 
     Args:
-        previous_chunk: (B, H', action_dim), normalised, 1 <= H' <= action_horizon: what was not yet executed of the previous
-            chunk when the observation was taken, so that its step i is the new chunk's step i. Steps from H' on are free.
-            Pass fewer steps to free more.
+        previous_chunk: (B, H', action_dim), normalised, 1 <= H' <= action_horizon: the part of the previous chunk that was not
+            yet executed when the observation was taken. Its step i is step i of the new chunk. Steps from H' on are free;
+            pass fewer steps to leave more of them free.
         inference_delay: d, 0 <= d <= H', the steps of `previous_chunk` that are executed before the new chunk is ready. They
             have full weight, and are returned as given; execute the new chunk from step d on. The weight then decays, see
             [`overlap_weights`].
-        max_guidance_weight: beta of the paper, with its default. Beyond `num_inference_steps`, guidance can overshoot. 0
-            switches guidance off.
+        max_guidance_weight: beta of the paper, with its default. If it is larger than `num_inference_steps`, guidance can
+            overshoot; 0 switches guidance off.
 
     Raises:
         ValueError: `previous_chunk` is missing, is not (B, H', action_dim) or holds NaN; `inference_delay` or
@@ -42,11 +42,11 @@ class RealTimeChunking:
     def __post_init__(self):
         previous, delay, weight = self.previous_chunk, self.inference_delay, self.max_guidance_weight
         if not isinstance(delay, Integral) or isinstance(delay, bool):
-            raise ValueError(f"inference_delay is {delay!r}; give a whole number of steps")
+            raise ValueError(f"inference_delay is {delay!r}; give a whole number of steps, 0 or more")
         if previous is None:
             raise ValueError(
-                f"inference_delay is {delay}, but there is no previous_chunk whose actions are executed meanwhile; give it, or "
-                "leave both out for an episode's first chunk"
+                f"inference_delay is {delay}, but there is no previous_chunk whose actions are executed in the meantime; give "
+                "it, or leave both out for the first chunk of an episode"
             )
         if not isinstance(previous, torch.Tensor) or previous.ndim != 3:
             given = f"has shape {tuple(previous.shape)}" if hasattr(previous, "shape") else f"is {previous!r:.80}"
@@ -56,31 +56,31 @@ class RealTimeChunking:
         if not 0 <= delay <= previous.shape[1]:
             raise ValueError(
                 f"inference_delay is {delay}; it must be from 0 to the {previous.shape[1]} steps of previous_chunk, which are "
-                "executed until the new chunk is there"
+                "executed until the new chunk is ready"
             )
         if not isinstance(weight, Real) or not 0 <= weight < math.inf:
             raise ValueError(f"max_guidance_weight is {weight!r}; it must be a finite number, 0 or more")
 
     @classmethod
     def from_arguments(cls, arguments: dict) -> "RealTimeChunking | None":
-        """Take the three fields out of keyword arguments; None if they hold no previous chunk and no delay."""
+        """Pop the three fields from keyword arguments; None if these hold neither a previous chunk nor a delay."""
         given = {field.name: arguments.pop(field.name) for field in dataclasses.fields(cls) if field.name in arguments}
         if given.get("previous_chunk") is None and not given.get("inference_delay"):
             return None
         return cls(**{"previous_chunk": None, **given})
 
     def for_chunks(self, shape: tuple[int, int, int], copies: int, device: torch.device | str) -> "RealTimeChunking":
-        """The same for `copies` chunks per sample in tiled order, in float32 on `device`.
+        """Return the same for `copies` chunks per sample in tiled order, in float32 on `device`.
 
         Raises:
-            ValueError: `previous_chunk` does not fit chunks of `shape` (B, H, action_dim), or there can be no gradients.
+            ValueError: `previous_chunk` does not fit chunks of `shape` (B, H, action_dim), or inference mode rules out gradients.
         """
         batch, horizon, dim = shape
         given = tuple(self.previous_chunk.shape)
         if (given[0], given[2]) != (batch, dim) or not 1 <= given[1] <= horizon:
             raise ValueError(
                 f"previous_chunk has shape {given}; give the normalised actions of the previous chunk from the step at which "
-                f"this chunk begins, ({batch}, 1 to {horizon}, {dim}), or None where none are left"
+                f"this chunk begins, ({batch}, 1 to {horizon}, {dim}), or None if none are left"
             )
         if torch.is_inference_mode_enabled():
             raise ValueError(
@@ -90,14 +90,14 @@ class RealTimeChunking:
         return dataclasses.replace(self, previous_chunk=previous)
 
     def guide(self, velocity: Velocity, num_steps: int) -> Velocity:
-        """A velocity that also draws the beginning of the chunk to the previous one (Black et al. 2025, Eq. 2).
+        """Return a velocity that also pulls the beginning of the chunk towards the previous one (Black et al. 2025, Eq. 2).
 
         At each step it adds `guidance_weight(t) · (W (Y - x̂))ᵀ ∂x̂/∂x`, where `x̂ = x + (1 - t) v(x, t)` is the action chunk
-        that the velocity now points to, Y the previous chunk and W the `overlap_weights`. The derivative is the velocity's
-        own, by one backward pass; gradients are enabled for the call of `velocity` alone, and no parameter receives one.
+        that the velocity points to, Y the previous chunk and W the `overlap_weights`. The product with the derivative takes
+        one backward pass through `velocity`. Gradients are enabled for this call only, and no parameter receives one.
 
         Args:
-            velocity: (x, step index) -> dx/dt; samples of a batch must not depend on each other.
+            velocity: (x, step index) -> dx/dt; the samples of a batch must not depend on each other.
             num_steps: Euler steps; step k is at time k / num_steps.
         """
         overlap = self.previous_chunk.shape[1]
@@ -116,16 +116,16 @@ class RealTimeChunking:
         return guided
 
     def with_executed(self, chunk: torch.Tensor) -> torch.Tensor:
-        """The chunk with the steps that the robot executes meanwhile, whatever the guidance, never quite exact, made of them."""
+        """Replace the chunk's first steps by those that the robot executes meanwhile, to which guidance only comes near."""
         delay = self.inference_delay
         return torch.cat([self.previous_chunk[:, :delay], chunk[:, delay:]], dim=1)
 
 
 def overlap_weights(overlap: int, inference_delay: int, device: torch.device | str | None = None) -> torch.Tensor:
-    """How much each step of the previous chunk counts: the soft mask of real-time chunking (Black et al. 2025, Eq. 5).
+    """Return the weight of each step of the previous chunk: the soft mask of real-time chunking (Black et al. 2025, Eq. 5).
 
-    1 for the first `inference_delay` = d steps; then `c (e^c - 1) / (e - 1)`, where `c = (overlap - i) / (overlap - d + 1)`
-    falls linearly from 1 at step d - 1 to 0 at step `overlap`, behind the last.
+    It is 1 for the first `inference_delay` = d steps, then `c (e^c - 1) / (e - 1)`, where
+    `c = (overlap - i) / (overlap - d + 1)` falls linearly from 1 at step d - 1 to 0 at step `overlap`, after the last.
 
     Args:
         overlap: steps that the previous chunk and the new one share (H - s in the paper).
@@ -140,7 +140,7 @@ def overlap_weights(overlap: int, inference_delay: int, device: torch.device | s
 
 
 def guidance_weight(time: float, max_weight: float) -> float:
-    """`min(max_weight, (1 - t) / (t r²))`, `r² = (1 - t)² / (t² + (1 - t)²)`, at 0 <= t < 1 (Black et al. 2025, Eq. 2 and 4)."""
+    """Return `min(max_weight, (1 - t) / (t r²))`, `r² = (1 - t)² / (t² + (1 - t)²)`, at 0 <= t < 1 (Black et al. 2025, Eq. 2 and 4)."""
     if time == 0:
         return max_weight
     return min(max_weight, (time**2 + (1 - time) ** 2) / (time * (1 - time)))

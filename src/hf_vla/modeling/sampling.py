@@ -1,4 +1,4 @@
-"""How an action chunk is drawn, and what is reported of each denoising step."""
+"""Options of drawing an action chunk, and the data of a denoising step for callbacks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from .real_time_chunking import RealTimeChunking
 
 @dataclass
 class DenoisingStep:
-    """One Euler step of a flow-matching policy, handed to the `on_step` of `predict_action`.
+    """One Euler step of a flow-matching policy, for the `on_step` of `predict_action`.
 
     Args:
         index: 0 … N - 1 of N steps.
         time: flow time before the step, index / N: 0 is noise, 1 actions.
         noisy_actions, actions: before and after the step, float32 (B, action_horizon, action_dim), normalised; (R * B, …)
-            if R draws of noise were given for each observation. With real-time chunking, the steps that are executed
-            meanwhile are put into the chunk after the last of these.
+            if R draws of noise were given for each observation. With real-time chunking, the steps that are executed in the
+            meantime are put into the chunk after the last denoising step.
         attention: with `output_attentions`, one entry per block of the action head, else empty. Float32 (B, heads, queries,
-            keys), each row of keys sums to 1; None for a block that attends the head's own tokens. Queries are the head's
-            tokens, the chunk's actions the last of them. Keys are the tokens of the prompt, at the places of `input_ids`;
-            in QwenDual, DINO's patches follow them.
+            keys), whose rows sum to 1; None for a block that attends the head's own tokens. Queries are the head's tokens,
+            the last of which are the chunk's actions. Keys are the tokens of the prompt, in the order of `input_ids`; in
+            QwenDual, DINO's patches follow.
     """
 
     index: int
@@ -34,7 +34,7 @@ class DenoisingStep:
 
 @dataclass
 class SamplingOptions:
-    """The arguments of `predict_action` that say how actions are drawn, for `sample_actions`; documented there.
+    """The arguments of `predict_action` that say how actions are drawn, which documents them; `sample_actions` gets them.
 
     Raises:
         ValueError: `num_inference_steps` is below 1, or `output_attentions` has no `on_step` to give the weights to.
@@ -53,7 +53,7 @@ class SamplingOptions:
             raise ValueError(f"num_inference_steps is {steps!r}; it must be a whole number, at least 1")
         if self.output_attentions and self.on_step is None:
             raise ValueError(
-                "output_attentions gives the weights to on_step; pass on_step, which is called every step"
+                "output_attentions gives the weights to on_step; pass on_step, which is called after every step"
             )
 
 

@@ -1,6 +1,6 @@
-"""Stages of a prediction that a stopwatch can time: the backbone, and what else encodes the observation.
+"""Stages of a prediction that a stopwatch can time, such as the backbone.
 
-Nothing is registered on a module, so that one policy can be timed in several threads at once.
+Nothing is registered on modules, so one policy can be timed in several threads at once.
 """
 
 import contextlib
@@ -14,14 +14,14 @@ _timer = threading.local()
 
 
 def stage(name: str) -> AbstractContextManager:
-    """A context for what belongs to stage `name`. It does nothing unless this thread is within `timed_by`."""
+    """Return a context manager for the code of stage `name`. It does nothing unless this thread is inside of `timed_by`."""
     timer = None if torch.compiler.is_compiling() else getattr(_timer, "current", None)
     return contextlib.nullcontext() if timer is None else timer(name)
 
 
 @contextlib.contextmanager
 def timed_by(timer: Callable[[str], AbstractContextManager]) -> Iterator[None]:
-    """Within it, `timer(name)` is entered around each stage that runs in this thread."""
+    """Enter `timer(name)` around each stage that runs in this thread inside of the context."""
     before, _timer.current = getattr(_timer, "current", None), timer
     try:
         yield

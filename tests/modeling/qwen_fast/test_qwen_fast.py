@@ -154,7 +154,9 @@ class TestGeneration:
 
     def test_an_unfinished_generation_is_an_error_unless_zeros_are_wanted(self, policy, case, caplog):
         inputs = case.inputs("predict")
-        with pytest.raises(ValueError, match="2 of 2 generations are no action chunk .sample 0: 3 FAST tokens spell"):
+        with pytest.raises(
+            ValueError, match="2 of 2 generations are not an action chunk .sample 0: 3 FAST tokens spell"
+        ):
             policy.predict_action(**inputs, max_new_tokens=3)
         zeros = policy.predict_action(**inputs, max_new_tokens=3, zeros_if_undecodable=True)
         assert torch.equal(zeros, torch.zeros(2, 8, 7))
@@ -330,7 +332,7 @@ class TestBadInput:
     def test_labels_at_another_offset(self, policy, case):
         inputs = case.inputs("forward")
         shifted = inputs["labels"].where(inputs["labels"] < OFFSET, inputs["labels"] - 4096)
-        with pytest.raises(ValueError, match="begin with token .* no action token"):
+        with pytest.raises(ValueError, match="begin with token .* not an action token"):
             policy(**{**inputs, "labels": shifted}, actions=torch.zeros(2, 8, 7))
 
     def test_too_large_a_fast_tokenizer(self, policy, processor, monkeypatch):

@@ -10,7 +10,7 @@ _VITS14 = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6
 
 class QwenDualConfig(DiTConfig):
     r"""
-    Configuration of [`QwenDualForActionPrediction`]: StarVLA's QwenDual. As QwenGR00T, and the action head moreover attends
+    Configuration of [`QwenDualForActionPrediction`]: StarVLA's QwenDual. It is QwenGR00T whose action head also attends
     DINOv2's patch tokens of each camera image. Other fields are documented in
     [`~hf_vla.modeling.configuration_vla.DiTConfig`] and [`~hf_vla.modeling.configuration_vla.FlowMatchingConfig`].
 
@@ -18,8 +18,8 @@ class QwenDualConfig(DiTConfig):
         dino_config (`dict` or `Dinov2Config`, *optional*):
             DINOv2's configuration, by default that of `facebook/dinov2-small` (Meta's `dinov2_vits14`).
         mask_padding (`bool`, *optional*, defaults to `False`):
-            Whether the action head is kept from attending the padding of shorter prompts. StarVLA's checkpoints were trained
-            without: there a sample's prediction depends on how long the other prompts of its batch are.
+            Whether padding of shorter prompts is masked in the action head. StarVLA's checkpoints were trained without this, so
+            that a sample's prediction depends on how long the other prompts of its batch are.
 
     ```python
     >>> from hf_vla import QwenDualConfig, QwenDualForActionPrediction

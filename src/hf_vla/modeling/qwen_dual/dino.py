@@ -1,4 +1,4 @@
-"""DINOv2 (Oquab et al. 2023) by transformers, with the position embeddings that Meta's own code gives."""
+"""transformers' DINOv2 (Oquab et al. 2023) with the position embeddings of Meta's own code."""
 
 import torch
 from torch import nn
@@ -9,8 +9,8 @@ from transformers.models.dinov2.modeling_dinov2 import Dinov2Embeddings
 class MetaDinov2Embeddings(Dinov2Embeddings):
     """Interpolates position embeddings as Meta's `interpolate_pos_encoding` with its default `interpolate_offset` of 0.1.
 
-    Meta hands `interpolate` a scale factor, 0.1 patches too large, where transformers hands it a size: the same grid,
-    sampled at other places. StarVLA's checkpoints were trained on Meta's.
+    Meta calls `interpolate` with a scale factor that is 0.1 patches too large, transformers with a size: the grid is the same,
+    but sampled at other points. StarVLA's checkpoints were trained with Meta's code.
     """
 
     offset = 0.1

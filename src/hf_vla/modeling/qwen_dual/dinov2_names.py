@@ -1,11 +1,11 @@
-"""DINOv2's tensors: Meta's names, in which StarVLA's checkpoints hold them, <-> transformers'.
+"""DINOv2's tensors: Meta's names, which StarVLA's checkpoints use, <-> transformers'.
 
-Meta fuses queries, keys and values (and the two halves of SwiGLU) into one matrix; here they are split and joined again.
+Meta fuses queries, keys and values (and the two halves of SwiGLU) into one matrix; these are split, or joined again.
 """
 
 import torch
 
-#: Meta's name -> transformers', outside of blocks and, where it begins with a dot, inside of one
+#: Meta's name -> transformers', outside of blocks or, if it begins with a dot, inside of one
 _NAMES = {
     "cls_token": "embeddings.cls_token",
     "mask_token": "embeddings.mask_token",
@@ -34,7 +34,7 @@ def from_meta(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             result[_rename(name, to_meta=False)] = tensor
             continue
         for part, piece in zip(_FUSED[fused], tensor.chunk(len(_FUSED[fused])), strict=True):
-            # Cloned, so that each tensor has memory of its own: safetensors refuses to save views of one.
+            # Cloned so that each tensor has its own memory: safetensors refuses to save views of one tensor.
             result[_rename(name.replace(fused, part), to_meta=False)] = piece.clone()
     return result
 

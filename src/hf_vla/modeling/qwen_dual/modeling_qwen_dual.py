@@ -1,4 +1,4 @@
-"""QwenDual: the backbone's last state, and DINOv2's patch tokens beside it -> a flow-matching transformer -> action chunk."""
+"""QwenDual: the backbone's last state and DINOv2's patch tokens -> a flow-matching transformer -> action chunk."""
 
 import torch
 from torch import nn
@@ -34,7 +34,7 @@ class QwenDualForActionPrediction(FlowMatchingPolicy):
     def conditioning(
         self, input_ids, attention_mask, dino_pixel_values=None, dino_view_mask=None, **inputs
     ) -> Conditioning:
-        """`dino_pixel_values` (B, V, 3, height, width), `dino_view_mask` boolean (B, V) where samples differ in views."""
+        """`dino_pixel_values` (B, V, 3, height, width); `dino_view_mask` boolean (B, V), if samples differ in views."""
         if dino_pixel_values is None:
             raise ValueError(
                 "QwenDual needs `dino_pixel_values` (B, V, 3, height, width), as QwenDualProcessor gives them"
@@ -54,7 +54,7 @@ class QwenDualForActionPrediction(FlowMatchingPolicy):
         return Conditioning([torch.cat([state, tokens], dim=1)] * self.config.num_action_layers, key_mask)
 
     def _key_mask(self, attention_mask, view_mask, state, tokens) -> torch.Tensor | None:
-        """Which states (B, L) and DINO tokens (B, V * patches) are attended: boolean, or None where all are."""
+        """Return which states (B, L) and DINO tokens (B, V * patches) are attended: boolean, or None if all are."""
         if not self.config.mask_padding:
             attention_mask = None
         if attention_mask is None and view_mask is None:
@@ -70,7 +70,7 @@ class QwenDualForActionPrediction(FlowMatchingPolicy):
 
     @classmethod
     def from_vlm(cls, vlm_name_or_path, *, dino_name_or_path: str | None = None, **kwargs):
-        """As for all policies.
+        """Make a new policy, as [`~hf_vla.modeling.modeling_vla.VLAPreTrainedModel.from_vlm`] does.
 
         Args:
             dino_name_or_path: folder or repository of a pretrained DINOv2, such as "facebook/dinov2-small". Without it, DINO
@@ -81,7 +81,7 @@ class QwenDualForActionPrediction(FlowMatchingPolicy):
                 "DINO starts from new weights; pass dino_name_or_path='facebook/dinov2-small' for pretrained ones"
             )
             return super().from_vlm(vlm_name_or_path, **kwargs)
-        with not_partitioned():  # by its own class, whose old names transformers converts
+        with not_partitioned():  # Dinov2Model itself, for which transformers converts the names in old files
             dino = Dinov2Model.from_pretrained(dino_name_or_path)
         policy, processor = super().from_vlm(vlm_name_or_path, dino_config=dino.config, **kwargs)
         copy_weights(policy.dino, dino.state_dict())

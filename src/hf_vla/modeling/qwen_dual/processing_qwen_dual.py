@@ -22,8 +22,8 @@ def dino_pixels(image: Image.Image) -> torch.Tensor:
 class QwenDualProcessor(VLAProcessor):
     """Processor of [`QwenDualForActionPrediction`]. The normalised state goes to the action head, beside the prompt.
 
-    Beside the backbone's tensors it gives `dino_pixel_values` (B, V, 3, 224, 224), made of the images at `image_size`, and,
-    where samples have different numbers of views, `dino_view_mask` (B, V), false where there is none.
+    It adds `dino_pixel_values` (B, V, 3, 224, 224), from the images at `image_size`, and, if samples have different numbers of
+    views, `dino_view_mask` (B, V), false where a sample has no view.
     """
 
     config_class = QwenDualConfig

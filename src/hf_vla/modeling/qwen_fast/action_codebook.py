@@ -1,4 +1,4 @@
-"""FAST tokens (Pertsch et al. 2025) on the model's side: which may be generated, and the actions that they spell."""
+"""FAST tokens (Pertsch et al. 2025) for the model: which may be generated, and which actions they spell."""
 
 import math
 
@@ -7,7 +7,7 @@ from transformers import LogitsProcessor
 
 
 class ActionCodebook:
-    """Decodes FAST tokens by looking up what each one spells; made of the FAST tokenizer's `codebook()`.
+    """Decodes FAST tokens by looking up what each of them spells; made from the FAST tokenizer's `codebook()`.
 
     Args:
         codebook: "scale", "min_token", and "vocabulary": the bytes of each token as Latin-1 text.
@@ -20,7 +20,7 @@ class ActionCodebook:
         self.shape = (action_horizon, action_dim)
 
     def decode(self, ids: list[int]) -> torch.Tensor:
-        """FAST token ids of one chunk -> float32 actions (T, D), normalised.
+        """Decode the FAST token ids of one chunk to float32 actions (T, D), normalised.
 
         Raises:
             ValueError: the tokens don't spell T * D coefficients.
@@ -35,13 +35,13 @@ class ActionCodebook:
         return (inverse_dct(horizon) @ (coefficients / self.scale)).float()
 
     def coefficients_per_token(self) -> torch.Tensor:
-        """How many coefficients each token spells, (vocabulary,); 0 for a part of one."""
+        """Return how many coefficients each token spells, (vocabulary,); 0 if it is a part of one."""
         texts = (token.decode(errors="replace") for token in self.vocabulary)
         return torch.tensor([0 if "\ufffd" in text else len(text) for text in texts])
 
 
 def inverse_dct(length: int) -> torch.Tensor:
-    """The matrix of the inverse of the orthonormal DCT-II, float64 (length, length): signal = matrix @ frequencies."""
+    """Return the inverse of the orthonormal DCT-II as a matrix, float64 (length, length): signal = matrix @ frequencies."""
     t, k = torch.meshgrid(torch.arange(length), torch.arange(length), indexing="ij")
     matrix = torch.cos(math.pi * (2 * t + 1).double() * k / (2 * length)) * math.sqrt(2 / length)
     matrix[:, 0] /= math.sqrt(2)
@@ -53,10 +53,11 @@ class ActionTokenConstraint(LogitsProcessor):
 
     Args:
         codebook: the FAST tokens.
-        offset: the id of FAST token 0 in the model's vocabulary; end_token_id: what ends a generation.
-        prompt_length: where the generated tokens begin.
-        exact_length: moreover, allow the end when T * D coefficients have been spelled and only then, and no token that
-            would go beyond. Tokens that are parts of a character are left out.
+        offset: the id of FAST token 0 in the model's vocabulary.
+        end_token_id: the token that ends a generation.
+        prompt_length: number of tokens before the generated ones.
+        exact_length: also allow the end token only when T * D coefficients have been spelled, and no token that would spell
+            more. Tokens that are parts of a character are excluded.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """The FAST action tokenizer (Pertsch et al. 2025, "FAST: Efficient Action Tokenization for Vision-Language-Action Models").
 
-A chunk of actions becomes its frequencies: the orthonormal DCT-II over time, times a scale, rounded. The integers, read
-time-major and shifted to be non-negative, are the code points of a string, and a byte-pair encoding compresses that string.
+A chunk of actions is transformed to frequencies: the orthonormal DCT-II over time, scaled and rounded. The integers, time-major
+and shifted to be non-negative, are the code points of a string, which a byte-pair encoding compresses.
 """
 
 import json
@@ -17,19 +17,19 @@ from transformers.utils import cached_file
 
 TOKENIZER_FILE, SETTINGS_FILE = FILES = "tokenizer.json", "processor_config.json"
 PUBLISHED = "physical-intelligence/fast"
-#: Words for action tokens in StarVLA's vocabularies, however many of them the FAST tokenizer uses.
+#: Number of words for action tokens in StarVLA's vocabularies; the FAST tokenizer may use fewer.
 NUM_ACTION_TOKENS = 2048
-_FIRST_SURROGATE = 0xD800  # from here on, not every code point is a character
+_FIRST_SURROGATE = 0xD800  # from here on, not all code points are characters
 _BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
 
 
 class FastActionTokenizer:
-    """Normalised action chunks <-> lists of token ids.
+    """Converts normalised action chunks to lists of token ids, and back.
 
     Args:
         bpe: byte-level byte-pair encoding of the strings of coefficients.
-        scale: coefficients are rounded after multiplication by it; larger is finer and longer.
-        min_token: the coefficient that the code point 0 stands for; smaller ones are written as it.
+        scale: factor of the coefficients before they are rounded; larger is more precise, and gives more tokens.
+        min_token: the coefficient that code point 0 represents; smaller ones are clamped to it.
 
     ```python
     >>> import numpy as np
@@ -53,7 +53,7 @@ class FastActionTokenizer:
         return self.bpe.get_vocab_size()
 
     def encode(self, actions) -> list[list[int]]:
-        """Token ids of normalised actions (B, T, D), one list a sample.
+        """Encode normalised actions (B, T, D) to one list of token ids per sample.
 
         Raises:
             ValueError: another shape, values that are not finite, or coefficients that the vocabulary has no bytes for.
@@ -79,14 +79,14 @@ class FastActionTokenizer:
         return np.maximum(coefficients - self.min_token, 0).astype(int)
 
     def decode(self, ids: Iterable[int], time_horizon: int, action_dim: int) -> np.ndarray:
-        """Normalised actions (T, D) of one sample's token ids.
+        """Decode one sample's token ids to normalised actions (T, D).
 
         Raises:
             ValueError: the ids do not spell time_horizon * action_dim coefficients.
         """
         ids = list(ids)
         if unknown := [i for i in ids if not 0 <= i < self.vocab_size]:
-            raise ValueError(f"no FAST tokens: {unknown[:5]}; this tokenizer's are 0 to {self.vocab_size - 1}")
+            raise ValueError(f"FAST has no tokens {unknown[:5]}; this tokenizer's are 0 to {self.vocab_size - 1}")
         text = self.bpe.decode(ids)
         if "\ufffd" in text or len(text) != time_horizon * action_dim:
             raise ValueError(
@@ -97,7 +97,7 @@ class FastActionTokenizer:
         return idct(coefficients / self.scale, axis=0, norm="ortho").astype(np.float32)
 
     def codebook(self) -> dict:
-        """What decoding needs, for the model's config: the scale, the shift, and the bytes of each token as Latin-1 text."""
+        """Return what decoding needs, for the model's config: scale, shift, and the bytes of each token as Latin-1 text."""
         tokens = (self.bpe.id_to_token(i) for i in range(self.vocab_size))
         vocabulary = [_to_bytes(token).decode("latin-1") for token in tokens]
         return {"scale": self.scale, "min_token": self.min_token, "vocabulary": vocabulary}
@@ -108,12 +108,12 @@ class FastActionTokenizer:
     def fit(cls, actions, vocab_size: int = 1024, scale: float = 10) -> "FastActionTokenizer":
         """Train a tokenizer on a dataset.
 
-        Unlike the published one's, its alphabet holds all 256 bytes, so that coefficients which the dataset lacks can be
-        written too (but none below the dataset's smallest).
+        Unlike that of the published tokenizer, its alphabet has all 256 bytes, so it can also encode coefficients that the
+        dataset lacks (but none below the dataset's smallest).
 
         Args:
             actions: normalised chunks (N, T, D), or an iterable of arrays (T, D).
-            vocab_size: at most so many tokens.
+            vocab_size: the largest number of tokens.
             scale: see the class.
         """
         chunks = [np.around(dct(np.asarray(chunk), axis=0, norm="ortho") * scale) for chunk in actions]
@@ -140,7 +140,7 @@ class FastActionTokenizer:
 
     @classmethod
     def of(cls, source, **hub_kwargs) -> "FastActionTokenizer":
-        """`source` itself, or what it stands for: `to_dict()`'s values, a folder or Hub repository, None = the published."""
+        """Return `source` as a tokenizer: one, its `to_dict()`, a folder or Hub repository, or None for the published one."""
         if isinstance(source, cls):
             return source
         if isinstance(source, dict):
@@ -150,7 +150,7 @@ class FastActionTokenizer:
         return cls.from_pretrained(source or PUBLISHED, **hub_kwargs)
 
     def to_dict(self) -> dict:
-        """All of it as JSON-able values; `from_dict` reads them."""
+        """Return the tokenizer as values that JSON can hold; `from_dict` reads them."""
         return {"scale": self.scale, "min_token": self.min_token, "bpe": json.loads(self.bpe.to_str())}
 
     @classmethod
@@ -162,7 +162,7 @@ class FastActionTokenizer:
         return cls(Tokenizer.from_str(json.dumps(values["bpe"])), values["scale"], values["min_token"])
 
     def save_pretrained(self, folder) -> None:
-        """Write the published tokenizer's files: the byte-pair encoding, and the settings beside it."""
+        """Write the files that the published tokenizer has: the byte-pair encoding and the settings."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.bpe.save(str(folder / TOKENIZER_FILE))
@@ -171,7 +171,7 @@ class FastActionTokenizer:
 
     @classmethod
     def from_pretrained(cls, name_or_path=PUBLISHED, **hub_kwargs) -> "FastActionTokenizer":
-        """Read a folder or Hub repository that holds the published tokenizer's files; none of its code is run.
+        """Load a folder or Hub repository with the published tokenizer's files; no code in it is run.
 
         Raises:
             OSError: no such folder or repository, or one of its files is missing.
@@ -196,7 +196,7 @@ def _to_text(coefficients: np.ndarray) -> str:
 
 
 def _to_bytes(token: str) -> bytes:
-    """The bytes that a byte-level token stands for; a token outside of that alphabet stands for itself."""
+    """Return the bytes that a byte-level token represents; a token outside of that alphabet represents itself."""
     if all(character in _BYTE_OF for character in token):
         return bytes(_BYTE_OF[character] for character in token)
     return token.encode()
@@ -206,15 +206,15 @@ def _to_bytes(token: str) -> bytes:
 
 
 def action_word(index: int) -> str:
-    """The word for FAST token `index` in StarVLA's vocabularies."""
+    """Return the word for FAST token `index` in StarVLA's vocabularies."""
     return f"<robot_action_{index}>"
 
 
 def action_token_offset(tokenizer, num_action_tokens: int = NUM_ACTION_TOKENS) -> int:
-    """The id of the first action word in a backbone's tokenizer.
+    """Return the id of the first action word in a backbone's tokenizer.
 
     Raises:
-        ValueError: it has no action words, or not as many, or their ids are not consecutive.
+        ValueError: it has too few action words, or their ids are not consecutive.
     """
     vocabulary = tokenizer.get_vocab()
     ids = [vocabulary.get(action_word(i)) for i in range(num_action_tokens)]
@@ -230,9 +230,9 @@ def action_token_offset(tokenizer, num_action_tokens: int = NUM_ACTION_TOKENS) -
 
 
 def add_action_tokens(tokenizer, num_action_tokens: int = NUM_ACTION_TOKENS) -> int:
-    """Give a plain backbone's tokenizer the action words that it lacks, after all others; returns the first one's id.
+    """Add the action words that a backbone's tokenizer lacks after all others, and return the id of the first.
 
-    The model's embeddings must grow with it: `vlm.resize_token_embeddings(offset + num_action_tokens)`.
+    The model's embeddings must be resized too: `vlm.resize_token_embeddings(offset + num_action_tokens)`.
     """
     words = [action_word(i) for i in range(num_action_tokens)]
     if tokenizer.convert_tokens_to_ids(words[0]) in (None, tokenizer.unk_token_id):

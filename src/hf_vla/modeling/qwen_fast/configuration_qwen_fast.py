@@ -13,20 +13,20 @@ class QwenFASTConfig(VLAConfig):
 
     Args:
         action_token_offset (`int`, *optional*):
-            The id of the word for FAST token 0 in the backbone's vocabulary. Native checkpoints and `from_vlm` set it.
+            The id of FAST token 0 in the backbone's vocabulary. Native checkpoints and `from_vlm` set it.
         num_action_tokens (`int`, *optional*, defaults to 2048):
-            Words for FAST tokens in the backbone's vocabulary; the FAST tokenizer may use fewer of them.
+            Number of words for FAST tokens in the backbone's vocabulary; the FAST tokenizer may use fewer.
         end_token_id (`int`, *optional*):
-            What ends a generation. Defaults to the end-of-sequence token of the backbone's text configuration.
+            The token that ends a generation. Defaults to the end-of-sequence token of the backbone's text configuration.
         fast_codebook (`dict`, *optional*):
-            What decoding the generated tokens needs of the FAST tokenizer: `FastActionTokenizer.codebook()`. Native
-            checkpoints and `from_vlm` set it.
+            The part of the FAST tokenizer that decodes generated tokens: `FastActionTokenizer.codebook()`. Native checkpoints
+            and `from_vlm` set it.
         generation_constraint (`str`, *optional*, defaults to `"tokens"`):
-            `"tokens"`: only action tokens and the end token are generated. `"length"`: they moreover spell exactly
-            `action_horizon * action_dim` coefficients, so that every generation can be decoded, a poor one too. `None`:
-            any token.
+            `"tokens"`: only action tokens and the end token are generated. `"length"`: they also spell exactly
+            `action_horizon * action_dim` coefficients, so that every generation can be decoded, even a poor one. `None`: any
+            token.
         zeros_if_undecodable (`bool`, *optional*, defaults to `False`):
-            Predict zeros, as StarVLA does, where a generation can't be decoded, in place of raising an error.
+            Whether to predict zeros, as StarVLA does, instead of raising an error if a generation can't be decoded.
 
     ```python
     >>> from hf_vla import QwenFASTConfig, QwenFASTForActionPrediction

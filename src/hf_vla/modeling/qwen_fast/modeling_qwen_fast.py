@@ -1,4 +1,4 @@
-"""QwenFAST: actions are words of the backbone's language (FAST tokens) -> next-token loss; generate, look up, inverse DCT."""
+"""QwenFAST: actions are tokens of the backbone's language (FAST). Train on the next token; generate, look up, inverse DCT."""
 
 from collections.abc import Mapping
 
@@ -30,7 +30,7 @@ class QwenFASTForActionPrediction(VLAPreTrainedModel):
     def action_loss(
         self, targets: ActionTargets, *, labels: torch.Tensor | None = None, **inputs
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean cross-entropy of the actions' tokens, `labels` (B, L), which end `input_ids` and which the processor makes."""
+        """Compute the mean cross-entropy of the actions' tokens: `labels` (B, L), which the processor makes of the actions."""
         if labels is None:
             raise ValueError(
                 "QwenFAST learns tokens: forward needs `labels` (B, L), which its processor makes of actions=; "
@@ -40,7 +40,7 @@ class QwenFASTForActionPrediction(VLAPreTrainedModel):
         return language_model_loss(self.vlm, labels, sample_weight=targets.sample_weight, **inputs)
 
     def targets_per_sample(self, batch: Mapping) -> torch.Tensor:
-        """Labelled tokens."""
+        """Return the number of labelled tokens of each sample (B,)."""
         return labelled(batch["labels"]).sum(dim=1)
 
     def _check_labels(self, labels: torch.Tensor) -> None:
@@ -48,8 +48,8 @@ class QwenFASTForActionPrediction(VLAPreTrainedModel):
         first = labels.gather(1, (labels != -100).int().argmax(dim=1, keepdim=True)) - self.config.action_token_offset
         if ((first < 0) | (first >= self.config.num_action_tokens)).any():
             raise ValueError(
-                f"labels begin with token {(first + self.config.action_token_offset)[:, 0].tolist()}, no action token: this "
-                f"policy's are {self.config.action_token_offset} to "
+                f"labels begin with token {(first + self.config.action_token_offset)[:, 0].tolist()}, which is not an action "
+                f"token: this policy's are {self.config.action_token_offset} to "
                 f"{self.config.action_token_offset + self.config.num_action_tokens - 1}. Take the processor of this policy"
             )
 
@@ -69,15 +69,14 @@ class QwenFASTForActionPrediction(VLAPreTrainedModel):
 
         Args:
             options: not read; sampling draws from torch's global generator.
-            input_ids, inputs: the prompts. In a training batch, `labels` tell where the actions' tokens begin, and they are
-                cut off.
+            input_ids, inputs: the prompts. In a training batch, `labels` say where the actions' tokens begin, which are cut off.
             constraint: "tokens", "length" or None, by default the config's `generation_constraint`.
-            zeros_if_undecodable: predict zeros where a generation can't be decoded; by default the config's.
-            max_new_tokens: by default twice the number of coefficients that a chunk has.
+            zeros_if_undecodable: predict zeros if a generation can't be decoded; by default the config's.
+            max_new_tokens: by default twice the number of a chunk's coefficients.
             generation_options: for transformers' `generate`, for example {"do_sample": True, "temperature": 0.7}.
 
         Raises:
-            ValueError: a generation can't be decoded, and zeros are not wanted.
+            ValueError: a generation can't be decoded, and `zeros_if_undecodable` is false.
         """
         config = self.config
         codebook = self.codebook()
@@ -107,17 +106,17 @@ class QwenFASTForActionPrediction(VLAPreTrainedModel):
         return self._decode(codebook, generated[:, length:].tolist(), zeros).to(input_ids.device)
 
     def codebook(self) -> ActionCodebook:
-        """What the action tokens spell."""
+        """Return what the action tokens spell."""
         config = self.config
         needed = ("action_token_offset", "fast_codebook", "end_token_id")
         if missing := [name for name in needed if getattr(config, name) is None]:
             raise ValueError(
-                f"config.{' and config.'.join(missing)} not set: QwenFASTProcessor.config_fields(tokenizer, fast) tells them"
+                f"config.{' and config.'.join(missing)} not set: QwenFASTProcessor.config_fields(tokenizer, fast) gives them"
             )
         return ActionCodebook(config.fast_codebook, config.action_horizon, config.action_dim)
 
     def _decode(self, codebook: ActionCodebook, generated: list[list[int]], zeros: bool) -> torch.Tensor:
-        """Generated ids of B samples -> actions (B, T, D); every id that is an action token counts, as in StarVLA."""
+        """Decode the generated ids of B samples to actions (B, T, D); as in StarVLA, all other ids are ignored."""
         offset, number = self.config.action_token_offset, self.config.num_action_tokens
         chunks, problems = [], []
         for index, ids in enumerate(generated):
@@ -128,24 +127,27 @@ class QwenFASTForActionPrediction(VLAPreTrainedModel):
                 chunks.append(torch.zeros(codebook.shape))
         if problems and not zeros:
             raise ValueError(
-                f"{len(problems)} of {len(generated)} generations are no action chunk ({'; '.join(problems[:3])}). Train "
-                "longer, pass constraint='length' to have decodable ones only, or zeros_if_undecodable=True to hold still"
+                f"{len(problems)} of {len(generated)} generations are not an action chunk ({'; '.join(problems[:3])}). "
+                "Train longer, pass constraint='length' to generate decodable ones only, or zeros_if_undecodable=True to hold "
+                "still"
             )
         if problems:
-            logger.warning(f"predicting zeros for {len(problems)} generations that are no action chunk: {problems[0]}")
+            logger.warning(
+                f"predicting zeros for {len(problems)} generations that are not an action chunk: {problems[0]}"
+            )
         return torch.stack(chunks)
 
 
 def cut_answers(inputs: dict, labels: torch.Tensor, filler: int) -> dict:
-    """A training batch without what its labels cover: the prompts, left-padded anew with `filler`."""
+    """Return the prompts of a training batch, without the answers that its labels cover, left-padded with `filler`."""
     batch, length = labels.shape
     device = labels.device
-    starts = (labels != -100).int().argmax(dim=1, keepdim=True)  # (B, 1), where the answer begins
-    positions = torch.arange(length, device=device) - (length - starts)  # of each new place in its old row
+    starts = (labels != -100).int().argmax(dim=1, keepdim=True)  # (B, 1), positions at which the answers begin
+    positions = torch.arange(length, device=device) - (length - starts)  # from which old position each new one comes
     kept = (positions >= 0).long()
     mask = inputs["attention_mask"] if inputs.get("attention_mask") is not None else torch.ones_like(labels)
     mask = mask.gather(1, positions.clamp(min=0)) * kept
-    padding = int((mask.cumsum(1) == 0).sum(dim=1).min())  # that all rows have
+    padding = int((mask.cumsum(1) == 0).sum(dim=1).min())  # common to all rows
     ids = inputs["input_ids"].gather(1, positions.clamp(min=0)).where(mask.bool(), filler)
     prompts = {"input_ids": ids[:, padding:], "attention_mask": mask[:, padding:], "mm_token_type_ids": None}
     return inputs | prompts

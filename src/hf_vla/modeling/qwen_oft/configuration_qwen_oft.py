@@ -6,7 +6,7 @@ from ..configuration_vla import VLAConfig
 class QwenOFTConfig(VLAConfig):
     r"""
     Configuration of [`QwenOFTForActionPrediction`]: StarVLA's QwenOFT, after OpenVLA-OFT (Kim et al. 2025). The prompt holds
-    one placeholder for each action of the chunk, and an MLP regresses the action from the backbone's last state there. The
+    one placeholder per action of the chunk, and an MLP regresses the action from the backbone's last state there. The
     robot's state is text in the prompt. Fields that all frameworks share are documented in
     [`~hf_vla.modeling.configuration_vla.VLAConfig`].
 

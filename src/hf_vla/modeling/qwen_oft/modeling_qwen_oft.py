@@ -1,4 +1,4 @@
-"""QwenOFT: a prompt with one placeholder an action -> the backbone's last state at each -> an MLP -> action chunk."""
+"""QwenOFT: a prompt with one placeholder per action -> the backbone's last state at each -> an MLP -> action chunk."""
 
 import torch
 from torch import nn

@@ -8,8 +8,8 @@ from .configuration_qwen_oft import QwenOFTConfig
 class QwenOFTProcessor(VLAProcessor):
     """Processor of [`QwenOFTForActionPrediction`].
 
-    The text is the instruction, the state's 256 bins, `action_horizon` action placeholders, and around all that the prompt
-    template. `action_horizon` must be set.
+    The text is the instruction, the state's bins and `action_horizon` action placeholders, within the prompt template.
+    `action_horizon` must be set.
     """
 
     config_class = QwenOFTConfig

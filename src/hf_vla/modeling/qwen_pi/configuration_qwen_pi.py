@@ -11,7 +11,7 @@ class QwenPIConfig(FlowMatchingConfig):
 
     Args:
         repeated_diffusion_steps (`int`, *optional*, defaults to 2):
-            Noise draws of each sample in one training step. StarVLA's QwenPI always uses 2.
+            Noise draws per sample in a training step. StarVLA's QwenPI always uses 2.
 
     ```python
     >>> from hf_vla import QwenPIConfig, QwenPIForActionPrediction

@@ -8,7 +8,7 @@ from .configuration_qwen_pi import QwenPIConfig
 
 
 class QwenPIForActionPrediction(FlowMatchingPolicy):
-    """StarVLA's QwenPI. Block i of the action head attends the state h[i + 1] of the backbone, where it attends the backbone."""
+    """StarVLA's QwenPI. Block i of the action head, if it attends the backbone, attends its state h[i + 1]."""
 
     config_class = QwenPIConfig
 

@@ -11,9 +11,9 @@ class QwenPIV3Config(FlowMatchingConfig):
 
     Args:
         action_hidden_size (`int`, *optional*, defaults to 1024):
-            Width of the action head. `None`, or the backbone's own width, means the backbone's width and no projectors.
+            Width of the action head. `None`, or the backbone's width, means the backbone's width without projectors.
         repeated_diffusion_steps (`int`, *optional*, defaults to 16):
-            Noise draws of each sample in one training step.
+            Noise draws per sample in a training step.
         interleave_self_attention (`bool`, *optional*, defaults to `False`):
             See `FlowMatchingConfig`.
 
