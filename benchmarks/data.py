@@ -272,7 +272,7 @@ def main() -> None:
     parser.add_argument("--cameras", nargs="+", type=int, default=[1, 2, 4])
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 2])
     parser.add_argument("--episodes", type=int, default=8, help="of own data")
-    parser.add_argument("--length", type=int, default=80, help="frames an episode of own data")
+    parser.add_argument("--length", type=int, default=80, help="frames per episode of own data")
     parser.add_argument("--seconds", type=float, default=2.0, help="time for each measurement")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -154,10 +154,10 @@ def npz(path, name):
     [
         ("both", "episode_001 has both data.csv and data.npz; keep one"),
         ("twice", "data.csv has more than one column 'action_dx'"),
-        ("empty", "data.npz is no npz file, or damaged"),
-        ("pickle", "data.npz is no npz file, or damaged"),
-        ("single", "data.npz is no npz file, or damaged"),
-        ("cut", "data.npz is no npz file, or damaged"),
+        ("empty", "data.npz is not an npz file, or is damaged"),
+        ("pickle", "data.npz is not an npz file, or is damaged"),
+        ("single", "data.npz is not an npz file, or is damaged"),
+        ("cut", "data.npz is not an npz file, or is damaged"),
         ("flipped", "data.npz cannot be read: Bad CRC-32"),
         ("objects", "data.npz cannot be read: Object arrays"),
         ("number", r"data.npz: action is float64 of shape \(\); expected numbers \(T, D\)"),
@@ -230,7 +230,7 @@ def test_nan_is_found_before_anything_is_written(recordings, tmp_path, capsys):
 
 def test_empty_and_missing_folders(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    for source, message in ((tmp_path / "empty", "holds no folders"), (tmp_path / "none", "is no folder")):
+    for source, message in ((tmp_path / "empty", "holds no folders"), (tmp_path / "none", "is not a folder")):
         with pytest.raises(SystemExit):
             convert(source, tmp_path / "dataset")
         assert message in capsys.readouterr().err

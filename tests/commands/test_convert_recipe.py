@@ -250,7 +250,7 @@ def test_patterns_match_a_model_of_that_framework(reference, name):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("run_id: x", "no StarVLA training configuration"),
+        ("run_id: x", "not a StarVLA training configuration"),
         ("framework: {name: QwenQformer}", "known are QwenPI_v3"),
         ("framework: {name: QwenPI}", "base_vlm is missing"),
         ("framework: {name: QwenPI, qwenvl: {base_vlm: Qwen/x}}", "data_mix is missing"),

@@ -77,7 +77,7 @@ def test_parts_left_out_keep_their_meaning(written):
         ({"instruction": ["task_index"]}, r"instruction names \['task_index'\]"),
         ({"instruction": "observation.images.front"}, "instruction names 'observation.images.front'"),
         ({"state": [{"column": ["action"]}]}, r"names column \['action'\]"),
-        ({"action": ["observation.images.front"]}, "a camera and holds no numbers"),
+        ({"action": ["observation.images.front"]}, "a camera and does not hold numbers"),
         ({"action": [{"column": "action", "start": "0"}]}, r"\['0', 7\).*whole numbers"),
         ({"action": [{"column": "action", "start": True}]}, r"\[True, 7\).*whole numbers"),
         ({"action": [{"column": "action", "delta": "no"}]}, "delta is true or false, got 'no'"),

@@ -70,8 +70,8 @@ def test_repeated_frames_short_episodes_and_clocks(tmp_path):
     root = write(tmp_path / "clock", [smooth()])
     edit_json(root / "meta/info.json", fps=20)
     found = oddities_of_clock(root)
-    assert "timestamps of 1 episodes disagree with 20 frames a second: in episode 0 steps are 2.00" in found
-    assert "has 10 frames a second, meta/info.json says 20" in found
+    assert "timestamps of 1 episodes disagree with 20 frames per second: in episode 0 steps are 2.00" in found
+    assert "has 10 frames per second, meta/info.json says 20" in found
 
 
 def oddities_of_clock(root):

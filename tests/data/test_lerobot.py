@@ -519,7 +519,7 @@ def test_download_that_breaks_off(monkeypatch):
 
 
 def test_neither_folder_nor_repository(tmp_path, reference_datasets):
-    with pytest.raises(FileNotFoundError, match="no local folder"):
+    with pytest.raises(FileNotFoundError, match="not a local folder"):
         LeRobotDataset(tmp_path / "nowhere" / "at" / "all", HORIZON)
     with pytest.raises(ValueError, match="local folder"):
         LeRobotDataset(reference_datasets / "v21_video", HORIZON, revision="main")

@@ -61,11 +61,11 @@ def test_unknown_version(v3, version):
 
 def test_broken_json(v3, copied):
     (v3 / "meta/info.json").write_text('{"codebase_version": "v3.0"')
-    with pytest.raises(ValueError, match="info.json is no valid JSON"):
+    with pytest.raises(ValueError, match="info.json is not valid JSON"):
         LeRobotDataset(v3, HORIZON)
     root = copied("v21_video")
     (root / "meta/episodes.jsonl").write_text('{"episode_index": 0,')
-    with pytest.raises(ValueError, match="episodes.jsonl is no valid JSON"):
+    with pytest.raises(ValueError, match="episodes.jsonl is not a valid JSON lines file"):
         LeRobotDataset(root, HORIZON)
 
 
@@ -218,7 +218,10 @@ def test_table_without_rows(v3):
         (None, f"column '{WRIST}' is not there; meta/info.json says that it holds images"),
         (bytes, f"column '{WRIST}' is of type binary"),
         (lambda png: {"bytes": png[:100], "path": None}, f"row 7 of column '{WRIST}': "),
-        (lambda png: {"bytes": b"no image", "path": None}, f"row 7 of column '{WRIST}': it is no image, or damaged"),
+        (
+            lambda png: {"bytes": b"no image", "path": None},
+            f"row 7 of column '{WRIST}': it is not an image, or is damaged",
+        ),
         (lambda png: {"bytes": None, "path": "images/none.png"}, "none.png"),
     ],
 )

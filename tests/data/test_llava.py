@@ -100,15 +100,15 @@ def turns(*texts):
         ({"conversations": turns("a", "b", "c")}, "end with the assistant"),
         ({"conversations": turns("a", " ")}, "turn 1 is empty"),
         ({"conversations": [{"from": "robot", "value": "a"}]}, "'robot'; possible: human"),
-        ({"conversations": [{"from": "human", "value": 3}]}, "no text but a int"),
+        ({"conversations": [{"from": "human", "value": 3}]}, "turn 0 is not a text but a int"),
         ({"text": "a"}, "no conversations"),
         ({"video": "a.mp4", "conversations": turns("a", "b")}, "has a video; only images"),
-        ("a", "a str is no record"),
+        ("a", "a str is not a record"),
         ({"image": 5, "conversations": turns("a", "b")}, "image and images must be paths, got 5"),
         ({"image": {"bytes": "x"}, "conversations": turns("a", "b")}, "must be paths, got {'bytes'"),
-        ({"image": [""], "conversations": turns("a", "b")}, "'' is no path of an image"),
+        ({"image": [""], "conversations": turns("a", "b")}, "'' is not a path of an image"),
         ({"conversations": [{"from": ["human"], "value": "a"}]}, r"from \['human'\]; possible"),
-        ({"conversations": turns("a", "\ud800")}, "turn 1 is no text that UTF-8 can hold"),
+        ({"conversations": turns("a", "\ud800")}, "turn 1 is not a text that UTF-8 can hold"),
     ],
 )
 def test_records_that_are_no_conversation(folder, record, message):
@@ -124,11 +124,11 @@ def test_bad_files(folder):
     with pytest.raises(ValueError, match="holds a dict"):
         LlavaDataset(write(folder, {"a": 1}))
     (folder / "broken.jsonl").write_text(json.dumps(LLAVA[1]) + "\n{")
-    with pytest.raises(ValueError, match="broken.jsonl, line 2: this is no valid JSON"):
+    with pytest.raises(ValueError, match="broken.jsonl, line 2: this is not valid JSON"):
         LlavaDataset(folder / "broken.jsonl")
     for name, content in (("latin.json", '[{"id": "é"}]'.encode("latin1")), ("deep.json", b"[" * 100_000)):
         (folder / name).write_bytes(content)
-        with pytest.raises(ValueError, match=f"{name}: this is no valid JSON"):
+        with pytest.raises(ValueError, match=f"{name}: this is not valid JSON"):
             LlavaDataset(folder / name)
     (folder / "one.png").unlink()
     with pytest.raises(FileNotFoundError, match="record 0: .*one.png is missing; image_root"):
@@ -147,7 +147,7 @@ def test_lines_that_are_no_json_are_skipped_when_asked_for(folder, caplog):
     (folder / "broken.jsonl").write_bytes(b"\n".join([json.dumps(LLAVA[1]).encode(), b"{", "é".encode("latin1")]))
     dataset = LlavaDataset(folder / "broken.jsonl", on_error="skip")
     assert (len(dataset), dataset.num_skipped) == (1, 2)
-    assert "broken.jsonl, line 3: this is no valid JSON" in caplog.text
+    assert "broken.jsonl, line 3: this is not valid JSON" in caplog.text
 
 
 def test_images_that_rgb_can_not_hold(folder, monkeypatch):

@@ -16,9 +16,9 @@ from .parser import ArgumentParser, log_to_console
 
 def make_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(prog="hf-vla convert-episodes", description=__doc__)
-    parser.add_argument("--input", required=True, help="folder with one folder an episode")
+    parser.add_argument("--input", required=True, help="folder with one folder per episode")
     parser.add_argument("--output", required=True, help="folder of the new dataset")
-    parser.add_argument("--fps", type=int, required=True, help="frames a second of the recordings")
+    parser.add_argument("--fps", type=int, required=True, help="frames per second of the recordings")
     parser.add_argument("--robot-type", help="name of the robot; the key of the dataset's statistics")
     parser.add_argument("--instruction", help="for episodes without instruction.txt")
     parser.add_argument("--image-size", nargs=2, type=int, metavar=("WIDTH", "HEIGHT"), help="resize images to this")

@@ -54,7 +54,7 @@ class ImageAugmentation:
     def __call__(
         self, images: Sequence[Image.Image], generator: np.random.Generator, num_cameras: int
     ) -> list[Image.Image]:
-        """The changed images.
+        """Return the changed images.
 
         Args:
             images: of `num_cameras` cameras, then again of these at the next time, and so on.

@@ -1,4 +1,4 @@
-"""Checks of arguments that several parts take: numbers that are numbers, and whole where they must be."""
+"""Checks of arguments that several modules take: numbers, and whole numbers."""
 
 from collections.abc import Iterable
 from numbers import Integral, Real
@@ -6,17 +6,17 @@ from typing import Any
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a real number; True and False are none."""
+    """Return whether it is a real number; True and False are not."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def is_integer(value: Any, least: float = float("-inf")) -> bool:
-    """Whether it is a whole number of at least `least`; True and False are none."""
+    """Return whether it is a whole number of at least `least`; True and False are not."""
     return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
 
 
 def integers(name: str, values: Any) -> list[int]:
-    """A list of whole numbers.
+    """Return a list of whole numbers.
 
     Raises:
         ValueError: it is something else; the message starts with `name`.

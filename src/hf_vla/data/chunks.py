@@ -43,7 +43,7 @@ class Window:
 
     @property
     def identity(self) -> dict:
-        """What determines the chunks, as JSON."""
+        """What determines the chunks, for JSON."""
         mode = {"mode": self.action_mode.name, "absolute_dims": self.action_mode.absolute_dims}
         return (
             {"action": self.action, "state": self.state, "image": self.image} | mode | {"delta_dims": self.delta_dims}
@@ -136,7 +136,7 @@ def make_window(
 def _offsets(
     action_horizon: int | None, delta_indices: Mapping[str, Iterable[int]] | None
 ) -> dict[str, tuple[int, ...]]:
-    """The frame offsets of actions, and of states and images if they are given."""
+    """Return the frame offsets of actions, and of states and images if they are given."""
     if not isinstance(delta_indices or {}, Mapping):
         raise ValueError(f"delta_indices maps {', '.join(_OFFSET_KEYS)} to frame offsets, got {delta_indices!r:.200}")
     given = dict(delta_indices or {})

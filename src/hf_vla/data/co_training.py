@@ -1,11 +1,11 @@
-"""Co-training: robot samples and conversations in the same batches, in numbers of their own.
+"""Co-training: robot samples and conversations in the same batches, each with a batch size of its own.
 
-    mixture item   0   1   2   3 | 4   5   6   7 | …      4 robot samples a batch
-    conversations  0 1     2     | 3 4     5     | …      3 conversations a batch
+    mixture item   0   1   2   3 | 4   5   6   7 | …      4 robot samples per batch
+    conversations  0 1     2     | 3 4     5     | …      3 conversations per batch
 
-Each mixture item brings the conversations that fall to it, so that every batch of `vla_batch_size` consecutive items has
+Each mixture item brings its share of the conversations, so that every batch of `vla_batch_size` consecutive items has
 `vlm_batch_size` conversations. Which ones is a function of seed, epoch and index alone, as the mixture's draws are: the
-stream is the same under any number of workers and processes, and a resumed run goes on where it stopped.
+stream is the same under any number of workers and processes, and a resumed run continues with the next one.
 """
 
 import logging
@@ -29,7 +29,7 @@ _MAX_ATTEMPTS = 100
 class CoTrainingDataset(Dataset):
     """A mixture whose items bring conversations along, under the key `conversations`. Read it in order.
 
-    The conversations are gone through in a random order, all once, then all again in another order.
+    All conversations are read once in a random order, then all again in another order, and so on.
 
     Args:
         mixture: the robot samples.
@@ -63,23 +63,23 @@ class CoTrainingDataset(Dataset):
         return len(self.mixture)
 
     def set_epoch(self, epoch: int) -> None:
-        """As the mixture's."""
+        """Change the mixture's epoch."""
         self.mixture.set_epoch(epoch)
 
     @property
     def statistics(self) -> dict[str, dict[str, Any]]:
-        """As the mixture's."""
+        """The mixture's statistics."""
         return self.mixture.statistics
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What determines the items and their order, as JSON, wherever the files lie."""
+        """What determines the items and their order, for JSON; the place of the files does not matter."""
         members = [getattr(member, "identity", {}) for member in self.conversations.datasets]
         ratio = str(Fraction(self.vlm_batch_size, self.vla_batch_size))
         return self.mixture.identity | {"conversations": members, "conversations_per_sample": ratio}
 
     def sample_id(self, index: int) -> dict[str, Any]:
-        """As the mixture's, and the `conversations` that come with the item: their file's name and number in it."""
+        """Return the mixture's `sample_id`, and the `conversations` that come with the item: file name and number in it."""
         return self.mixture.sample_id(index) | {
             "conversations": [self._where(self.draw(place)) for place in self.draws(index)]
         }
@@ -90,11 +90,11 @@ class CoTrainingDataset(Dataset):
         return [str(getattr(self.conversations.datasets[member], "name", member)), position - before]
 
     def draws(self, index: int) -> range:
-        """Which places of the epoch's stream of conversations item `index` brings."""
+        """Return the positions in the epoch's stream of conversations that come with item `index`."""
         return range(self._first(index), self._first(index + 1))
 
     def draw(self, place: int, attempt: int = 0) -> int:
-        """Which conversation stands at a place of this epoch's stream; `attempt` counts unreadable ones before it."""
+        """Return the conversation at a position of this epoch's stream; `attempt` counts unreadable ones before it."""
         number = self.mixture.epoch * self._first(len(self)) + place
         turn, position = divmod(number, len(self.conversations))
         order = _order(self.mixture.seed, turn, len(self.conversations))

@@ -9,10 +9,10 @@ _REQUIRED = ("image", "lang", "action", "dataset")
 
 
 class VLADataCollator:
-    """Makes a training batch of dataset items by one call of the processor.
+    """Make a training batch of dataset items by one call of the processor.
 
     The items' raw states and actions are stacked to (B, 1, S) and (B, T, D), and normalised by the processor with the
-    statistics that each item's `dataset` names. `action_mask` (B, T), bool, is passed on where the items have one; the
+    statistics that each item's `dataset` names. `action_mask` (B, T), bool, is passed on if the items have one; the
     `image_mask` and `state_mask` of history are not, as no processor takes them. The tensors are pinned by the loader
     (`pin_memory=True`, the Trainer's default), not here: a worker must not touch the accelerator.
 
@@ -51,7 +51,7 @@ class VLADataCollator:
 
 
 class VLMDataCollator:
-    """Makes a co-training batch of `LlavaDataset` items: conversations, and labels on the assistant's turns.
+    """Make a co-training batch of `LlavaDataset` items: conversations, and labels on the assistant's turns.
 
     Use it in a loader of its own: a policy's `forward` takes either `labels` or `actions`.
 
@@ -71,7 +71,7 @@ class VLMDataCollator:
 
 
 def _stack(items: list[dict[str, Any]], name: str) -> np.ndarray | None:
-    """The items' arrays with a batch dimension in front, or None where no item has one."""
+    """Return the items' arrays with a batch dimension in front, or None if no item has one."""
     present = [item.get(name) is not None for item in items]
     if not any(present):
         return None

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 _PARTS = ("state", "action", "images", "instruction")
 _ENTRY = ("column", "start", "end", "rotation", "delta", "names")
-# How annotations end that are instructions, the likeliest first, and those that are none.
+# How the names of annotations end that are instructions, the likeliest first; and of those that are not.
 _INSTRUCTIONS = ("task_description", "language_instruction", "coarse_action", "instruction", "task")
 _NO_INSTRUCTIONS = ("validity", "valid")
 # What modality.json calls the representations that convert_rotation knows.
@@ -187,7 +187,7 @@ def map_columns(
 
 
 def _cameras_of(robot: RobotType, mapping: ColumnMapping) -> tuple[str, ...]:
-    """The robot type's cameras; the dataset's own, if there are as many and none is called so."""
+    """Return the robot type's cameras; the dataset's own, if there are as many and none has such a name."""
     known = [camera for camera in robot.cameras if camera in mapping.cameras]
     if not known and len(robot.cameras) == len(mapping.order):
         logger.warning(
@@ -272,7 +272,7 @@ def _from_modality(features, modality, cameras, order, given, robot) -> ColumnMa
 
 
 def _instruction_among(annotations: Mapping[str, Any], robot: RobotType | None, given) -> str:
-    """The annotation that is the instruction: the robot type's, else the first that is called like one."""
+    """Return the annotation that is the instruction: the robot type's, else the first that is named like one."""
     if robot is not None and robot.instruction in annotations:
         return robot.instruction
     for ending in _INSTRUCTIONS:
@@ -288,7 +288,7 @@ def _instruction_among(annotations: Mapping[str, Any], robot: RobotType | None, 
 
 
 def _entries_of_robot(part: str, entries: dict[str, dict], robot: RobotType | None) -> dict[str, dict]:
-    """The entries that the robot type names, in its order and with its rotations and names; without one, all."""
+    """Return the entries that the robot type names, in its order and with its rotations and names; without one, all."""
     layout = robot and robot.layout(part)
     if not layout or not layout.keys or not entries:
         return entries
@@ -308,7 +308,7 @@ def _entries_of_robot(part: str, entries: dict[str, dict], robot: RobotType | No
 
 
 def _entries(part: str, entries: Any) -> dict[str, dict[str, Any]]:
-    """What `meta/modality.json` has under `part`, which may be missing or null, and an entry likewise."""
+    """Return what `meta/modality.json` has under `part`, which may be missing or null, as may an entry."""
     entries = {} if entries is None else entries
     if not isinstance(entries, dict) or not all(isinstance(entry, (dict, type(None))) for entry in entries.values()):
         raise ValueError(f"meta/modality.json: {part} must map names to objects, got {entries!r:.200}")
@@ -338,7 +338,7 @@ def _checked(where: str, part: Slice, features: dict[str, dict[str, Any]]) -> Sl
     if not isinstance(part.column, str) or part.column not in features:
         raise ValueError(f"{where} names column {part.column!r}; {_features(features)}")
     if features[part.column]["dtype"] in ("video", "image"):
-        raise ValueError(f"{where} names column {part.column!r}, which is a camera and holds no numbers")
+        raise ValueError(f"{where} names column {part.column!r}, which is a camera and does not hold numbers")
     size = _width(part.column, features)
     end = size if part.end is None else part.end
     if not (type(part.start) is int and type(end) is int and 0 <= part.start < end <= size):

@@ -2,7 +2,7 @@
 
     recordings/
       episode_000/
-        front/000000.png, 000001.png, ...      one folder of images a camera; names sort in the order of time
+        front/000000.png, 000001.png, ...      one folder of images per camera; names sort in the order of time
         wrist/...
         data.csv                               one row a frame, columns state_NAME and action_NAME
         instruction.txt                        what the robot was told
@@ -57,7 +57,7 @@ def convert_episodes(
     """Write the episodes below `source` as a LeRobot v3.0 dataset; all of them are checked before the first is written.
 
     Args:
-        fps: frames a second of the recordings.
+        fps: frames per second of the recordings.
         robot_type: name of the embodiment, the key of the dataset's statistics.
         instruction: of the episodes that have no `instruction.txt`.
         image_size: (width, height), both even, that images are resized to. Default: as they are.
@@ -69,10 +69,10 @@ def convert_episodes(
     """
     source = Path(source)
     if not source.is_dir():
-        raise FileNotFoundError(f"{source} is no folder")
+        raise FileNotFoundError(f"{source} is not a folder")
     folders = sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not folders:
-        raise ValueError(f"{source} holds no folders; expected one folder an episode")
+        raise ValueError(f"{source} holds no folders; expected one folder per episode")
     episodes = [read_episode(folder, instruction) for folder in folders]
     _check_alike(episodes)
     features = _features(episodes[0], image_size)
@@ -124,7 +124,7 @@ def read_episode(folder: Path, instruction: str | None = None) -> Episode:
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     # np.load also opens pickles and single arrays, each in a way of its own.
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is no npz file, or damaged; numpy.savez writes them")
+        raise ValueError(f"{path} is not an npz file, or is damaged; numpy.savez writes them")
     try:
         with np.load(path) as file:
             names = list(file)
@@ -148,7 +148,7 @@ def _read_csv(path: Path) -> tuple[np.ndarray, np.ndarray | None, list[str], lis
     try:
         rows = list(csv.reader(io.StringIO(_read_text(path).rstrip("\r\n"), newline="")))
     except csv.Error as error:
-        raise ValueError(f"{path} is no valid CSV: {error}") from error
+        raise ValueError(f"{path} is not valid CSV: {error}") from error
     header = [name.strip() for name in rows[0]] if rows else []
     parts: dict[str, list[int]] = {}
     for part in ("action", "state"):
@@ -183,7 +183,7 @@ def _read_text(path: Path) -> str:
 
 
 def _check_order(files: list[Path]) -> None:
-    """Raise ValueError where names sort otherwise than the numbers in them, such as 10.png before 2.png."""
+    """Raise a ValueError if names sort otherwise than the numbers in them, such as 10.png before 2.png."""
     number = re.compile(r"\d+(?:\.\d+)?")
     for before, after in zip(files, files[1:], strict=False):
         same_words = number.split(before.stem) == number.split(after.stem)

@@ -57,7 +57,7 @@ class FrameCache:
         logger.info("%s keeps decoded frames of %s, up to %.1f GB", self.folder, root, num_bytes / 1e9)
 
     def frame_at(self, video: str, timestamp: float, fps: float, decode: Callable[..., Image.Image]) -> Image.Image:
-        """The frame that `decode` gives for `timestamp` of a video (relative to `root`), decoded only if it is not there yet.
+        """Return the frame that `decode` gives for `timestamp` of a video (relative to `root`); decode it unless it is cached.
 
         `decode` is told the `version` of the file that must be decoded: the one before may still be open.
         """
@@ -109,13 +109,13 @@ def _write(file: Path, version: bytes, timestamp: float, slot: int, image: Image
 
 
 def _create(file: Path, header: bytes, anew: bool) -> None:
-    """Make a file with no frames, whole or not at all; another process may do the same, and have been first."""
+    """Make a file without frames, whole or not at all; another process may do the same first."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{uuid.uuid4().hex}.tmp")
     temporary.write_bytes(header)
     if not anew:
         try:
-            os.link(temporary, file)  # unlike a renaming, this keeps what another process may have begun
+            os.link(temporary, file)  # unlike a renaming, this keeps a file that another process may have begun
         except FileExistsError:
             pass
         except OSError:  # a file system without links

@@ -48,12 +48,12 @@ class DatasetSource:
             return Path(snapshot_download(self.name, repo_type="dataset", revision=revision, allow_patterns=patterns))
         except (OSError, ValueError, _HTTPError) as error:
             raise FileNotFoundError(
-                f"{self.name!r} is no local folder, and the Hub gave no dataset repository of that name: {error}"
+                f"{self.name!r} is not a local folder, and the Hub gave no dataset repository of that name: {error}"
             ) from error
 
 
 def _patterns(wanted: set[str], known: Iterable[str], depth: int = 1) -> list[str]:
-    """`wanted` with folders in place of all their files: the Hub's client compares every file with every pattern."""
+    """Return `wanted` with folders in place of all their files: the Hub's client compares every file with every pattern."""
     folders = defaultdict(list)
     for file in known:
         folders["/".join(file.split("/")[:depth])].append(file)

@@ -1,4 +1,4 @@
-"""Image files, and images stored in tables, as RGB pictures; whatever is wrong with one is an `OSError`."""
+"""Image files, and images stored in tables, as RGB images; whatever is wrong with one is an `OSError`."""
 
 from pathlib import Path
 from typing import BinaryIO
@@ -7,10 +7,10 @@ from PIL import Image
 
 
 def read_image(source: str | Path | BinaryIO) -> Image.Image:
-    """The image in a file, RGB.
+    """Read the image in a file, RGB.
 
     Raises:
-        OSError: it is missing, damaged or no image, has more pixels than Pillow's limit, or values of more than eight bits,
+        OSError: it is missing, damaged or not an image, has more pixels than Pillow's limit, or values of more than eight bits,
             of which RGB would keep a part only.
     """
     try:
@@ -19,8 +19,8 @@ def read_image(source: str | Path | BinaryIO) -> Image.Image:
                 raise OSError(f"its pixels are of mode {image.mode!r}, more than eight bits; convert it to 8-bit RGB")
             return image.convert("RGB")
     except Image.UnidentifiedImageError as error:
-        # Pillow's message names the file, or for what is stored in a table the stream's address.
-        raise OSError("it is no image, or damaged") from error
+        # Pillow's message names the file, or the stream's address if the image is stored in a table.
+        raise OSError("it is not an image, or is damaged") from error
     except Image.DecompressionBombError as error:
         raise OSError(f"it is too large ({error}); save it smaller") from error
     except (SyntaxError, ValueError) as error:  # how some of Pillow's decoders report damage

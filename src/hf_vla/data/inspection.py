@@ -1,4 +1,4 @@
-"""What a person should know about a dataset before training on it: `describe` what looks odd, `check` that all can be read."""
+"""What to know about a dataset before training on it: `describe` what looks odd, `check` that all can be read."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -52,8 +52,8 @@ def describe(dataset: LeRobotDataset) -> Description:
         "statistics key": dataset.unnorm_key,
         "episodes": dataset.num_episodes,
         "frames": len(dataset),
-        "frames an episode": f"{lengths.min()} to {lengths.max()}, median {np.median(lengths):g}",
-        "frames a second": dataset.fps,
+        "frames per episode": f"{lengths.min()} to {lengths.max()}, median {np.median(lengths):g}",
+        "frames per second": dataset.fps,
         "hours": round(len(dataset) / dataset.fps / 3600, 2),
         "cameras": ", ".join(dataset.cameras) or "none",
         "instructions": len(dataset.instructions),
@@ -93,7 +93,7 @@ def _odd_numbers(dataset: LeRobotDataset, part: str, rows: list[dict[str, Any]])
     if (dataset.metadata.length <= 1).all():
         return lines
     usual = np.array(compute_statistics({"step": steps}, 0, 0)["step"]["q99"])
-    # Where hardly any step is not zero, as with grippers and switches, a jump is nothing odd.
+    # If nearly all steps are zero, as with grippers and switches, a jump is not odd.
     jump = np.where(usual > 0, _JUMP * usual, np.inf)
     spread = np.where(high > low, _OUTLIER * (high - low), np.inf)
     jumps, outliers = _Worst(label), _Worst(label)
@@ -114,7 +114,7 @@ def _odd_numbers(dataset: LeRobotDataset, part: str, rows: list[dict[str, Any]])
 
 
 class _Worst:
-    """Per dimension, how many values were marked, and where the largest of them is."""
+    """Return per dimension how many values were marked, and where the largest of them is."""
 
     def __init__(self, labels: list[str]) -> None:
         self.labels = labels
@@ -145,7 +145,7 @@ def _odd_lengths(dataset: LeRobotDataset) -> list[str]:
 
 
 def odd_clocks(dataset: LeRobotDataset) -> list[str]:
-    """Timestamps and videos that disagree with `meta/info.json`: frames a second, lengths and sizes. One line each."""
+    """Return timestamps and videos that disagree with `meta/info.json` (frames per second, lengths, sizes), one line each."""
     lines, uneven = [], []
     for row in range(dataset.num_episodes):
         table, rows = dataset.episode_table(row)
@@ -155,7 +155,7 @@ def odd_clocks(dataset: LeRobotDataset) -> list[str]:
     if uneven:
         episode, usual, longest = uneven[0]
         lines.append(
-            f"timestamps of {len(uneven)} episodes disagree with {dataset.fps} frames a second: in episode {episode} "
+            f"timestamps of {len(uneven)} episodes disagree with {dataset.fps} frames per second: in episode {episode} "
             f"steps are {usual:.2f} frames long, up to {longest:.2f}"
         )
     for camera, files in dataset.metadata.videos.items():
@@ -174,7 +174,7 @@ def odd_clocks(dataset: LeRobotDataset) -> list[str]:
                 sizes.setdefault((stream.height, stream.width), path)
         odd = {rate: path for rate, path in rates.items() if abs(rate - dataset.fps) > 0.02 * dataset.fps}
         lines += [
-            f"{path} has {rate:g} frames a second, meta/info.json says {dataset.fps}" for rate, path in odd.items()
+            f"{path} has {rate:g} frames per second, meta/info.json says {dataset.fps}" for rate, path in odd.items()
         ]
         shape = dataset.metadata.features[camera].get("shape")
         if isinstance(shape, list) and len(shape) == 3:
@@ -191,7 +191,7 @@ def odd_clocks(dataset: LeRobotDataset) -> list[str]:
 
 
 def _repeated_frames(dataset: LeRobotDataset) -> list[str]:
-    """Cameras whose picture often stands still while the robot's numbers change."""
+    """Return cameras whose picture often stands still while the robot's numbers change."""
     repeats, pairs = np.zeros(len(dataset.cameras)), 0
     step = max(1, dataset.num_episodes // _EPISODES_LOOKED_AT)
     starts = np.cumsum(dataset.metadata.length) - dataset.metadata.length
@@ -216,7 +216,7 @@ def _repeated_frames(dataset: LeRobotDataset) -> list[str]:
 
 
 def check(path: str | Path, action_horizon: int = 1, **options: Any) -> list[str]:
-    """Read everything: every row, every frame of every camera. Returns what is wrong, one line each.
+    """Read every row and every frame of every camera; return what is wrong, one line each.
 
     Args:
         path, action_horizon, options: for `LeRobotDataset`.
@@ -237,7 +237,7 @@ def check(path: str | Path, action_horizon: int = 1, **options: Any) -> list[str
 
 @dataclass
 class _Problem:
-    """An error, and where it came again."""
+    """An error, and where else it occurred."""
 
     first: str
     frames: int = 0
@@ -251,7 +251,7 @@ class _Problem:
 
 
 def _unreadable(dataset: LeRobotDataset, what: str) -> list[str]:
-    """The first error of each episode, once for all episodes that have the same, and how many frames have one."""
+    """Return the first error of each episode, once for all episodes that have the same, and how many frames have one."""
     problems: dict[str, _Problem] = {}
     damaged_files: set[str] = set()
     last = 0
@@ -282,7 +282,7 @@ def _unreadable(dataset: LeRobotDataset, what: str) -> list[str]:
 
 
 def _error_of(dataset: LeRobotDataset, frame: int) -> tuple[str, str] | None:
-    """What is wrong with a frame: the error behind it, the same for all frames of a video that cannot be opened; its own."""
+    """Return the error behind a frame's, which is the same for all frames of a video that cannot be opened, and the frame's own."""
     try:
         dataset[frame]
     except (OSError, ValueError) as error:

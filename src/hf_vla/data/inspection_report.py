@@ -116,7 +116,7 @@ def _figure(dataset: LeRobotDataset) -> bytes:
 
 
 def _label(text: str) -> str:
-    """A text as a label: Matplotlib takes what is between two dollars for a formula."""
+    """Return a text as a label: Matplotlib takes what is between two dollar signs for a formula."""
     return shorten(text, 120).replace("$", r"\$") or " "
 
 

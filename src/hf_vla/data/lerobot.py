@@ -42,11 +42,11 @@ class LeRobotDataset(Dataset):
     |---|---|
     | `image` | list of RGB `PIL.Image`s, one per camera; with image history, all cameras of the first offset, then the next |
     | `lang` | the instruction, str |
-    | `action` | (H, D) float32 array: the actions from this frame on; past the episode's end its last action again, or zeros where the action is a difference |
+    | `action` | (H, D) float32 array: the actions from this frame on; past the episode's end its last action again, or zeros if the action is a difference |
     | `action_mask` | (H,) bool array, False where the action is such padding |
-    | `state` | (1, S) float32 array, with history (T, S); absent when the dataset has no state |
+    | `state` | (1, S) float32 array, with history (T, S); absent if the dataset has no state |
     | `dataset` | the key of the statistics that normalise this item, str |
-    | `image_mask`, `state_mask` | only with history: (number of images,) and (T,) bool arrays, False where the episode's first or last frame stands in |
+    | `image_mask`, `state_mask` | only with history: (number of images,) and (T,) bool arrays, False where the episode's first or last frame is repeated |
 
     Args:
         path_or_repo_id: a folder, or a dataset repository on the Hub, of which only the needed files are downloaded.
@@ -175,9 +175,9 @@ class LeRobotDataset(Dataset):
             self._frame_cache = FrameCache(frame_cache, self.root, frame_bytes * len(self))
 
     def _map_columns(self, metadata: LeRobotMetadata, robot: RobotType, reading: dict[str, Any]) -> ColumnMapping:
-        """The column mapping by a robot type that nobody asked for, but that is called like the key or in `meta/info.json`.
+        """Map columns by the robot type that the key or `meta/info.json` names.
 
-        What does not fit, the state or the whole robot type, is left out, which is logged.
+        It was not asked for by `robot`, so what does not fit, its state or all of it, is left out, which is logged.
         """
         for fitting in (robot, replace(robot, state=Layout())):
             try:
@@ -198,12 +198,12 @@ class LeRobotDataset(Dataset):
 
     @property
     def key(self) -> str:
-        """The old name of `unnorm_key`."""
+        """`unnorm_key`, by its old name."""
         warnings.warn("LeRobotDataset.key is now called unnorm_key", FutureWarning, stacklevel=2)
         return self.unnorm_key
 
     def with_episodes(self, episodes: Iterable[int]) -> "LeRobotDataset":
-        """The same dataset with some of its episodes only, and their statistics.
+        """Return the same dataset with some of its episodes only, and their statistics.
 
         Raises:
             ValueError: no episode, one twice, or one that this dataset does not read.
@@ -269,7 +269,7 @@ class LeRobotDataset(Dataset):
     def statistics(self) -> dict[str, Any]:
         """Exact statistics of the chosen episodes, see `compute_statistics`; the first call reads every table.
 
-        If actions are relative, they say so (`action_mode`, `absolute_dims`), for whoever un-normalises by them.
+        If actions are relative, they say so (`action_mode`, `absolute_dims`), for the code that un-normalises by them.
 
         They are cached in `.hf_vla/` beside the dataset, under a key of the tables' sizes and modification times and of
         how they are read.
@@ -292,25 +292,25 @@ class LeRobotDataset(Dataset):
         return self._window.action_mode
 
     def chunks(self) -> Iterator[np.ndarray]:
-        """The action chunks of every episode, those that begin at its frames: (L, T, D)."""
+        """Yield the action chunks that begin at the frames of each episode: (L, T, D)."""
         for actions, states in self.iter_episodes():
             yield np.stack([self._window.actions(actions, states, frame)[0] for frame in range(len(actions))])
 
     def rows(self) -> dict[str, Any]:
-        """By modality, a function that yields the rows of which the statistics are made, in parts (N, D)."""
+        """Return by modality a function that yields the rows of which the statistics are made, in parts (N, D)."""
         rows = {"action": lambda: (part for a, s in self.iter_episodes() for part in self._window.rows(a, s))}
         if self.state_dim:
             rows["state"] = lambda: (state for _, state in self.iter_episodes())
         return rows
 
     def iter_episodes(self) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        """Each episode's stored actions (L, D) and states (L, S) or None."""
+        """Yield each episode's stored actions (L, D) and states (L, S) or None."""
         progress = tqdm(range(self.num_episodes), desc=f"reading {self.name}", unit="episode", disable=None)
         for row in progress:
             yield _of_episode(*self.episode_table(row))
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Position among the chosen episodes, and frame in the episode, of item `index`."""
+        """Return the position among the chosen episodes, and the frame in the episode, of item `index`."""
         size = len(self)
         if not -size <= index < size:
             raise IndexError(f"{self.name}: item {index} of a dataset of {size} frames")
@@ -319,13 +319,13 @@ class LeRobotDataset(Dataset):
         return row, index - int(self._ends[row] - self.metadata.length[row])
 
     def sample_id(self, index: int) -> dict[str, Any]:
-        """Where item `index` comes from: `dataset` (its name), `episode` and `frame`."""
+        """Return where item `index` comes from: `dataset` (its name), `episode` and `frame`."""
         row, frame = self.locate(index)
         return {"dataset": self.name, "episode": int(self.metadata.episode_index[row]), "frame": frame}
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the items are, as JSON, wherever the dataset lies; their values are known by `statistics`."""
+        """What the items are, for JSON, apart from the place of the dataset; `statistics` tell their values."""
         episodes = zip(self.episode_indices, self.metadata.length.tolist(), strict=True)
         reading = [asdict(self._mapping), dict(self.metadata.tasks), list(episodes)]
         return {
@@ -366,7 +366,7 @@ class LeRobotDataset(Dataset):
         return np.searchsorted(existing, sorted(chosen))
 
     def episode_table(self, row: int) -> tuple[FrameTable, slice]:
-        """The table that holds the `row`-th chosen episode, and its rows there."""
+        """Return the table that holds the `row`-th chosen episode, and its rows there."""
         file = self.metadata.data.path(row)
         table, episode = self._tables[file], int(self.metadata.episode_index[row])
         rows = table.rows.get(episode, slice(0, 0))

@@ -37,7 +37,7 @@ _DTYPES = ("float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bo
 
 
 def checked_features(features: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Declarations with tuples as shapes and all three entries.
+    """Return declarations with tuples as shapes and all three entries.
 
     Raises:
         ValueError: a name, dtype, shape or number of names that the format does not take.
@@ -65,7 +65,7 @@ def checked_features(features: Mapping[str, Mapping[str, Any]]) -> dict[str, dic
 
 
 def checked_value(key: str, value: Any, feature: Mapping[str, Any], where: str) -> np.ndarray:
-    """A copy of one value of a frame as an array of the declared shape and dtype.
+    """Return a copy of one value of a frame as an array of the declared shape and dtype.
 
     Raises:
         ValueError: another shape or dtype, NaN or infinity, an image of more than eight bits; the message starts with
@@ -98,7 +98,7 @@ def checked_value(key: str, value: Any, feature: Mapping[str, Any], where: str) 
 
 
 def arrow_schema(features: Mapping[str, Mapping[str, Any]]) -> pa.Schema:
-    """The parquet columns of all features but videos."""
+    """Return the parquet columns of all features but videos."""
     fields = []
     for key, feature in features.items():
         if feature["dtype"] != "video":
@@ -109,7 +109,7 @@ def arrow_schema(features: Mapping[str, Mapping[str, Any]]) -> pa.Schema:
 
 
 def arrow_array(values: np.ndarray, arrow_type: pa.DataType) -> pa.Array:
-    """(T, D) values as an arrow column: fixed-size lists, or plain numbers where D is 1."""
+    """Return (T, D) values as an arrow column: fixed-size lists, or plain numbers if D is 1."""
     flat = pa.array(values.reshape(-1))
     return (
         pa.FixedSizeListArray.from_arrays(flat, type=arrow_type) if pa.types.is_fixed_size_list(arrow_type) else flat
@@ -117,7 +117,7 @@ def arrow_array(values: np.ndarray, arrow_type: pa.DataType) -> pa.Array:
 
 
 def video_info(shape: tuple[int, int, int], fps: int) -> dict[str, Any]:
-    """What `info.json` says about a camera's videos of (height, width, channels) pictures, as `VideoWriter` makes them."""
+    """Return what `info.json` says about a camera's videos of (height, width, channels) images, as `VideoWriter` makes them."""
     height, width, channels = shape
     return {
         "video.height": height,
@@ -132,7 +132,7 @@ def video_info(shape: tuple[int, int, int], fps: int) -> dict[str, Any]:
 
 
 def file_indices(file: int) -> dict[str, int]:
-    """In which folder the `file`-th file lies, and its number there."""
+    """Return the folder of the `file`-th file, and its number there."""
     return {"chunk_index": file // CHUNKS_SIZE, "file_index": file % CHUNKS_SIZE}
 
 

@@ -54,7 +54,7 @@ class LeRobotMetadata:
         return self.info["features"]
 
     def select(self, rows: np.ndarray, cameras: Iterable[str]) -> "LeRobotMetadata":
-        """The same metadata for some episode rows and cameras only."""
+        """Return the same metadata for some episode rows and cameras only."""
         videos = [camera for camera in cameras if camera in self.videos]
         return LeRobotMetadata(
             info=self.info,
@@ -68,7 +68,7 @@ class LeRobotMetadata:
         )
 
     def files(self) -> list[str]:
-        """Every data and video file of these episodes, relative to the dataset's folder."""
+        """Return every data and video file of these episodes, relative to the dataset's folder."""
         return [*self.data.paths, *(path for files in self.videos.values() for path in files.paths)]
 
 
@@ -99,8 +99,8 @@ def load_metadata(root: Path) -> LeRobotMetadata:
 def check_files(root: Path, files: Iterable[str]) -> None:
     """Raise FileNotFoundError unless every one of `files` lies under `root`.
 
-    Folders are listed once instead of asking for each file: a dataset can have hundreds of thousands of them. Where none
-    of the folders exists there is only `meta/`: enough to look at what a dataset holds, so that this is a warning.
+    Folders are listed once instead of asking for each file: a dataset can have hundreds of thousands of them. If none
+    of the folders exists there is only `meta/`: enough to look at what a dataset holds, so this is a warning.
     """
     present: dict[str, set[str] | None] = {}
     missing = []
@@ -192,7 +192,7 @@ def _load_v3(root: Path, info: dict[str, Any], modality: dict[str, Any] | None) 
 
 
 def _correct_data_files(root: Path, template: str, episode: dict[str, np.ndarray]) -> None:
-    """Name the data file that has an episode's rows where `meta/episodes` names the one before it.
+    """Name the data file that has an episode's rows if `meta/episodes` names the one before it.
 
     When a file is full, LeRobot's converter from v2.1 writes the episode at hand into the next one but notes the full one
     for it (huggingface/lerobot#2401), which LeRobot's reader never looks at. So the last episode noted for a file can be
@@ -202,7 +202,7 @@ def _correct_data_files(root: Path, template: str, episode: dict[str, np.ndarray
     def holds(pair: tuple[int, int], index: int) -> bool | None:
         try:
             return may_hold(root / _path(template, chunk_index=pair[0], file_index=pair[1]), "episode_index", index)
-        except OSError:  # missing or damaged: whoever reads it will say so
+        except OSError:  # missing or damaged, which reading it tells
             return None
 
     chunk, file = episode["data/chunk_index"], episode["data/file_index"]

@@ -17,7 +17,7 @@ _MAX_IMAGES_AN_EPISODE = 16
 
 
 def vector_statistics(values: np.ndarray) -> dict[str, list]:
-    """Exact statistics over the first axis.
+    """Compute exact statistics over the first axis.
 
     Args:
         values: (T, D) numbers or booleans (counted as 0 and 1).
@@ -58,7 +58,7 @@ class ImageStatistics:
         return _histogram_statistics(histogram, len(chosen))
 
     def total(self) -> dict[str, list]:
-        """Statistics over all episodes."""
+        """Return statistics over all episodes."""
         return _histogram_statistics(self._histogram, self._count)
 
 

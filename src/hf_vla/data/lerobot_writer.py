@@ -46,12 +46,12 @@ class LeRobotWriter:
     """Writes episodes frame by frame into a new LeRobot v3.0 dataset.
 
     All is written into a temporary folder beside `root`, which is renamed to `root` by `finalize()`: a dataset is
-    there whole or not at all. As a context manager it finalizes at the end, and removes what it wrote when the block
+    there whole or not at all. As a context manager it finalizes at the end, and removes what it wrote if the block
     raises.
 
     Args:
         root: the dataset's folder; it must not exist, or be empty.
-        fps: frames a second.
+        fps: frames per second.
         features: name → `{"dtype", "shape", "names"}` as in LeRobot. `dtype` "video" (shape (height, width, 3), even
             sizes) is stored as mp4; float32, float64, int*, uint8 and bool, shape (D,), go into the parquet files.
             LeRobot's names are "observation.images.NAME", "observation.state", "action", "next.success".
@@ -129,7 +129,7 @@ class LeRobotWriter:
             self.abort()
 
     def add_frame(self, frame: Mapping[str, Any]) -> None:
-        """Append a frame to the present episode.
+        """Append a frame to the current episode.
 
         Args:
             frame: one value for each feature: arrays of the declared shape and dtype; for videos PIL images or uint8

@@ -21,7 +21,7 @@ _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "ass
 
 
 class LlavaDataset(Dataset):
-    """Conversations in LLaVA's or ShareGPT's JSON, as a list in one `.json` file or one a line in a `.jsonl` file.
+    """Conversations in LLaVA's or ShareGPT's JSON, as a list in one `.json` file or one per line in a `.jsonl` file.
 
     A record has `conversations` (turns `{"from": "human" | "gpt" | "system", "value": text}`) or `messages` (turns
     `{"role": "user" | "assistant" | "system", "content": text}`), and `image` or `images`: a path or a list of paths.
@@ -41,12 +41,12 @@ class LlavaDataset(Dataset):
         path: the JSON or JSON lines file.
         image_root: the folder that image paths are relative to. Default: the file's folder.
         name: default: the file's name without its ending.
-        on_error: "raise", or "skip": records that are no conversation (lines that are no JSON among them), or whose images
+        on_error: "raise", or "skip": records that are not conversations (lines that are not JSON among them), or whose images
             are missing, are left out, counted in `num_skipped` and logged.
 
     Raises:
         FileNotFoundError: the file, or an image that it names, is missing.
-        ValueError: an empty file, no valid JSON, or a record that is no conversation; the message says which record.
+        ValueError: an empty file, invalid JSON, or a record that is not a conversation; the message says which record.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class LlavaDataset(Dataset):
         encoded = []
         for place, record in self._records():
             try:
-                # A line that is no JSON is one wrong record; a file of JSON that is none has no records at all.
+                # A line that is not JSON is one wrong record; a .json file that is not JSON has no records at all.
                 item = _conversation(_parsed(record) if isinstance(record, bytes) else record)
                 for image in item["image"]:
                     self._check_image(image, present)
@@ -110,7 +110,7 @@ class LlavaDataset(Dataset):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the conversations are, as JSON, wherever the file lies."""
+        """What the conversations are, for JSON, apart from the place of the file."""
         return {
             "name": self.name,
             "conversations": len(self),
@@ -118,7 +118,7 @@ class LlavaDataset(Dataset):
         }
 
     def texts(self) -> Iterator[str]:
-        """What is said in all turns of all conversations."""
+        """Return what is said in all turns of all conversations."""
         for index in range(len(self)):
             for message in self._item(index)["messages"]:
                 yield from (part["text"] for part in message["content"] if part["type"] == "text")
@@ -134,7 +134,7 @@ class LlavaDataset(Dataset):
         # Folders are listed once: there can be hundreds of thousands of images.
         path = self.image_root / image
         if not image.strip(". /"):
-            raise ValueError(f"{image!r} is no path of an image")
+            raise ValueError(f"{image!r} is not a path of an image")
         if path.parent not in present:
             present[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
         if path.name not in present[path.parent]:
@@ -147,7 +147,7 @@ class LlavaDataset(Dataset):
             raise OSError(f"{self.path}, record {index}: image {self.image_root / path}: {error}") from error
 
     def _records(self) -> Iterator[tuple[str, Any]]:
-        """Where each record is, and the record; of JSON lines the line, not yet parsed."""
+        """Yield where each record is, and the record; of JSON lines the line, not yet parsed."""
         if self.path.suffix == ".jsonl":
             with self.path.open("rb") as lines:
                 for number, line in enumerate(lines, start=1):
@@ -168,13 +168,13 @@ def _parsed(text: bytes) -> Any:
     try:
         return json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"this is no valid JSON: {error}") from error
+        raise ValueError(f"this is not valid JSON: {error}") from error
 
 
 def _conversation(record: Any) -> dict[str, Any]:
-    """The image paths and messages of one record."""
+    """Return the image paths and messages of one record."""
     if not isinstance(record, dict):
-        raise ValueError(f"a {type(record).__name__} is no record")
+        raise ValueError(f"a {type(record).__name__} is not a record")
     turns = record.get("conversations") or record.get("messages")
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
         raise ValueError(f"no conversations or messages; the record has {', '.join(record)}")
@@ -191,11 +191,11 @@ def _conversation(record: Any) -> dict[str, Any]:
         if not isinstance(given, str) or given not in _ROLES:
             raise ValueError(f"turn {position} is from {given!r}; possible: {', '.join(_ROLES)}")
         if not isinstance(text, str):
-            raise ValueError(f"turn {position} holds no text but a {type(text).__name__}")
+            raise ValueError(f"turn {position} is not a text but a {type(text).__name__}")
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"turn {position} is no text that UTF-8 can hold: {error}") from error
+            raise ValueError(f"turn {position} is not a text that UTF-8 can hold: {error}") from error
         content = _content(text)
         if not content:
             raise ValueError(f"turn {position} is empty")
@@ -213,7 +213,7 @@ def _conversation(record: Any) -> dict[str, Any]:
 
 
 def _content(text: str) -> list[dict[str, str]]:
-    """The text as parts; line breaks beside a placeholder belong to it."""
+    """Return the text as parts; line breaks next to a placeholder belong to it."""
     parts: list[dict[str, str]] = []
     pieces = text.split(_PLACEHOLDER)
     for index, piece in enumerate(pieces):

@@ -13,32 +13,32 @@ _WORDS = {int: "an integer", str: "a text"}
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read the object in a JSON file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no JSON, or holds something else than an object.
+        ValueError: it is not JSON, or holds something other than an object.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: is {path.parent.parent} the folder of a LeRobot dataset?")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no valid JSON: {error}") from error
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not an object")
     return content
 
 
 def read_json_lines(path: Path, fields: Mapping[str, type]) -> list[dict[str, Any]]:
-    """The objects of a JSON lines file.
+    """Read the objects of a JSON lines file.
 
     Args:
         fields: what every line must have, int or str.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line is no JSON object, or lacks one of `fields`.
+        ValueError: a line is not a JSON object, or lacks one of `fields`.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: a v2 dataset describes its episodes and tasks in JSON lines")
@@ -46,7 +46,7 @@ def read_json_lines(path: Path, fields: Mapping[str, type]) -> list[dict[str, An
         numbered = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
         lines = {number: json.loads(line) for number, line in numbered if line.strip()}
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no valid JSON lines file: {error}") from error
+        raise ValueError(f"{path} is not a valid JSON lines file: {error}") from error
     for number, line in lines.items():
         for name, kind in fields.items():
             value = line.get(name) if isinstance(line, dict) else None
@@ -56,11 +56,11 @@ def read_json_lines(path: Path, fields: Mapping[str, type]) -> list[dict[str, An
 
 
 def read_tasks(path: Path) -> dict[int, str]:
-    """The instructions of a v3.0 dataset by their index.
+    """Read the instructions of a v3.0 dataset by their index.
 
     Raises:
         FileNotFoundError: there is no such file.
-        OSError, ValueError: it cannot be read, or is no table of instructions.
+        OSError, ValueError: it cannot be read, or is not a table of instructions.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: it holds the instructions")
@@ -77,7 +77,7 @@ def read_tasks(path: Path) -> dict[int, str]:
 
 
 def tasks_by_index(path: Path, tasks: Iterable[tuple[int, str]]) -> dict[int, str]:
-    """The instructions that the file `path` gives, by their index.
+    """Return the instructions that the file `path` gives, by their index.
 
     Raises:
         ValueError: one index has two instructions.
@@ -90,7 +90,7 @@ def tasks_by_index(path: Path, tasks: Iterable[tuple[int, str]]) -> dict[int, st
 
 
 def read_numbers(path: Path, columns: Mapping[str, type[np.number]]) -> dict[str, np.ndarray]:
-    """Columns of single numbers, as arrays (N,) of the given types.
+    """Read columns of single numbers, as arrays (N,) of the given types.
 
     Raises:
         OSError, ValueError: as `read_columns` and `to_numbers`; NaN or infinity.
@@ -105,7 +105,7 @@ def read_numbers(path: Path, columns: Mapping[str, type[np.number]]) -> dict[str
 
 
 def to_numbers(column: pa.ChunkedArray, name: str, kind: type[np.number], path: Path) -> np.ndarray:
-    """A parquet column of single numbers as an array (N,) of type `kind`.
+    """Return a parquet column of single numbers as an array (N,) of type `kind`.
 
     Raises:
         ValueError: an empty cell, or no numbers; integers are wanted and there are others.
@@ -122,7 +122,7 @@ def to_numbers(column: pa.ChunkedArray, name: str, kind: type[np.number], path: 
 
 
 def empty_cells(column: pa.ChunkedArray) -> str:
-    """How many cells of a parquet column are empty, and where, in words."""
+    """Say how many cells of a parquet column are empty, and where."""
     first = np.flatnonzero(column.is_null().to_numpy())[0]
     return f"{column.null_count} are empty, the first in row {first}"
 
@@ -155,9 +155,9 @@ def read_columns(path: Path, columns: list[str]) -> pa.Table:
 
 
 def may_hold(path: Path, column: str, number: int) -> bool:
-    """Whether some row group's range of a column of integers, by the file's footer, has `number` in it.
+    """Return whether some row group's range of a column of integers, by the file's footer, has `number` in it.
 
-    True where the footer does not say: the column is missing, has other types or no statistics.
+    True if the footer does not say: the column is missing, has other types or no statistics.
 
     Raises:
         OSError: the file is truncated or no parquet file.
@@ -175,7 +175,7 @@ def may_hold(path: Path, column: str, number: int) -> bool:
 
 def _open(path: Path) -> pq.ParquetFile:
     try:
-        # Checksums are verified where they were written, as by our writer.
+        # Checksums are verified if the file has them, as those of our writer have.
         return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
     except FileNotFoundError:
         raise

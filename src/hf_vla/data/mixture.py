@@ -50,7 +50,7 @@ class DatasetMixture(Dataset):
             cannot be read are left out from the beginning, of the statistics too, which is logged; all tables are read for it.
 
     Raises:
-        ValueError: no member, wrong weights, or members whose items can't stand in one batch.
+        ValueError: no member, wrong weights, or members whose items can't be in one batch.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class DatasetMixture(Dataset):
         self.on_error = on_error
         # In shared memory, so that set_epoch also reaches worker processes that outlive the epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        # One count a worker: two processes that add to one number would lose some.
+        # One count per worker: two processes that add to one number would lose some.
         self._skipped = torch.zeros(_MAX_WORKERS, dtype=torch.int64).share_memory_()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -116,7 +116,7 @@ class DatasetMixture(Dataset):
 
     @classmethod
     def from_name(cls, name: str | Path, root: str | Path | None = None, **options: Any) -> "DatasetMixture":
-        """A mixture described by a data file, such as "bridge_rt_1" or "libero_all"; see `load_named_mixture`."""
+        """Open a mixture described by a data file, such as "bridge_rt_1" or "libero_all"; see `load_named_mixture`."""
         from .named_mixtures import load_named_mixture
 
         return load_named_mixture(cls, name, root, **options)
@@ -135,7 +135,7 @@ class DatasetMixture(Dataset):
         return self.epoch_size
 
     def draw(self, index: int, attempt: int = 0) -> tuple[int, int]:
-        """Which member, and which of its items, is item `index` of this epoch; `attempt` counts skipped ones."""
+        """Return the member, and the position in it, of item `index` of this epoch; `attempt` counts skipped ones."""
         if not 0 <= index < len(self):
             raise IndexError(f"item {index} of a mixture of {len(self)}")
         member, item = self._draws(index, index + 1, attempt)
@@ -150,16 +150,16 @@ class DatasetMixture(Dataset):
         return item
 
     def sample_id(self, index: int) -> dict[str, Any]:
-        """Where item `index` of this epoch comes from: `dataset` (its name), `episode` and `frame`.
+        """Return where item `index` of this epoch comes from: `dataset` (its name), `episode` and `frame`.
 
-        Where items that cannot be read are skipped, this reads the item, to find the one that stands in its place.
+        If items that cannot be read are skipped, this reads the item, to find the one that takes its place.
         """
         member, position = self.draw(index) if self.on_error == "raise" else self._read(index)[:2]
         return self.datasets[member].sample_id(position)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What determines the items and their order, as JSON, wherever the datasets lie."""
+        """What determines the items and their order, for JSON; the place of the datasets does not matter."""
         return {
             "seed": self.seed,
             "epoch_size": self.epoch_size,
@@ -172,9 +172,9 @@ class DatasetMixture(Dataset):
         }
 
     def check(self) -> None:
-        """Find what can be known to be wrong before training: read all tables, open all videos, see `check_images`.
+        """Find before training what is wrong: read all tables, open all videos, see `check_images`.
 
-        Where items that cannot be read are skipped, what is wrong with images is only logged.
+        If items that cannot be read are skipped, what is wrong with images is only logged.
 
         Raises:
             OSError, ValueError: what is wrong, with dataset, episode, frame and file as far as they apply.
@@ -209,7 +209,7 @@ class DatasetMixture(Dataset):
         return {key: group[0].statistics if len(group) == 1 else _pool(group) for key, group in members.items()}
 
     def report(self, start: int = 0, stop: int | None = None) -> list[dict[str, Any]]:
-        """What is drawn from each member: what is expected of an epoch, and what this epoch's items really are.
+        """Return what is drawn from each member: what an epoch is expected to draw, and what this epoch's items are.
 
         Args:
             start, stop: count the draws of items [start, stop) of this epoch, such as those trained on so far.
@@ -239,12 +239,12 @@ class DatasetMixture(Dataset):
         ]
 
     def count_skipped(self) -> None:
-        """Add an item, or what goes along with one, to `num_skipped`; from any process that reads."""
+        """Add an item, or a conversation that comes with one, to `num_skipped`; from any process that reads."""
         worker = get_worker_info()
         self._skipped[0 if worker is None else (worker.id + 1) % _MAX_WORKERS] += 1
 
     def _read(self, index: int) -> tuple[int, int, dict[str, Any]]:
-        """The member, its item's position, and that item: the first that can be read of those drawn for `index`."""
+        """Return the member, the position in it, and the item: the first readable one of those drawn for `index`."""
         for attempt in range(_MAX_ATTEMPTS):
             member, position = self.draw(index, attempt)
             try:
@@ -258,7 +258,7 @@ class DatasetMixture(Dataset):
         raise OSError(f"{_MAX_ATTEMPTS} draws in a row cannot be read, the last because: {failure}") from failure
 
     def _draws(self, start: int, stop: int, attempt: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Members and their items, of items [start, stop) of this epoch."""
+        """Return members and positions in them of items [start, stop) of this epoch."""
         # Philox is a counter-based generator: four random words for each value of its counter.
         bits = np.random.Philox(key=[self.seed, self.epoch], counter=[start, attempt, 0, 0])
         uniform = (bits.random_raw(4 * (stop - start)).reshape(-1, 4)[:, :2] >> np.uint64(11)) * 2.0**-53
@@ -279,7 +279,7 @@ def _normalise(weights: Sequence[float], sizes: np.ndarray, balance_by_size: boo
 
 
 def _unnorm_key(dataset: Any) -> str:
-    """A member's statistics key; `key` is its name in datasets from outside of the package for one more release."""
+    """Return a member's statistics key; users' own datasets may call it `key` for one more release."""
     return dataset.unnorm_key if hasattr(dataset, "unnorm_key") else dataset.key
 
 

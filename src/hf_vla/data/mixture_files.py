@@ -6,7 +6,7 @@ A file is a list with one entry per member:
       robot: oxe_bridge                      # robot type, by name or as a YAML file: keys, normalisation, cameras, horizon
       unnorm_key: my_bridge                  # statistics key; default: the robot type's
       weight: 1.0
-      columns: my_columns.yaml               # a file beside this one; and whatever else LeRobotDataset takes
+      columns: my_columns.yaml               # a file next to this one; and whatever else LeRobotDataset takes
 
 or, for members that have much in common, a mapping of what they share and their names:
 

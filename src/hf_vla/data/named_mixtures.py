@@ -44,8 +44,8 @@ def load_named_mixture(
         robot = _robot(robot_name, name)
         if robot is None and entry.get("unnorm_key") is None:
             entry["unnorm_key"] = robot_name
-        if isinstance(columns := entry.get("columns"), str) and (beside := Path(name).parent / columns).is_file():
-            entry["columns"] = beside
+        if isinstance(columns := entry.get("columns"), str) and (next_to_it := Path(name).parent / columns).is_file():
+            entry["columns"] = next_to_it
         entry = {"frame_cache": frame_cache, **(member_options or {}), **entry}
         horizon = action_horizon or entry.pop("action_horizon", None) or (robot and robot.action_horizon)
         entry.pop("action_horizon", None)
@@ -75,11 +75,11 @@ def load_named_mixture(
 
 
 def _robot(name: str | None, mixture: str | Path) -> RobotType | None:
-    """The robot type of a mixture's entry: by name, or a YAML file, also one beside the mixture's; None for any other name."""
+    """Return the robot type of a mixture's entry, by name or from a YAML file, perhaps next to the mixture's; None for other names."""
     if name is None or not name.endswith((".yaml", ".yml")):
         return known_robot(name)
-    beside = Path(mixture).parent / name
-    return find_robot(beside if beside.is_file() else name)
+    next_to_it = Path(mixture).parent / name
+    return find_robot(next_to_it if next_to_it.is_file() else name)
 
 
 __all__ = ["load_named_mixture", "mixture_names", "read_mixture"]

@@ -17,7 +17,7 @@ _FAULTS_SHOWN = 5
 
 
 def readable_part(dataset: LeRobotDataset) -> LeRobotDataset:
-    """The dataset without the episodes whose tables cannot be read, such as those with a NaN; they are counted and logged.
+    """Return the dataset without the episodes whose tables cannot be read, such as those with a NaN; they are logged.
 
     Reads all tables, once for as long as the files stay the same and nothing is wrong with them.
 
@@ -46,7 +46,7 @@ def readable_part(dataset: LeRobotDataset) -> LeRobotDataset:
 
 
 def _unreadable_tables(dataset: LeRobotDataset) -> dict[int, str]:
-    """By episode index, what is wrong with its table."""
+    """Return by episode index what is wrong with its table."""
     reading = ["sound tables", dataset.identity["reading"], dataset.action_dim, dataset.state_dim]
     key = content_key(dataset.root, dataset.metadata.data.paths, reading)
     if dataset.tables_are_sound or read_cached(dataset.root, key) is not None:
@@ -68,7 +68,7 @@ def _unreadable_tables(dataset: LeRobotDataset) -> dict[int, str]:
                 damaged_files[file] = fault
             seen.add(fault)
         faults[episode] = damaged_files.get(file) or fault
-    # Faults are looked for anew each time: what is wrong may be mended, or have been no fault of the file.
+    # Faults are looked for anew each time: they may have been mended since, or not be in the file at all.
     if not faults:
         dataset.tables_are_sound = True
         write_cached(dataset.root, key, {"sound tables": len(dataset.metadata.data.paths)})
@@ -78,7 +78,7 @@ def _unreadable_tables(dataset: LeRobotDataset) -> dict[int, str]:
 def check_images(dataset: LeRobotDataset) -> None:
     """Open every video of the dataset and compare when it begins and ends with the tables; look for the columns of images.
 
-    Takes about half a millisecond a file. Success is cached in `.hf_vla/` beside the dataset, under a key of the files' sizes
+    Takes about half a millisecond per file. Success is cached in `.hf_vla/` in the dataset's folder, under a key of the files' sizes
     and modification times. Damage inside a file is found by `hf-vla inspect --check`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Statistics of a dataset's states and actions, exact, and cached beside the dataset."""
+"""Exact statistics of a dataset's states and actions, cached in its folder."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ _BATCH = 1 << 16  # rows that are counted at a time
 def compute_statistics(
     rows: Mapping[str, Callable[[], Iterable[np.ndarray]]], num_transitions: int, num_trajectories: int
 ) -> dict[str, Any]:
-    """Exact statistics in raw units, in the layout of StarVLA's `dataset_statistics.json`, in bounded memory.
+    """Compute exact statistics in raw units, in the layout of StarVLA's `dataset_statistics.json`, in bounded memory.
 
     Args:
         rows: by modality ("action", "state"), a function that yields all rows in parts (N, D), float32; it is called
@@ -38,7 +38,7 @@ def compute_statistics(
 
 
 def _per_dimension(rows: Callable[[], Iterable[np.ndarray]]) -> dict[str, list[float]]:
-    """Moments and extremes in one pass over the rows, and the quantiles in two, by counting.
+    """Compute moments and extremes in one pass over the rows, and the quantiles in two, by counting.
 
     A float32's bits, suitably flipped, order like its value. The first pass counts the upper 16 of them, which tells in
     which bin each wanted order statistic lies; the second counts the lower 16 within those bins alone.
@@ -85,7 +85,7 @@ def _per_dimension(rows: Callable[[], Iterable[np.ndarray]]) -> dict[str, list[f
 
 
 def _batches(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """The same rows in fewer, larger parts."""
+    """Yield the same rows in fewer, larger parts."""
     waiting, rows = [], 0
     for part in parts:
         waiting.append(np.asarray(part, dtype=np.float32))
@@ -98,7 +98,7 @@ def _batches(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def _ordered_bits(values: np.ndarray) -> np.ndarray:
-    """float32 (N, D) as uint32 that order alike."""
+    """Return float32 (N, D) as uint32 of the same order."""
     bits = np.ascontiguousarray(values).view(np.uint32)
     return np.where(bits >> 31 == 1, ~bits, bits | np.uint32(1 << 31))
 
@@ -109,12 +109,12 @@ def _from_ordered_bits(key: int) -> float:
 
 
 def _count(bins: np.ndarray) -> np.ndarray:
-    """Per column of (N, D) numbers below 2**16, how often each occurs: (D, 2**16)."""
+    """Count per column of (N, D) numbers below 2**16 how often each occurs: (D, 2**16)."""
     return np.stack([np.bincount(column, minlength=1 << 16) for column in bins.T])
 
 
 def content_key(root: Path, files: list[str], selection: Any) -> str:
-    """A key that changes with the size or modification time of any of `files`, and with `selection` (JSON)."""
+    """Return a key that changes with the size or modification time of any of `files`, and with `selection` (JSON)."""
     stats = [(root / file).stat() for file in files]
     contents = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in zip(files, stats, strict=True)]
     return hashlib.sha256(json.dumps([_FORMAT, contents, selection]).encode()).hexdigest()[:20]

@@ -78,7 +78,7 @@ def read_frame_table(path: Path, mapping: ColumnMapping) -> FrameTable:
 
 
 def _fault(action: np.ndarray, state: np.ndarray | None, timestamp: np.ndarray, rows: slice) -> str | None:
-    """What is wrong with the numbers of one episode, if anything."""
+    """Return what is wrong with the numbers of one episode, if anything."""
     for name, values in (("action", action), ("state", state), ("timestamp", timestamp[:, None])):
         if values is not None and not np.isfinite(values[rows]).all():
             frame, dimension = np.argwhere(~np.isfinite(values[rows]))[0]
@@ -94,7 +94,7 @@ def _fault(action: np.ndarray, state: np.ndarray | None, timestamp: np.ndarray, 
 def _concatenate(
     columns: dict[str, np.ndarray], slices: tuple[Slice, ...], episodes: dict[int, slice], faults: dict[int, str]
 ) -> np.ndarray:
-    """The slices of the columns side by side; episodes whose rotations can't be converted are added to `faults`."""
+    """Return the slices of the columns side by side; episodes whose rotations can't be converted are added to `faults`."""
     if len(slices) == 1 and slices[0].start == 0 and slices[0].end is None and slices[0].rotation is None:
         return columns[slices[0].column]
     parts = []
@@ -124,7 +124,7 @@ def _convert_rotations(
 
 
 def to_matrix(column: pa.ChunkedArray, name: str) -> np.ndarray:
-    """A numeric parquet column, of scalars or of vectors, as an (N, D) float32 array.
+    """Return a numeric parquet column, of scalars or of vectors, as an (N, D) float32 array.
 
     Raises:
         ValueError: vectors of differing lengths, missing values, or no numbers at all.
@@ -205,10 +205,10 @@ class ParquetImages:
         self.__init__(**state)
 
     def read(self, path: Path, row: int, column: str) -> Image.Image:
-        """The image in one cell, RGB.
+        """Return the image in one cell, RGB.
 
         Raises:
-            OSError: there is no such column of images, the cell is empty, its file is missing, or it is no image.
+            OSError: there is no such column of images, the cell is empty, its file is missing, or it is not an image.
         """
         with self._lock:
             if path not in self._first_rows:
@@ -243,7 +243,7 @@ class ParquetImages:
 
 
 def check_image_columns(path: Path, schema: pa.Schema, columns: Iterable[str]) -> None:
-    """Raise OSError unless the file with that schema has these columns, of images."""
+    """Raise an OSError unless the file with that schema has these columns, of images."""
     for column in columns:
         kind = schema.field(column).type if column in schema.names else None
         if kind is None or not pa.types.is_struct(kind):

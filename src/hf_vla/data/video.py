@@ -28,15 +28,15 @@ _FRAMES_WORTH_DECODING = 3
 _NEIGHBOURS = 2
 # Decoders of a process: for that many kinds of streams read here and there, and cameras read in order side by side.
 _DECODERS = 32
-# Frames that are read elsewhere before a reader's own decoder is given up: it was no reading in order, or has ended.
+# Frames that are read elsewhere before a reader's own decoder is given up: it was not read in order, or has ended.
 _FRAMES_KEPT_FOR = 100
 
 
 def open_video(path: str | Path) -> av.container.InputContainer:
-    """An open file with a video stream in it.
+    """Open a file with a video stream in it.
 
     Raises:
-        OSError: the file is missing, truncated or holds no video.
+        OSError: the file is missing, truncated or without video.
     """
     try:
         container = av.open(str(path))
@@ -53,7 +53,7 @@ def open_video(path: str | Path) -> av.container.InputContainer:
 
 
 def file_version(path: str | Path) -> tuple[int, int]:
-    """Size and modification time (ns) of a file, by which one that was written anew is told from the one before.
+    """Return size and modification time (ns) of a file, which tell a rewritten file from the one before.
 
     Raises:
         FileNotFoundError: the file is missing.
@@ -88,7 +88,7 @@ class DecoderPool:
         self._frames = 0
 
     def lend(self, reader: "VideoReader", here_and_there: bool) -> tuple[Decoder, bool]:
-        """A decoder for the reader's stream, and whether it is as this reader left it."""
+        """Return a decoder for the reader's stream, and whether it is as this reader left it."""
         latest = self._latest.get(reader.kind)
         was_latest = latest is reader
         common = reader not in self._lent and (here_and_there or was_latest)
@@ -121,10 +121,10 @@ class VideoReader:
     Args:
         path: the video file.
         fps: frames per second of the dataset; a frame is found when it is at most half of 1/fps away.
-        decoders: where it takes a decoder from. Default: it has one of its own.
+        decoders: which lend it a decoder. Default: it has one of its own.
 
     Raises:
-        OSError: the file is missing, truncated or holds no video.
+        OSError: the file is missing, truncated or without video.
     """
 
     def __init__(self, path: str | Path, fps: float, decoders: DecoderPool | None = None) -> None:
@@ -153,12 +153,12 @@ class VideoReader:
         self._container.close()
 
     def release(self) -> None:
-        """Let go of a decoder that is no longer this reader's, and of the frames that were for going on with it."""
+        """Release a decoder that is no longer this reader's, and the frames that were kept to continue with it."""
         self._decoder: Decoder | None = None
         self._rewind()
 
     def new_decoder(self) -> Decoder:
-        """A decoder for this file's stream, or any other of the same `kind`."""
+        """Return a decoder for this file's stream, or any other of the same `kind`."""
         # The context of another opening of the file: seeking would flush that of our own, whoever had it.
         with open_video(self.path) as container:
             codec = container.streams.video[0].codec_context
@@ -169,7 +169,7 @@ class VideoReader:
         return Decoder(codec, VideoReformatter())
 
     def frame_at(self, timestamp: float) -> Image.Image:
-        """The frame nearest to `timestamp`, in RGB.
+        """Return the frame nearest to `timestamp`, in RGB.
 
         Args:
             timestamp: seconds from the start of the file.
@@ -202,8 +202,8 @@ class VideoReader:
         return self._picture(frame)
 
     def _picture(self, frame: av.VideoFrame) -> Image.Image:
-        # Pillow keeps RGB in four bytes a pixel: pixels that come in that form are taken over instead of copied. FFmpeg 8
-        # leaves the last columns of such a picture unwritten where the width is no multiple of 8.
+        # Pillow keeps RGB in four bytes per pixel: pixels that come in that form are taken over instead of copied. FFmpeg 8
+        # leaves the last columns of such a picture unwritten if the width is not a multiple of 8.
         if frame.width % 8 == 0:
             plane = self._decoder.reformatter.reformat(frame, format="rgba", threads=1).planes[0]
             if plane.line_size == 4 * frame.width:
@@ -225,7 +225,7 @@ class VideoReader:
         self._needed_from = -math.inf  # what is damaged earlier does not matter
 
     def _decode_to(self, target: float, here_and_there: bool, attempt: int) -> av.VideoFrame | None:
-        """The frame nearest to `target` of those about it.
+        """Return the frame nearest to `target` of those around it.
 
         The second attempt seeks, as what comes before or after the frame may be damaged. The third begins a group of
         pictures earlier, whatever is wrong with that: those of an open group may be predicted from it, or refer to it.
@@ -245,7 +245,7 @@ class VideoReader:
         return min(candidates, key=lambda frame: abs(frame.pts - target), default=None)
 
     def _next(self, target: float, slack: float, here_and_there: bool) -> av.VideoFrame | None:
-        """The next frame on the way to `target`, possibly without some that no other frame needs."""
+        """Return the next frame on the way to `target`, possibly without some that no other frame needs."""
         decoder = self._decoder.codec
         while not self._decoded and not self._emptied:
             packet = next(self._packets, None)
@@ -266,7 +266,7 @@ class VideoReader:
         return self._decoded.popleft() if self._decoded else None
 
     def _is_ahead(self, target: float, slack: float) -> bool:
-        """Whether decoding on from here reaches `target` sooner than a seek would, or has just reached it."""
+        """Return whether decoding on from here reaches `target` sooner than a seek would, or has just reached it."""
         if self._frame is None:
             return False
         oldest = self._frame if self._previous is None else self._previous
@@ -280,7 +280,7 @@ class VideoReader:
         return key is not None and key + self._reordering <= self._frame.pts
 
     def _seek(self, target: float, slack: float, group_before: bool) -> None:
-        """Begin at the last key frame at or before `target`, or the one before that."""
+        """Seek the last key frame at or before `target`, or the one before that."""
         position = int(target + slack)
         needed_from = -math.inf
         while True:
@@ -308,7 +308,7 @@ class VideoReader:
             position = earlier + self._reordering
 
     def _key_frame_before(self, ticks: float) -> int | None:
-        """Decode timestamp of the last key frame whose presentation is at or before `ticks`."""
+        """Return the decode timestamp of the last key frame whose presentation is at or before `ticks`."""
         entry = self._index.search_timestamp(int(ticks - self._reordering), backward=True, any_frame=False)
         return self._index[entry].timestamp if entry >= 0 else None
 
@@ -337,7 +337,7 @@ class VideoReaderCache:
         self.__init__(state["capacity"])
 
     def frame_at(self, path: str, timestamp: float, fps: float, version: tuple[int, int] | None = None) -> Image.Image:
-        """As `VideoReader.frame_at`, for the video at `path`; from any thread.
+        """Do what `VideoReader.frame_at` does, for the video at `path`; from any thread.
 
         Args:
             version: an open file of another `file_version` is opened anew. Default: what is open stays open.
@@ -359,7 +359,7 @@ class VideoReaderCache:
 
 
 def _openable_files() -> int:
-    """How many files this process may open, by its soft limit."""
+    """Return how many files this process may open, by its soft limit."""
     try:
         import resource
     except ImportError:  # Windows, whose C library opens 512

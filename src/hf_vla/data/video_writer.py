@@ -21,7 +21,7 @@ class VideoWriter:
 
     Args:
         path: the file; its folder exists.
-        fps: frames a second.
+        fps: frames per second.
         height, width: of the frames, both even as yuv420p needs.
         crf: x264's quality, 0 (lossless) to 51; 18 is hard to tell from the original.
         gop_size: distance between key frames; short ones make random access fast and files larger.

@@ -45,7 +45,7 @@ def dimensions(statistics: Mapping[str, Sequence[float]], name: str) -> int:
 
 
 class Normalizer:
-    """Normalises vectors of one modality ("action" or "state") of one dataset.
+    """Normalise vectors of one modality ("action" or "state") of one dataset.
 
     Args:
         statistics: of that modality: "q01", "q99", "min", "max", "mean", "std", each one number per dimension.
@@ -104,7 +104,7 @@ class Normalizer:
         self._mask = np.ones(self.dim, bool) if mask is None else np.array(mask, bool)
 
     def _sin_cos_blocks(self, sizes: Sequence[int] | None) -> list[np.ndarray]:
-        """Indices of the dimensions of each `sin_cos` block."""
+        """Return the indices of the dimensions of each `sin_cos` block."""
         dims = np.flatnonzero(self._is["sin_cos"])
         if sizes is None or not len(dims):
             return [block for block in np.split(dims, np.flatnonzero(np.diff(dims) > 1) + 1) if len(block)]
@@ -120,7 +120,7 @@ class Normalizer:
         return x
 
     def normalize(self, x) -> np.ndarray:
-        """Robot units (..., dim) -> normalised (..., encoded_dim).
+        """Normalise robot units (..., dim) to (..., encoded_dim).
 
         If every dimension is `sin_cos`, values that come as sines and cosines already, (..., encoded_dim), are passed
         through: StarVLA's clients send them so.
@@ -138,7 +138,7 @@ class Normalizer:
         return scaled if not self._blocks else self._with_sines(x, scaled)
 
     def _with_sines(self, x: np.ndarray, scaled: np.ndarray) -> np.ndarray:
-        """`scaled` with each `sin_cos` block replaced by its sines and cosines."""
+        """Return `scaled` with each `sin_cos` block replaced by its sines and cosines."""
         begins = {int(block[0]): block for block in self._blocks}
         inside = {int(d) for block in self._blocks for d in block}
         parts = []
@@ -150,7 +150,7 @@ class Normalizer:
         return np.concatenate(parts, axis=-1)
 
     def unnormalize(self, x) -> np.ndarray:
-        """Normalised (..., dim) -> robot units (..., dim).
+        """Turn normalised values (..., dim) into robot units (..., dim).
 
         Raises:
             ValueError: a dimension is `sin_cos`, which is for states.
@@ -162,7 +162,7 @@ class Normalizer:
         return self._passed_or_binary(x, unit * self._span + self._low)
 
     def unnormalize_as_published(self, x) -> np.ndarray:
-        """Normalised (..., dim) -> robot units as StarVLA's clients did it until 7 May 2026.
+        """Turn normalised values (..., dim) into robot units as StarVLA's clients did it until 7 May 2026.
 
         Clip to [-1, 1]; make the dimensions `published_binary` 0 below 0.5, else 1; scale where the statistics' mask is true, and
         pass through where it is false. Dimensions of the modes `none` and `binary` are passed through whatever the mask says.

@@ -64,7 +64,7 @@ class Layout:
         return [key if size == 1 else f"{key}_{index}" for key, size in self.keys.items() for index in range(size)]
 
     def indices(self, chosen: Iterable[str | int], dim: int | None = None) -> tuple[int, ...]:
-        """The dimensions of keys, or of indices (negative ones count from the end), ascending."""
+        """Return the dimensions of keys, or of indices (negative ones count from the end), ascending."""
         dim = self.dim if dim is None else dim
         begin, spans = 0, {}
         for key, size in self.keys.items():
@@ -83,7 +83,7 @@ class Layout:
         return tuple(sorted(found))
 
     def modes(self, dim: int) -> list[str] | None:
-        """One normalisation mode for each of `dim` dimensions, or None if the robot type says nothing of them."""
+        """Return one normalisation mode for each of `dim` dimensions, or None if the robot type does not say."""
         if self.normalization is None:
             return None
         if isinstance(self.normalization, str):
@@ -143,7 +143,7 @@ class RobotType:
         return dim
 
     def modes(self, statistics: Mapping[str, Any], key: str) -> dict[str, list[str]]:
-        """The normalisation modes {"action": one per dimension, "state": …} of a key's statistics.
+        """Return the normalisation modes {"action": one per dimension, "state": …} of a key's statistics.
 
         A modality of which the statistics or the robot type say nothing is left out, and so is a state that does not fit.
 
@@ -163,13 +163,13 @@ class RobotType:
             except ValueError:
                 if modality == "action":
                     raise
-                continue  # many policies are not given the state; whoever normalises one checks again
+                continue  # many policies are not given the state; normalising one checks again
             if (of_modality := self.layout(modality).modes(dim)) is not None:
                 modes[modality] = of_modality
         return modes
 
     def options(self) -> dict[str, Any]:
-        """What a `Normalizer` must know beside the modes, by modality; empty where the defaults hold."""
+        """Return what a `Normalizer` must know besides the modes; empty if the defaults hold."""
         options: dict[str, Any] = {}
         if self.binary_threshold != 0.5:
             options["binary_threshold"] = self.binary_threshold
@@ -183,7 +183,7 @@ class RobotType:
         return options
 
     def mode_of_actions(self, action_dim: int) -> ActionMode:
-        """What the actions are relative to, for this many dimensions."""
+        """Return what the actions are relative to, for this many dimensions."""
         return ActionMode(self.action_mode, self.action.indices(self.absolute_dims, action_dim))
 
 
@@ -209,7 +209,7 @@ _FIELDS = {
 
 
 def robot_from_mapping(name: str, fields: Mapping[str, Any], where: str | None = None) -> RobotType:
-    """The robot type that a YAML file or a mapping describes, see the module's docstring.
+    """Return the robot type that a YAML file or a mapping describes, see the module's docstring.
 
     Raises:
         ValueError: an unknown field, or one that holds what it cannot; the message starts with `where`.
@@ -303,7 +303,7 @@ _REGISTERED: dict[str, RobotType] = {}
 
 @functools.cache
 def builtin_robot_names() -> tuple[str, ...]:
-    """The robot types that come with the package, sorted."""
+    """Return the names of the robot types that come with the package, sorted."""
     folder = files(__package__).joinpath("types")
     return tuple(sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml")))
 
@@ -350,7 +350,7 @@ def register_robot(name: str, robot: str | Path | Mapping[str, Any]) -> RobotTyp
 
 
 def find_robot(name_or_file: str | Path | RobotType) -> RobotType:
-    """The robot type of a name or a YAML file.
+    """Return the robot type of a name or a YAML file.
 
     Raises:
         ValueError: neither a robot type's name nor a file, or a file that does not describe one.

@@ -25,7 +25,7 @@ _PARALLEL = 1e-7
 
 
 def convert_rotation(values: np.ndarray, source: str, target: str) -> np.ndarray:
-    """Rotations (..., n) in the representation `source` as (..., m) in the representation `target`, float64.
+    """Convert rotations (..., n) in the representation `source` to (..., m) in the representation `target`, float64.
 
     Euler angles are in (-pi, pi], the pitch in [-pi/2, pi/2]; at a pitch of ±pi/2, where only the sum or difference of
     roll and yaw is determined, the yaw is 0. Axis-angle vectors are at most pi long.
@@ -72,7 +72,7 @@ def _numbers(rotation, target: str) -> np.ndarray:
 
 
 def _orthonormal(values: np.ndarray) -> np.ndarray:
-    """The matrices (N, 3, 3) of 6D rotations (N, 6), by Gram-Schmidt."""
+    """Return the matrices (N, 3, 3) of 6D rotations (N, 6), by Gram-Schmidt."""
     first, second = (_unit(part, "6D rotation") for part in (values[:, :3], values[:, 3:]))
     second = second - (first * second).sum(-1, keepdims=True) * first
     # Of parallel vectors only rounding is left.

@@ -28,7 +28,7 @@ def _as_dict(value, name: str) -> dict:
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{name} is no valid JSON: {error}") from None
+            raise ValueError(f"{name} is not valid JSON: {error}") from None
     if not isinstance(value or {}, dict):
         raise ValueError(f"{name} is a {type(value).__name__}; it must map names to values")
     return value or {}
@@ -185,7 +185,7 @@ class DataArguments:
             raise ValueError(f"augmentation has no {', '.join(sorted(unknown))}; it has {known}")
 
     def _take_old_names(self) -> None:
-        """`action_mode: q99` and `state_mode` of older recipes as the normalisations that they are now called."""
+        """Read `action_mode: q99` and `state_mode` of older recipes as the normalisations that they are now called."""
         given = {"state_mode": self.state_mode, "state_normalization": self.state_normalization}
         if self.action_mode in _NORMALIZATIONS:
             given |= {"action_mode": self.action_mode, "action_normalization": self.action_normalization}
@@ -197,7 +197,7 @@ class DataArguments:
         self.state_mode = None
 
     def _modes(self, modality: str, dataset: LeRobotDataset | None = None) -> str | list[str] | None:
-        """The recipe's normalisation of a dataset's "action" or "state", or None if it says none; without a dataset a check."""
+        """Return the recipe's normalisation of a dataset's "action" or "state", or None; without a dataset only check it."""
         names = dataset and (dataset.action_names if modality == "action" else dataset.state_names)
         given = getattr(self, f"{modality}_normalization")
         if isinstance(given, list) and len(given) == 1:
@@ -218,7 +218,7 @@ class DataArguments:
         return layout.modes(layout.dim) if isinstance(given, dict) else given
 
     def normalization(self, dataset: LeRobotDataset, statistics: dict) -> tuple[dict, dict]:
-        """Return how a dataset is normalised: modes by modality, and what a `Normalizer` must know beside them.
+        """Return how a dataset is normalised: modes by modality, and what a `Normalizer` must know besides them.
 
         What the recipe says comes first, then the robot type, then q99.
 
@@ -273,7 +273,7 @@ class DataArguments:
 def build(
     policy: PolicyArguments, data: DataArguments, seed: int, hold_out: Callable | None = None, **loading_options
 ):
-    """The model, the processor and the training dataset of a recipe.
+    """Build the model, the processor and the training dataset of a recipe.
 
     `hold_out` is as for `DataArguments.build`; `loading_options` are for the weights of a policy or backbone, such as
     `quantization_config`.

@@ -10,7 +10,7 @@ _SHORTCUTS = (f"{BACKBONE}.visual", f"{BACKBONE}.language_model")
 
 
 def module_pattern(path: str, model_type: str) -> str | None:
-    r"""The anchored pattern of all parameters below a module of StarVLA's, or None where we have no such module.
+    r"""Return the anchored pattern of all parameters below a module of StarVLA's, or None if we have no such module.
 
     ```python
     >>> module_pattern("qwen_vl_interface", "qwen_pi_v3"), module_pattern("action_model.action_encoder", "qwen_gr00t")

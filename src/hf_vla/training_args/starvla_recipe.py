@@ -21,13 +21,13 @@ _MODES = ("q99", "min_max", "mean_std")
 
 @dataclass
 class ConvertedRecipe:
-    """What became of a StarVLA configuration.
+    """The recipe made of a StarVLA configuration, and what is not in it.
 
     Attributes:
         settings: the recipe.
         notes: dotted key → why it is not in the recipe, or what is different there.
         unknown: dotted keys that neither side is known to read.
-        values: of the keys of `notes` and `unknown`, where the file has them.
+        values: of the keys of `notes` and `unknown`, if the file has them.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -36,12 +36,12 @@ class ConvertedRecipe:
     values: dict[str, Any] = field(default_factory=dict)
 
     def report(self) -> list[str]:
-        """One line for each note and unknown key."""
+        """Return one line for each note and unknown key."""
         lines = [f"{self._named(key)}: {note}" for key, note in self.notes.items()]
         return lines + [f"{self._named(key)}: unknown, left out" for key in self.unknown]
 
     def as_yaml(self, source: str) -> str:
-        """The recipe as a file, with the report as comments."""
+        """Return the recipe as a YAML file, with the report as comments."""
         launch = "StarVLA starts it under ZeRO-2: hf-vla train RECIPE --launch zero2"
         comments = [f"Made of StarVLA's {source}. {launch}", *self.report()]
         text = "".join(f"# {line}\n" for line in comments)
@@ -55,7 +55,7 @@ class ConvertedRecipe:
 
 
 def convert_recipe(content: Any, source: str = "the file", vlm_dataset: list[str] | None = None) -> ConvertedRecipe:
-    """The recipe that trains as a StarVLA configuration says.
+    """Return the recipe that trains as a StarVLA configuration says.
 
     Args:
         content: of the YAML file.
@@ -67,7 +67,7 @@ def convert_recipe(content: Any, source: str = "the file", vlm_dataset: list[str
         ValueError: no StarVLA configuration, an unknown framework, or a value that it cannot have.
     """
     if not isinstance(content, dict) or "framework" not in content:
-        raise ValueError(f"{source} is no StarVLA training configuration: it has no key 'framework'")
+        raise ValueError(f"{source} is not a StarVLA training configuration: it has no key 'framework'")
     plain = resolve(content)
     check_tree(plain, source)
     tree, of_others = Tree(plain), Tree(plain)
@@ -83,7 +83,7 @@ def convert_recipe(content: Any, source: str = "the file", vlm_dataset: list[str
         try:
             starvla_mapping(other).to_config(of_others)
         except (ValueError, TypeError):
-            pass  # what that framework does not take is of no matter: this run has another
+            pass  # this run has another framework
     for key, value in leaves.items():
         if key in tree.read and key not in found.notes:
             continue
@@ -138,7 +138,7 @@ def _data(tree: Tree, found: ConvertedRecipe, vlm_dataset: list[str] | None) -> 
     if root := data.get("data_root_dir"):
         settings["data_root"] = str(root)
     robots = _robots(settings["mixture"], found)
-    # Its loader resizes to 224 x 224 where nothing else is said.
+    # Its loader resizes to 224 x 224 unless the file says otherwise.
     settings["image_size"] = list(data.get("obs_image_size") or data.get("image_size") or (224, 224))
     if prompt := data.get("CoT_prompt"):
         settings["prompt_template"] = prompt
@@ -175,7 +175,7 @@ def _data(tree: Tree, found: ConvertedRecipe, vlm_dataset: list[str] | None) -> 
 
 
 def _robots(mixture: str, found: ConvertedRecipe) -> list[RobotType]:
-    """The robot types of a mixture; none if it, or one of them, is not known."""
+    """Return the robot types of a mixture; none if it, or one of them, is not known."""
     if mixture not in mixture_names():
         found.notes["datasets.vla_data.data_mix"] = (
             f"not a mixture of ours ({', '.join(mixture_names())}); write its datasets into a YAML file, see docs/data.md, and "
@@ -187,7 +187,7 @@ def _robots(mixture: str, found: ConvertedRecipe) -> list[RobotType]:
 
 
 def _action_mode(data: Tree, found: ConvertedRecipe, robots: list[RobotType]) -> None:
-    """What actions are made relative to, and the dimensions of the keys that stay absolute.
+    """Convert what actions are made relative to, and the keys that stay absolute.
 
     StarVLA pairs keys of the action with keys of the state, by name or by `action_mode_state_map`; a key without a partner
     stays absolute. Here dimension d of the action belongs to dimension d of the state.
@@ -226,7 +226,7 @@ def _action_mode(data: Tree, found: ConvertedRecipe, robots: list[RobotType]) ->
 
 
 def _modules(tree: Tree, found: ConvertedRecipe, model_type: str) -> None:
-    """Frozen modules, learning rates and what is loaded first."""
+    """Convert frozen modules, learning rates and what is loaded first."""
 
     def patterns(key: str) -> list[str]:
         value = lookup(tree, key)
@@ -305,7 +305,7 @@ def _optimisation(tree: Tree, found: ConvertedRecipe) -> None:
 
 
 def _left_out(key: str) -> str | None:
-    """Why a key of StarVLA's has no place in the recipe, by the longest path in `LEFT_OUT` that leads to it."""
+    """Return why a key of StarVLA's is not taken over, by the longest path in `LEFT_OUT` that leads to it."""
     parts = key.split(".")
     paths = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
     return next((LEFT_OUT[path] for path in paths if path in LEFT_OUT), None)

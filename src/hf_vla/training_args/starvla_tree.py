@@ -1,4 +1,4 @@
-"""A StarVLA configuration that remembers what of it was read, its references and numbers understood as OmegaConf does."""
+"""A StarVLA configuration that records which keys were read; references and numbers are resolved as by OmegaConf."""
 
 import re
 from typing import Any
@@ -27,7 +27,7 @@ class Tree(dict):
         return self[name] if name in self else default
 
     def leaves(self) -> dict[str, Any]:
-        """By dotted path, all that is no mapping, or an empty one."""
+        """Return by dotted path all values that are not mappings, or are empty ones."""
         found: dict[str, Any] = {}
         for name, value in self.items():
             found |= value.leaves() if isinstance(value, Tree) and value else {self.path + name: value}
@@ -35,7 +35,7 @@ class Tree(dict):
 
 
 def resolve(content: Any, root: dict | None = None, depth: int = 0) -> Any:
-    """OmegaConf's references `${a.b}` to other keys replaced by what is there, and numbers that YAML reads as text."""
+    """Replace OmegaConf's references `${a.b}` by what they refer to, and numbers that YAML reads as text by numbers."""
     root = content if root is None else root
     if depth > 20:
         raise ValueError("the configuration's references ${…} go round in a circle")
