@@ -1,9 +1,14 @@
-"""What computing keys and values once per observation saves, as a ratio in one run.
+"""What the shared keys and values of our action head save against a head that works like StarVLA's, in one process.
 
     python benchmarks/action_head.py
+    python benchmarks/action_head.py --interleave
 
-The plain way repeats the backbone's states for every noise draw (training) and projects them anew in every denoising step
-(prediction), as StarVLA's head does. Same weights, same draws, same results; see `hf_vla/modeling/diffusion_transformer.py`.
+The plain way does what StarVLA's layer-wise head does: the sequence holds the 32 future tokens beside the action tokens; each
+sample's noise draws are rows of a batch of their own, for which keys and values of the backbone's states are computed again
+(training); and each denoising step computes them, and the AdaLN modulations, again (prediction). Same weights, same draws, same
+results; see `hf_vla/modeling/diffusion_transformer.py`.
+
+Both ways run in turn, and processor time is compared, which other work on the cores changes little.
 """
 
 import argparse
@@ -11,6 +16,7 @@ import statistics
 import time
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from hf_vla.modeling import flow_matching
 from hf_vla.modeling.action_head import FlowMatchingActionHead
@@ -20,32 +26,52 @@ from hf_vla.modeling.qwen_pi_v3.configuration_qwen_pi_v3 import QwenPIV3Config
 from hf_vla.modeling.sampling import SamplingOptions
 
 
+def plain_velocity(head, noisy, bucket, conditioning):
+    """The velocity at `noisy` (N, H, action_dim) and `bucket` (N,), given states of N rows, as StarVLA computes it."""
+    tokens = head.action_encoder(noisy[:, None], bucket[:, None])
+    tokens = tokens + head.position_embedding.weight[: noisy.shape[1]]
+    future = head.future_tokens.weight.expand(len(noisy), 1, -1, -1)
+    temb = head.transformer.timestep_encoder(bucket[:, None])
+    tokens = head.transformer(torch.cat([future, tokens], dim=-2), conditioning, temb)
+    return head.action_decoder(tokens[:, 0, -noisy.shape[1] :])
+
+
 def plain_loss(head, conditioning, actions, noise, timestep):
     copies = len(noise) // len(actions)
     repeated = Conditioning(
         [state.repeat(copies, 1, 1) for state in conditioning.states], conditioning.key_mask.repeat(copies, 1)
     )
-    return head.loss(repeated, ActionTargets(actions.repeat(copies, 1, 1), noise=noise, timestep=timestep))[0]
+    actions = actions.repeat(copies, 1, 1)
+    noisy = flow_matching.interpolate(noise, actions, timestep[:, None, None])
+    bucket = flow_matching.time_to_bucket(timestep, head.config.num_timestep_buckets)
+    return ((plain_velocity(head, noisy, bucket, repeated) - (actions - noise)) ** 2).mean()
 
 
 def plain_sample(head, conditioning, noise, num_steps):
     buckets = flow_matching.inference_buckets(num_steps, head.config.num_timestep_buckets)
 
     def velocity(x, step):
-        timestep = torch.full((len(x), 1), buckets[step])
-        return head.velocity(x[:, None], timestep, conditioning)[:, 0]
+        return plain_velocity(head, x, torch.full((len(x),), buckets[step]), conditioning)
 
     return flow_matching.integrate(velocity, noise, num_steps)
 
 
-def seconds(function, repeats: int) -> float:
-    function()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
+def median_seconds(functions: dict, repeats: int) -> dict[str, float]:
+    """Processor time of each function, called in turn."""
+    times = {name: [] for name in functions}
+    for attempt in range(repeats + 1):
+        for name, function in functions.items():
+            start = time.process_time()
+            function()
+            if attempt:  # the first is a warm-up
+                times[name].append(time.process_time() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def flops(function) -> int:
+    with FlopCounterMode(display=False) as counter:
         function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return counter.get_total_flops()
 
 
 def main() -> None:
@@ -53,12 +79,18 @@ def main() -> None:
     for name, value in {"layers": 12, "width": 512, "tokens": 120, "horizon": 16, "batch": 2, "copies": 8}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--steps", type=int, default=4, help="denoising steps")
+    parser.add_argument("--interleave", action="store_true", help="odd blocks attend the action tokens instead")
     parser.add_argument("--repeats", type=int, default=9, help="timed runs; the median counts")
     parser.add_argument("--threads", type=int, default=1)
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     torch.manual_seed(0)
-    config = QwenPIV3Config(action_horizon=a.horizon, dropout=0.0, repeated_diffusion_steps=a.copies)
+    config = QwenPIV3Config(
+        action_horizon=a.horizon,
+        dropout=0.0,
+        repeated_diffusion_steps=a.copies,
+        interleave_self_attention=a.interleave,
+    )
     head = FlowMatchingActionHead(config, hidden_size=a.width, num_layers=a.layers, key_size=a.width)
     states = [torch.randn(a.batch, a.tokens, a.width) for _ in range(a.layers)]
     conditioning = Conditioning(states, torch.ones(a.batch, a.tokens, dtype=torch.bool))
@@ -77,12 +109,13 @@ def main() -> None:
     }
     difference = (losses["plain"]() - losses["shared"]()).abs().item()
     print(f"loss differs by {difference:.1e}, actions by {(samples['plain']() - samples['shared']()).abs().max():.1e}")
-    train = {name: seconds(lambda f=f: f().backward(), a.repeats) for name, f in losses.items()}
-    predict = {name: seconds(f, a.repeats) for name, f in samples.items()}
-    for name, result in (("forward and backward", train), (f"prediction, {a.steps} steps", predict)):
+    training = {name: lambda f=f: f().backward() for name, f in losses.items()}
+    for name, ways in (("forward and backward", training), (f"prediction, {a.steps} steps", samples)):
+        seconds = median_seconds(ways, a.repeats)
+        counts = {way: flops(function) for way, function in ways.items()}
         print(
-            f"{name}: plain {result['plain'] * 1e3:.1f} ms, shared {result['shared'] * 1e3:.1f} ms, "
-            f"{result['plain'] / result['shared']:.2f} times as fast"
+            f"{name}: plain {seconds['plain'] * 1e3:.1f} ms, shared {seconds['shared'] * 1e3:.1f} ms of processor time, "
+            f"{seconds['plain'] / seconds['shared']:.2f} times as fast; FLOPs {counts['plain'] / counts['shared']:.2f} to 1"
         )
 
 

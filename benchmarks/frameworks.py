@@ -3,7 +3,7 @@
     make quickstart
     python benchmarks/frameworks.py --demonstrations outputs/quickstart/demonstrations --output outputs/frameworks
 
-Each is trained by one process of one thread from recipes/quickstart_*.yaml and evaluated on seeds that no demonstration used.
+Each is trained by one process of one thread by the recipes quickstart_* and evaluated on seeds that no demonstration used.
 Writes frameworks.csv and prints its rows as a table.
 """
 
@@ -16,23 +16,22 @@ import sys
 import time
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 TASKS = ("button-press-topdown", "drawer-open", "window-open")
 RECIPES = {
-    "qwen_pi_v3": "quickstart.yaml",
-    "qwen_pi": "quickstart_pi.yaml",
-    "qwen_gr00t": "quickstart_gr00t.yaml",
-    "qwen_dual": "quickstart_dual.yaml",
-    "qwen_oft": "quickstart_oft.yaml",
-    "qwen_fast": "quickstart_fast.yaml",
-    "qwen_adapter": "quickstart_adapter.yaml",
+    "qwen_pi_v3": "quickstart",
+    "qwen_pi": "quickstart_pi",
+    "qwen_gr00t": "quickstart_gr00t",
+    "qwen_dual": "quickstart_dual",
+    "qwen_oft": "quickstart_oft",
+    "qwen_fast": "quickstart_fast",
+    "qwen_adapter": "quickstart_adapter",
 }
 
 
-def run(script: str, *arguments) -> tuple[float, float]:
-    """Run one of the scripts; its minutes by the clock, and of processor time (which a busy machine does not lengthen)."""
+def run(command: str, *arguments) -> tuple[float, float]:
+    """Run `hf-vla COMMAND`; return its minutes by the clock, and of processor time (which a busy machine hardly changes)."""
     start, before = time.monotonic(), os.times()
-    subprocess.run([sys.executable, str(REPOSITORY / "scripts" / script), *map(str, arguments)], check=True)
+    subprocess.run([sys.executable, "-m", "hf_vla", command, *map(str, arguments)], check=True)
     after = os.times()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     return round((time.monotonic() - start) / 60, 1), round(cpu / 60, 1)
@@ -44,10 +43,9 @@ def measure(framework: str, demonstrations: Path, output: Path, steps: int | Non
     if result_file.exists():
         return json.loads(result_file.read_text())
     more = ["--max_steps", steps] if steps else []
-    recipe = REPOSITORY / "recipes" / RECIPES[framework]
-    train = run("run_train.py", recipe, "--dataset", demonstrations, "--output_dir", policy, *more)
+    train = run("train", RECIPES[framework], "--dataset", demonstrations, "--output_dir", policy, *more)
     options = ["--episodes", episodes, "--max-steps", 250, "--blind", "--no-untrained-baseline", "--num-videos", 0]
-    evaluate = run("run_eval.py", "--model", policy, "--task", *TASKS, "--output", evaluation, *options)
+    evaluate = run("eval", "--model", policy, "--task", *TASKS, "--output", evaluation, *options)
     row = {"framework": framework}
     with (evaluation / "success_summary.csv").open(newline="") as file:
         for entry in csv.DictReader(file):

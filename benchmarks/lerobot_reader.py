@@ -28,7 +28,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from data import FPS, HORIZON, SIZE, encode
+from data import FPS, HORIZON, SIZE, encode, textured_frames
 
 from hf_vla.data import LeRobotDataset
 from hf_vla.data.video import VideoReader
@@ -70,7 +70,7 @@ def write_dataset(root: Path, episodes: int, length: int) -> Path:
     for seed, camera in enumerate(CAMERAS):
         video = root / VIDEO.format(video_key=camera, **place)
         video.parent.mkdir(parents=True)
-        encode(video, frames, seed, "av1")
+        encode(video, textured_frames(frames, seed), "av1")
         rows |= {f"videos/{camera}/{name}": [0] * episodes for name in place}
         rows |= {f"videos/{camera}/{name}_timestamp": (starts + n) / FPS for name, n in (("from", 0), ("to", length))}
     for file, table in (

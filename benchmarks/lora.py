@@ -3,7 +3,7 @@
     python benchmarks/lora.py --output outputs/lora
 
 Records demonstrations of the first tasks and of the new one, trains the quickstart's policy on the first, evaluates it, trains
-an adapter on the new one (recipes/quickstart_lora.yaml), and evaluates the adapter's folder, on seeds that no demonstration
+an adapter on the new one (the recipe quickstart_lora), and evaluates the adapter's folder, on seeds that no demonstration
 used. A stage whose output is there is not run again. Writes result.json and prints a table.
 
 The policy's vocabulary is made from the first tasks' instructions, so that it spells the words of the new one in bytes.
@@ -15,7 +15,7 @@ import json
 import shutil
 from pathlib import Path
 
-from frameworks import REPOSITORY, run
+from frameworks import run
 from safetensors import safe_open
 
 NOISE = 0.1  # as the quickstart's
@@ -23,21 +23,21 @@ NOISE = 0.1  # as the quickstart's
 
 def parameters(folder: Path, file: str) -> int:
     with safe_open(folder / file, "pt") as tensors:
-        return sum(tensors.get_tensor(name).numel() for name in tensors.keys())  # noqa: SIM118 - no mapping
+        return sum(tensors.get_tensor(name).numel() for name in tensors.keys())  # noqa: SIM118 - not a mapping
 
 
 class Stages:
-    """Runs scripts whose output is not there yet; remembers their minutes by the clock and of processor time."""
+    """Runs commands whose output is not there yet; records their minutes by the clock and of processor time."""
 
     def __init__(self, folder: Path):
         self.file = folder / "minutes.json"
         self.minutes: dict = json.loads(self.file.read_text()) if self.file.exists() else {}
 
-    def run(self, name: str, script: str, output: Path, *arguments) -> Path:
+    def run(self, name: str, command: str, output: Path, *arguments) -> Path:
         if name not in self.minutes:
             if output.exists():
                 shutil.rmtree(output)  # of a run that was interrupted
-            clock, cpu = run(script, *arguments)
+            clock, cpu = run(command, *arguments)
             self.minutes[name] = {"clock": clock, "cpu": cpu}
             self.file.write_text(json.dumps(self.minutes, indent=2))
         return output
@@ -66,24 +66,24 @@ def main() -> None:
     def record(name: str, tasks: list[str]) -> Path:
         output = a.output / name
         options = ["--episodes", a.demonstrations, "--noise", NOISE, "--output", output]
-        return stages.run(name, "record_demos.py", output, "--task", *tasks, *options)
+        return stages.run(name, "record", output, "--task", *tasks, *options)
 
     def train(name: str, recipe: str, data: Path, steps: int, *more) -> Path:
         output = a.output / name
         options = ["--dataset", data, "--output_dir", output, "--max_steps", steps, *more]
-        return stages.run(name, "run_train.py", output, REPOSITORY / "recipes" / recipe, *options)
+        return stages.run(name, "train", output, recipe, *options)
 
     def evaluate(name: str, model: Path) -> dict[str, int]:
         output = a.output / name
         options = ["--episodes", a.episodes, "--max-steps", 250, "--no-untrained-baseline", "--num-videos", 0]
         command = ["--model", model, "--task", *a.tasks, a.new_task, "--output", output, *options]
-        return successes(stages.run(name, "run_eval.py", output, *command))
+        return successes(stages.run(name, "eval", output, *command))
 
     first = a.first_data or record("first_data", a.tasks)
     new = a.new_data or record("new_data", [a.new_task])
-    policy = train("policy", "quickstart.yaml", first, a.steps)
+    policy = train("policy", "quickstart", first, a.steps)
     before = evaluate("before", policy)
-    adapter = train("adapter", "quickstart_lora.yaml", new, a.adapter_steps, "--policy", policy)
+    adapter = train("adapter", "quickstart_lora", new, a.adapter_steps, "--policy", policy)
     after = evaluate("after", adapter)
     result = {
         "episodes": a.episodes,

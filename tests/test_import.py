@@ -76,6 +76,12 @@ def test_type_checkers_see_what_is_loaded_when_it_is_used(package):
             "hf_vla.VLATrainer",
             'hf_vla.VLATrainer needs pyarrow, which is not installed: pip install "hf_vla[train]"',
         ),
+        (
+            "pyarrow",
+            "import hf_vla.training.run",
+            'needs pyarrow, which is not installed: pip install "hf_vla[train]"',
+        ),
+        ("matplotlib", "hf_vla.VLATrainer", 'needs matplotlib, which is not installed: pip install "hf_vla[train]"'),
         ("pyarrow", "hf_vla.LeRobotDataset", 'needs pyarrow, which is not installed: pip install "hf_vla[train]"'),
         ("msgpack", "import hf_vla.serving", 'needs msgpack, which is not installed: pip install "hf_vla[server]"'),
         ("torch", "hf_vla.Policy", "ModuleNotFoundError: import of torch halted"),
