@@ -5,6 +5,10 @@ or transformers passes them as keyword arguments, are in `INTERNALS`. `tests/tes
 in the installed versions, and that no other private name is used: run it before the upper bound of a dependency is raised.
 """
 
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 
@@ -188,16 +192,38 @@ def forget_weight_conversions(model) -> None:
     model._weight_conversions = None  # transformers.core_model_loading reads it
 
 
+@contextlib.contextmanager
+def partial_optimizer_states() -> Iterator[None]:
+    """Let accelerate's FSDP2 load an optimizer state that lacks some parameters, inside this context.
+
+    A checkpoint has states only of parameters that had gradients: not of output heads that a policy holds unused, nor of the
+    backbone's last layers. Torch refuses to load it for parameters that require gradients. Until: accelerate's FSDP plugin
+    takes these options.
+    """
+    from accelerate.utils import fsdp_utils
+
+    options_of = _get(fsdp_utils, "_prepare_sd_options")
+
+    def lenient(plugin):
+        options = options_of(plugin)
+        return None if options is None else dataclasses.replace(options, strict=False)
+
+    fsdp_utils._prepare_sd_options = lenient
+    try:
+        yield
+    finally:
+        fsdp_utils._prepare_sd_options = options_of
+
+
 def _get(owner, name: str):
     """Return a private attribute, or raise an error that says what to do about its absence."""
     try:
         return getattr(owner, name)
     except AttributeError:
-        import transformers
-
-        what = getattr(owner, "__name__", type(owner).__name__)
+        named = owner if hasattr(owner, "__name__") else type(owner)
+        package = getattr(named, "__module__", named.__name__).partition(".")[0]
         raise ImportError(
-            f"transformers {transformers.__version__} has no {what}.{name}, on which hf_vla relies; install a version that "
+            f"{package} {version(package)} has no {named.__name__}.{name}, on which hf_vla relies; install a version that "
             "hf_vla supports: pip install --upgrade hf_vla"
         ) from None
 
@@ -210,6 +236,7 @@ __all__ = [
     "forget_weight_conversions",
     "has_adapter",
     "image_text_to_text_class",
+    "partial_optimizer_states",
     "set_has_adapter",
     "unregister_processor",
 ]

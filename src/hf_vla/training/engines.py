@@ -1,12 +1,9 @@
 """What training a policy under DDP, FSDP2 or DeepSpeed needs beyond their own configurations (`launch_configs/`)."""
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import fsdp_utils
 from torch import nn
 from transformers import TrainerCallback
 
@@ -56,26 +53,6 @@ def shards_weights(accelerator: Accelerator) -> bool:
     )
 
 
-@contextlib.contextmanager
-def loads_optimizer_of_used_parameters() -> Iterator[None]:
-    """In this context accelerate's FSDP2 loads an optimizer's state that lacks some parameters.
-
-    A checkpoint has states of what had gradients: not of output heads that a policy holds unused, nor of the backbone's last
-    layers. Torch would refuse to load it for parameters that require gradients.
-    """
-    options_of = fsdp_utils._prepare_sd_options
-
-    def lenient(plugin):
-        options = options_of(plugin)
-        return None if options is None else dataclasses.replace(options, strict=False)
-
-    fsdp_utils._prepare_sd_options = lenient
-    try:
-        yield
-    finally:
-        fsdp_utils._prepare_sd_options = options_of
-
-
 class PerProcessSeed(TrainerCallback):
     """Seeds each process differently as training begins: noise, denoising time, dropout.
 
@@ -97,7 +74,6 @@ def float32_sums(policy):
 __all__ = [
     "PerProcessSeed",
     "float32_sums",
-    "loads_optimizer_of_used_parameters",
     "prepare_accelerator",
     "prepare_arguments",
     "shards_weights",

@@ -9,10 +9,11 @@ import torch
 
 from ..data import DatasetMixture, VLADataCollator
 from ..training_args.arguments import VLATrainingArguments
+from ..transformers_internals import partial_optimizer_states
 from .card import write_training_card
 from .co_training_setup import refuse_plain_text, refuse_vlm_settings, set_up_co_training
 from .ema import EMA_FILE, EMACallback, WeightAverage, check_engine
-from .engines import PerProcessSeed, loads_optimizer_of_used_parameters, prepare_accelerator, prepare_arguments
+from .engines import PerProcessSeed, prepare_accelerator, prepare_arguments
 from .evaluation import EvaluatingTrainer
 from .group_report import GroupRecorder
 from .losses import FiniteLossGuard, loss_weights, mean_counts
@@ -194,7 +195,7 @@ class VLATrainer(EvaluatingTrainer, ResumableTrainer):
                 self.ema.save(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with loads_optimizer_of_used_parameters():
+        with partial_optimizer_states():
             super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
