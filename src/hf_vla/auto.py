@@ -1,4 +1,4 @@
-"""The hook that lets transformers' Auto classes know this package, without importing transformers before the user does.
+"""The hook that registers this package with transformers' Auto classes, without importing transformers before the user does.
 
 AutoConfig, AutoModel, AutoProcessor and the pipelines learn of our frameworks right after they are imported. They also open
 checkpoints that transformers does not know: StarVLA's native ones, and adapters of policies.
@@ -35,7 +35,7 @@ def patch_config(auto_config) -> None:
             checkpoint = find_checkpoint(pretrained_model_name_or_path, **_opening_options(kwargs))
             if checkpoint is None or not checkpoint.is_native:
                 raise
-        # What comes back unused is handed to the model, so what is AutoConfig's own must not come back.
+        # Unused arguments are handed to the model, so AutoConfig's own must not be among them.
         of_policy = {name: value for name, value in kwargs.items() if name not in _OF_AUTO_CLASSES}
         try:
             result = class_of(checkpoint.model_type, "config").from_pretrained(checkpoint, **of_policy)
@@ -52,7 +52,7 @@ def patch_config(auto_config) -> None:
 def patch_loading(auto_class, kind: str) -> None:
     """Let `AutoModel` or `AutoProcessor` open a policy's checkpoint once, in any format, and hand it to our class.
 
-    All else is loaded as ever. transformers does not know native checkpoints, and of an adapter would load the base,
+    All else is loaded as before. transformers does not know native checkpoints, and of an adapter would load the base,
     which may be a plain vision-language model.
 
     Args:
@@ -124,7 +124,7 @@ _WHEN_LOADED = {
 
 
 class _Loaded(Loader):
-    """Hands out a module that was imported while it was searched for, in place of a second copy."""
+    """Returns a module that was imported while it was searched for, instead of a second copy."""
 
     def __init__(self, module):
         self.module, self.spec = module, module.__spec__

@@ -8,9 +8,9 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import cached_file
 
-#: Keyword arguments that say from where on the Hub, and how, something is loaded
+#: Keyword arguments of all functions that load from the Hub
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-#: Those of them that hold for other repositories too, such as a backbone's
+#: Those that also apply to other repositories, such as a backbone's
 SHARED_HUB_KWARGS = tuple(name for name in HUB_KWARGS if name not in ("revision", "subfolder"))
 
 _PROBE = {

@@ -35,7 +35,7 @@ _REGISTERED: dict[tuple[str, str], Any] = {}
 
 
 def register_framework(model_type: str, config: type, model: type, processor: type, starvla=None) -> None:
-    """Make a framework of your own known to `AutoConfig`, `AutoModel` and `AutoProcessor`, and to training recipes.
+    """Register a framework of your own with `AutoConfig`, `AutoModel` and `AutoProcessor`, and for training recipes.
 
     Args:
         model_type: its name, the same as `config.model_type`.
@@ -86,7 +86,7 @@ def _check_classes(model_type: str, classes: dict[str, type]) -> None:
             f"{model.__name__}.config_class is {model.config_class}; it must be the configuration given, {config}"
         )
     earlier = _REGISTERED.get((model_type, "config"), config)
-    # The cell of a notebook that runs again defines the same class anew.
+    # A notebook cell that runs again defines the same class again.
     if (earlier.__module__, earlier.__qualname__) != (config.__module__, config.__qualname__):
         raise ValueError(
             f"the framework {model_type!r} is registered already, with {earlier.__module__}.{earlier.__qualname__}; "
@@ -106,13 +106,13 @@ def _check_mapping(model_type: str, mapping) -> None:
 
 
 def frameworks() -> list[str]:
-    """The `model_type`s of all frameworks, registered ones and those of plugins included."""
+    """Return the `model_type`s of all frameworks, registered ones and those of plugins included."""
     load_plugins()
     return [*FRAMEWORKS, *(model_type for model_type, kind in _REGISTERED if kind == "config")]
 
 
 def class_of(model_type: str, kind: str) -> type:
-    """A framework's "config", "model" or "processor" class."""
+    """Return a framework's "config", "model" or "processor" class."""
     if (model_type, kind) not in _REGISTERED and model_type not in FRAMEWORKS:
         load_plugins()
     if (model_type, kind) in _REGISTERED:
@@ -159,7 +159,7 @@ def starvla_mapping(model_type: str):
 
 
 def model_type_of(processor_class: type) -> str:
-    """The framework that a processor class belongs to; the first, where several share one."""
+    """Return the framework that a processor class belongs to; the first, if several share one."""
     for name, stem in FRAMEWORKS.items():
         if processor_class.__name__ == f"{stem}Processor":
             return name

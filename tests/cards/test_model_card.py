@@ -118,7 +118,7 @@ def test_results(tmp_path):
         (result,) = card.data.eval_results
         assert (result.dataset_type, result.metric_type, result.metric_value) == ("metaworld", "success_rate", 0.95)
     text = (folder / "README.md").read_text()
-    with pytest.raises(ValueError, match="other.csv is no table of hf-vla eval"):
+    with pytest.raises(ValueError, match="other.csv is not a table of hf-vla eval"):
         add_results(folder, write(tmp_path / "other.csv", "task,score\na,1\n"))
     assert (folder / "README.md").read_text() == text
     write(folder / "success_summary.csv", "task,score\na,1\n")  # a user's own

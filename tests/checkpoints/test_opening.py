@@ -67,7 +67,7 @@ def test_the_format_is_recognised(tmp_path):
     }
     with pytest.raises(OSError, match="holds no config.json, and no config.full.yaml or config.yaml of StarVLA's"):
         open_checkpoint(tmp_path / "empty")
-    with pytest.raises(ValueError, match="ours is no native StarVLA checkpoint.*base_vlm can't be used with it"):
+    with pytest.raises(ValueError, match="ours is not a native StarVLA checkpoint.*base_vlm can't be used with it"):
         open_checkpoint(tmp_path / "ours", base_vlm="somewhere")
 
 

@@ -292,7 +292,7 @@ def remove_configs(run: Path) -> None:
         (truncate, OSError, "corrupt or incomplete"),
         (lambda run: (run / FILE).write_bytes(b"no checkpoint"), OSError, "corrupt or incomplete"),
         (lambda run: (run / FILE).write_bytes(b""), OSError, "corrupt or incomplete"),
-        (lambda run: torch.save([1, 2], run / FILE), OSError, "no state dict"),
+        (lambda run: torch.save([1, 2], run / FILE), OSError, "not a state dict"),
         (
             lambda run: edit_weights(run, lambda t: t.pop("project_layers.0.1.weight")),
             ValueError,
@@ -313,7 +313,7 @@ def remove_configs(run: Path) -> None:
             OSError,
             "known are .*QwenPI_v3",
         ),
-        (lambda run: (run / "config.full.yaml").write_text("framework: [1"), OSError, "no valid YAML"),
+        (lambda run: (run / "config.full.yaml").write_text("framework: [1"), OSError, "not valid YAML"),
         *(
             (lambda run, edit=edit: edit_config(run, edit), OSError, message)
             for edit, message in (
@@ -347,7 +347,7 @@ def test_auto_processor_says_what_is_wrong(run, base_vlm):
         ("[1, 2]", OSError, "holds a list; it must map robot types"),
         ('{"oxe_bridge": [1]}', ValueError, "statistics of 'oxe_bridge' are"),
         ('{"oxe_bridge": {"action": {"mask": [true]}}}', ValueError, "are empty"),
-        ("{", OSError, "no valid JSON"),
+        ("{", OSError, "not valid JSON"),
     ],
 )
 def test_malformed_statistics_raise(run, base_vlm, content, error, message):
@@ -416,7 +416,7 @@ def test_concrete_classes_refuse_another_framework(pristine_run, base_vlm, tmp_p
 
 def test_native_arguments_are_refused_elsewhere(pristine_run, base_vlm, tmp_path):
     AutoModel.from_pretrained(pristine_run, base_vlm=base_vlm).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="no native StarVLA checkpoint"):
+    with pytest.raises(ValueError, match="not a native StarVLA checkpoint"):
         AutoModel.from_pretrained(tmp_path, base_vlm=base_vlm)
 
 

@@ -28,7 +28,7 @@ def build(framework: str, backbone=None, **changed):
 
 
 def refused(tmp_path, policy, processor, *named: str, **more) -> None:
-    with pytest.raises(ValueError, match="cannot hold this policy: it would predict otherwise") as error:
+    with pytest.raises(ValueError, match="cannot hold this policy: it would predict differently") as error:
         save_repository(policy, processor, tmp_path / "run", **more)
     assert all(f"{name} is " in str(error.value) for name in named), error.value
     assert not (tmp_path / "run").exists()

@@ -72,7 +72,7 @@ def full(folder: Path) -> Path:
             "holds no checkpoint steps_9.pt",
         ),
         (["{vlm}", "{tmp}/new"], "holds a 'qwen3_vl' model; only policies"),
-        (["{ours}", "{tmp}/new", "--base-vlm", "{vlm}"], "is no native StarVLA checkpoint"),
+        (["{ours}", "{tmp}/new", "--base-vlm", "{vlm}"], "is not a native StarVLA checkpoint"),
         (["{ours}", "{tmp}/new", "--to", "starvla", "--base-vlm", "{tmp}/nowhere"], "nowhere"),
         (["{native}", "{tmp}/new", "--to", "hf"], "invalid choice"),
         (["{native}"], "required: DST"),

@@ -321,7 +321,7 @@ class TestBadInput:
 
     def test_an_unknown_field_of_the_image_processor(self, smolvlm):
         with pytest.raises(
-            ValueError, match=".do_splitting. is no setting.*SmolVLM.* did you mean do_image_splitting"
+            ValueError, match=".do_splitting. is not a setting.*SmolVLM.* did you mean do_image_splitting"
         ):
             QwenPIV3ForActionPrediction.from_vlm(smolvlm, image_processor_config={"do_splitting": False}, **COMMON)
 

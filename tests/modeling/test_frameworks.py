@@ -599,7 +599,7 @@ class TestFromVLM:
             class_of("qwen_oft", "model").from_vlm(folder, **COMMON)
 
     def test_an_unknown_argument(self):
-        with pytest.raises(ValueError, match="'action_horizons' is no field .* did you mean action_horizon"):
+        with pytest.raises(ValueError, match="'action_horizons' is not a field .* did you mean action_horizon"):
             class_of("qwen_pi", "model").from_vlm(base_vlm(), action_horizons=3)
 
 

@@ -154,8 +154,8 @@ def test_accepted_states(processor, shape):
         (np.zeros((1, 3, STATE_DIM)), "no framework reads a history of states"),
         (np.zeros((1, 1, 1, STATE_DIM)), r"state has shape \(1, 1, 1, 2\)"),
         (np.zeros((1, STATE_DIM + 1)), r"got states of 'small_arm' of shape .* last dimension must be 2"),
-        ([[1.0], [1.0, 2.0]], "state is no array of numbers"),
-        ([["left", "right"]], "state is no array of numbers"),
+        ([[1.0], [1.0, 2.0]], "state is not an array of numbers"),
+        ([["left", "right"]], "state is not an array of numbers"),
     ],
 )
 def test_bad_state(processor, state, message):
@@ -218,7 +218,7 @@ def test_bad_normalised_state(processor):
         (np.zeros((1, HORIZON - 1, ACTION_DIM)), "actions have 3 steps; this policy's horizon is 4"),
         (np.full((1, HORIZON, ACTION_DIM), np.nan), "NaN or infinite numbers, first at sample 0, step 0, dimension 0"),
         (np.where(np.arange(12).reshape(1, 4, 3) == 8, np.inf, 0), "first at sample 0, step 2, dimension 2"),
-        ([[[1.0], [1.0, 2.0]]], "actions is no array of numbers"),
+        ([[[1.0], [1.0, 2.0]]], "actions is not an array of numbers"),
     ],
 )
 def test_bad_actions(processor, actions, message):
@@ -367,9 +367,9 @@ class TestOverrides:
 
     @pytest.mark.parametrize("load", [AutoProcessor.from_pretrained, QwenPIProcessor.from_pretrained])
     def test_misspelt_ones_are_an_error(self, saved, load):
-        with pytest.raises(ValueError, match="'imagesize' is no setting .* did you mean image_size"):
+        with pytest.raises(ValueError, match="'imagesize' is not a setting .* did you mean image_size"):
             load(saved, imagesize=[32, 32])
-        with pytest.raises(ValueError, match="'xyzzy' is no setting .* possible are .*statistics"):
+        with pytest.raises(ValueError, match="'xyzzy' is not a setting .* possible are .*statistics"):
             load(saved, xyzzy=1)
 
     def test_fields_of_the_image_processor(self, saved):

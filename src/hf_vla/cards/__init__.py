@@ -1,1 +1,1 @@
-"""Model cards: what a policy's folder and its Hub repository say about it."""
+"""Model cards of policies, in their folders and Hub repositories."""

@@ -1,8 +1,8 @@
 """The model card (README.md) that saving a policy leaves in its folder, and pushing it in its repository.
 
-Model, processor, trainer and evaluation each save their own files, in any order; the card is renewed from those that are there.
-Sections stand between comments, `<!-- hf_vla: data -->` … `<!-- hf_vla: end of data -->`: they are ours. Text outside of
-them and metadata that a user set stay. A card without such comments is a user's own, and is left alone.
+Model, processor, trainer and evaluation each save their own files, in any order; the card is updated from the files that exist.
+Generated sections stand between comments, `<!-- hf_vla: data -->` … `<!-- hf_vla: end of data -->`. Text outside of them and
+metadata that a user set are kept. A card without such comments is a user's own, and is not touched.
 """
 
 import os
@@ -42,15 +42,15 @@ def write_model_card(
     settings: str | os.PathLike | None = None,
     existing: str | None = None,
 ) -> Path:
-    """Write or renew the card of the policy in a folder.
+    """Write or update the card of the policy in a folder.
 
     Args:
-        folder: where model, processor or both were saved.
+        folder: with the saved model, processor or both.
         name: the policy's, for the title and in the example of use: a Hub repository, or by default the folder's name.
         metadata: fields of the card's metadata to set: `license`, `datasets`, `language`, `base_model`, `tags`, ….
-        training: facts on the training, name -> value; without, what an earlier card tells stays.
+        training: facts on the training, name -> value; without, an earlier card's section is kept.
         settings: the training's YAML file; by default `config.yaml` in the folder.
-        existing: the card to renew; by default the one in the folder.
+        existing: the card to update; by default the one in the folder.
 
     Returns:
         the card's path.
@@ -72,13 +72,13 @@ def add_results(folder: str | os.PathLike, summary: str | os.PathLike) -> Path:
     if not card_sections.policy_config(folder):
         raise ValueError(f"{folder} holds no policy that results could belong to")
     if not card_sections.read_summary(Path(summary)):
-        raise ValueError(f"{summary} is no table of hf-vla eval: it has other columns, or no rows")
+        raise ValueError(f"{summary} is not a table of hf-vla eval: it has other columns, or no rows")
     shutil.copyfile(summary, folder / card_sections.SUMMARY)
     return write_model_card(folder)
 
 
 def compose(folder: Path, existing, name, metadata: Mapping, training=None, settings=None) -> str | None:
-    """The card's text; None where the existing one is a user's own, or the folder holds nothing to tell of."""
+    """Return the card's text; None if the existing one is a user's own, or the folder has nothing to describe."""
     from huggingface_hub import ModelCard, ModelCardData
 
     own_name = folder.resolve().name
@@ -87,7 +87,7 @@ def compose(folder: Path, existing, name, metadata: Mapping, training=None, sett
     sections["use"] = card_sections.use(folder, name)
     settings = folder / "config.yaml" if settings is None else Path(settings)
     text = settings.read_text(encoding="utf-8") if settings.is_file() else None
-    if training or (text and "<!-- hf_vla: training -->" not in (existing or "")):  # facts that are told already stay
+    if training or (text and "<!-- hf_vla: training -->" not in (existing or "")):  # facts of an earlier card are kept
         sections["training"] = card_sections.recipe(training, text)
     sections = {key: sections[key] for key in card_sections.ORDER if sections.get(key)}
     if not sections:
@@ -115,7 +115,7 @@ def compose(folder: Path, existing, name, metadata: Mapping, training=None, sett
 
 
 def _put(body: str, key: str, section: str) -> str:
-    """`body` with a section in place of the one of that name, else in its place in the order."""
+    """Replace the section of that name in `body`, or insert it in its place in the order."""
     block = f"<!-- hf_vla: {key} -->\n{section}\n<!-- hf_vla: end of {key} -->"
     pattern = rf"<!-- hf_vla: {key} -->\n.*?<!-- hf_vla: end of {key} -->"
     if re.search(pattern, body, flags=re.DOTALL):
@@ -128,7 +128,7 @@ def _put(body: str, key: str, section: str) -> str:
 
 
 def _describe(fields, folder: Path, metadata: Mapping, name: str) -> None:
-    """Put what the folder and the caller tell into the metadata; what is there stays, but for what the caller sets."""
+    """Add facts from the folder to the metadata, and set the caller's; all else that is there is kept."""
     from huggingface_hub import EvalResult
 
     config = card_sections.policy_config(folder)
@@ -164,7 +164,7 @@ def _as_list(value) -> list:
 
 
 class LeavesModelCard:
-    """Mixin for models and processors: `save_pretrained` and `push_to_hub` renew the policy's card."""
+    """Mixin for models and processors: `save_pretrained` and `push_to_hub` update the policy's card."""
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         saved = super().save_pretrained(save_directory, *args, **kwargs)
@@ -174,7 +174,10 @@ class LeavesModelCard:
         return saved
 
     def _upload_modified_files(self, working_dir, repo_id, files_timestamps, **kwargs):
-        """All ways in which transformers 5 pushes end here, the repository's card or an empty one of its own in the folder."""
+        """Write the card before pushing; all of transformers 5's ways to push end here.
+
+        By then it has put the repository's card, or an empty one of its own, into the folder.
+        """
         from huggingface_hub import ModelCard
         from huggingface_hub.errors import EntryNotFoundError
 

@@ -1,6 +1,6 @@
-"""What a model card says of a policy, section by section, each from the files that a policy's folder holds.
+"""The sections of a model card, each made from the files in a policy's folder.
 
-A section's function takes the folder and returns Markdown, or None where the folder holds nothing to tell of.
+A section's function takes the folder and returns Markdown, or None if the folder has nothing for it.
 """
 
 import ast
@@ -24,7 +24,7 @@ import hf_vla
 
 policy = hf_vla.Policy.from_pretrained("{name}"{key})
 policy.reset(seed=0)
-observation = {{"image": [front_view], "lang": "{instruction}"{state}}}  # one image a camera, PIL or array
+observation = {{"image": [front_view], "lang": "{instruction}"{state}}}  # one image per camera, PIL or array
 actions = policy.infer(observation)  # float32 array ({horizon}, {dim}), robot units
 ```
 
@@ -32,18 +32,18 @@ Or as a pipeline: `transformers.pipeline("vision-language-action", model="{name}
 
 
 def read_json(file: Path) -> dict:
-    """The JSON object in `file`; empty where there is no such file."""
+    """Return the JSON object in `file`; empty if there is no such file."""
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def policy_config(folder: Path) -> dict:
-    """The policy's configuration in the folder; empty where there is none, or another model's."""
+    """Return the policy's configuration in the folder; empty if there is none, or another model's."""
     config = read_json(folder / "config.json")
     return config if "vlm_config" in config and "action_horizon" in config else {}
 
 
 def figure(model_type: str) -> str:
-    """A framework in one line: its name and the way from backbone to actions, as its module says."""
+    """Return a framework in one line: its name and the way from backbone to actions, from its module's docstring."""
     if model_type in FRAMEWORKS:  # read, not imported: a card needs no torch
         source = Path(__file__).parents[1] / "modeling" / model_type / f"modeling_{model_type}.py"
         return ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))).splitlines()[0]
@@ -88,7 +88,7 @@ def _parameters(folder: Path) -> str | None:
     counts, dtypes = Counter(), Counter()
     for file in sorted(folder.glob("model*.safetensors")):
         with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - it is no mapping
+            for name in tensors.keys():  # noqa: SIM118 - not a mapping
                 part = tensors.get_slice(name)
                 numbers = prod(part.get_shape())
                 counts[name.split(".")[0]] += numbers
@@ -152,18 +152,18 @@ def results(folder: Path) -> str | None:
         "blind": "blind: its images replaced by a constant",
         "untrained": "untrained: its weights random",
     }
-    told = "; ".join(text for name, text in controls.items() if any(row["control"] == name for row in rows))
-    return "\n\n".join(["## Results", f"In closed loop.{f' Controls: {told}.' if told else ''}", table])
+    described = "; ".join(text for name, text in controls.items() if any(row["control"] == name for row in rows))
+    return "\n\n".join(["## Results", f"In closed loop.{f' Controls: {described}.' if described else ''}", table])
 
 
 def summary_rows(folder: Path) -> list[dict[str, str]]:
-    """The rows of an evaluation's table in the folder; none where there is no such table, or another one of that name."""
+    """Return the rows of an evaluation's table in the folder; none if there is no such table, or another one of that name."""
     file = folder / SUMMARY
     return read_summary(file) if file.is_file() else []
 
 
 def read_summary(file: Path) -> list[dict[str, str]]:
-    """The rows of a success_summary.csv; none where its columns are others."""
+    """Return the rows of a success_summary.csv; none if its columns are others."""
     with file.open(newline="", encoding="utf-8") as opened:
         rows = csv.DictReader(opened)
         return list(rows) if _COLUMNS <= set(rows.fieldnames or ()) else []
@@ -188,7 +188,7 @@ def use(folder: Path, name: str) -> str | None:
 
 
 def recipe(facts: Mapping | None, settings: str | None) -> str | None:
-    """What a trainer tells of the training, and the text of its configuration file."""
+    """Return the section on the training: a trainer's facts, and the text of its configuration file."""
     if not facts and not settings:
         return None
     parts = ["## Training", _facts(facts or {})]
@@ -201,12 +201,12 @@ def recipe(facts: Mapping | None, settings: str | None) -> str | None:
 
 
 def licence(name: str | list | None) -> str:
-    """What the card's metadata tell of it."""
+    """Return the section on the licence, which the card's metadata name."""
     if name in (None, "unknown"):
-        told = "Not stated by those who trained it: set `license` above."
+        stated = "Not stated by those who trained it: set `license` above."
     else:
-        told = f"`{name}`."
-    return f"## Licence\n\n{told} Weights that were trained from a pretrained backbone come under its licence too."
+        stated = f"`{name}`."
+    return f"## Licence\n\n{stated} Weights that were trained from a pretrained backbone come under its licence too."
 
 
 def _facts(facts: Mapping) -> str:
@@ -237,7 +237,7 @@ def _number(value) -> str:
     return "–" if value is None else f"{value:,}"
 
 
-#: the order of the sections that a folder's files tell
+#: The sections that are made from a folder's files
 OF_FILES: dict[str, Callable[[Path], str | None]] = {"architecture": architecture, "data": data, "results": results}
 ORDER = ("architecture", "use", "data", "training", "results", "licence")
 

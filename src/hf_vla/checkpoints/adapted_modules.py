@@ -1,4 +1,4 @@
-"""A policy with an adapter in it: putting it in, what belongs to it, taking it out, and recognising the base beneath."""
+"""Policies with an adapter: injecting it, listing its tensors, merging it, and recognising the base model."""
 
 import contextlib
 import re
@@ -10,14 +10,14 @@ from torch import nn
 from ..transformers_internals import has_adapter, set_has_adapter
 
 _ABSENT = object()
-# What PEFT puts into names: itself in front, and between a module and its parameters.
+# The parts of names that PEFT adds: a prefix, and wrappers between a module and its parameters.
 _ADAPTER_PARTS = re.compile(
     r"^base_model\.model\.|\.(base_layer|original_module|modules_to_save\.\w+|token_adapter)(?=\.)|(?<=lora_[AB])\.\w+(?=\.)"
 )
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name in the policy without an adapter; LoRA's own keep `lora_A` and `lora_B` behind the layer's name.
+    """Return a parameter's name in the policy without an adapter; LoRA's own keep `lora_A` or `lora_B` after the layer's name.
 
     ```python
     >>> plain_name("base_model.model.vlm.lm_head.lora_A.default.weight")
@@ -61,14 +61,14 @@ def has_tied_embeddings(model: nn.Module) -> bool:
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The adapter's tensors by the names they have in its file."""
+    """Return the adapter's tensors, under their names in its file."""
     from peft import get_peft_model_state_dict
 
     return get_peft_model_state_dict(model, save_embedding_layers=False)
 
 
 def uncovered_modules(model: nn.Module) -> list[str]:
-    """Modules outside the backbone that hold parameters of which the adapter has no copy of its own."""
+    """Return the modules outside the backbone with parameters that the adapter does not hold in full."""
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     covered = {id(p) for m in model.modules() if isinstance(m, AuxiliaryTrainingWrapper) for p in m.parameters()}
@@ -77,10 +77,10 @@ def uncovered_modules(model: nn.Module) -> list[str]:
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """Write the adapter that is in a policy, if any, into its weights and take it out, in place.
+    """Merge a policy's adapter, if it has one, into its weights, in place.
 
     Raises:
-        ValueError: the weights are quantised, and would be rounded anew.
+        ValueError: the weights are quantised, and would be rounded again.
     """
     if not has_adapter(model):
         return model
@@ -89,7 +89,7 @@ def merge(model: nn.Module) -> nn.Module:
 
     if getattr(model, "is_quantized", False):
         raise ValueError(
-            "the adapter can't be merged into quantised weights, which would be rounded anew; load it without "
+            "the adapter can't be merged into quantised weights, which would be rounded again; load it without "
             "quantization_config, on a base in 16 or 32 bits"
         )
     for name, module in list(model.named_modules()):
@@ -108,11 +108,11 @@ def merge(model: nn.Module) -> nn.Module:
 
 
 def weight_fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, torch.Tensor]:
-    """A few values of a few weights of the backbone, (4,) each, by name.
+    """Return a few values of some of the backbone's weights, (4,) each, by name: another base is recognised by them.
 
     Args:
         model: a policy, without an adapter or with one.
-        names: of the weights; by default 64 that are not quantised. Those that are quantised in this model are left out.
+        names: which weights; by default 64 that are not quantised. Those that are quantised in this model are left out.
     """
     weights = {
         plain_name(name): p

@@ -1,7 +1,7 @@
-"""Adapters (PEFT's LoRA) of policies as folders: writing what is needed to find the base again, loading, merging.
+"""Adapters (PEFT's LoRA) of policies: loading them on their base, and recording beside them which base that is.
 
 An adapter's folder holds PEFT's `adapter_config.json` and `adapter_model.safetensors`, the policy's `config.json`, the
-processor's files, and `base.json`: where the base lies from here, and a fingerprint by which another one is told. The base is a
+processor's files, and `base.json`: the path to the base from here, and a fingerprint that tells it from others. The base is a
 policy, or the backbone of a new policy, whose other modules the adapter holds in full.
 """
 
@@ -43,26 +43,26 @@ class AdapterCheckpoint(Checkpoint):
         return getattr(torch, str((self.files.read_json("config.json") or {}).get("dtype") or "float32"))
 
     def base(self, given: str | None = None) -> str:
-        """The folder or repository of the base: `given`, else what was recorded."""
+        """Return the folder or repository of the base: `given`, else the recorded one."""
         base = given or self.settings().get("base_model_name_or_path")
         if not base:
             raise ValueError(f"{self.name} does not say what it adapts; pass base_model= with that policy or backbone")
         root = self.files.find(ADAPTER_CONFIG).parent
         candidates = [Path(base), root / base]
         if given is None and (relative := self._base_record().get("relative_path")):
-            candidates.append(root / relative)  # both were moved; the fingerprint tells whether it is the same
+            candidates.append(root / relative)  # both may have been moved; the fingerprint is checked later
         for path in candidates:
             if path.is_dir():
                 return str(path)
         if Path(base).is_absolute() or base.startswith(".") or base.count("/") > 1:
             raise OSError(
                 f"{self.name} is an adapter of {base}, and there is no such folder: pass base_model= with the place it was "
-                "moved to. To have a policy that needs no other, merge them with hf-vla merge"
+                "moved to. For a policy that needs no base, merge them with hf-vla merge"
             )
         return base
 
     def load(self, model_class, config=None, base_model: str | None = None, **kwargs):
-        """The base with the adapter in it.
+        """Load the base with the adapter in it.
 
         Args:
             model_class: the policy's class.
@@ -86,7 +86,7 @@ class AdapterCheckpoint(Checkpoint):
         # Of the options, those that hold for the base too.
         kwargs |= hub_options(self.files.hub, SHARED_HUB_KWARGS) | self.options
         if kwargs.get("dtype") in (None, "auto") and getattr(config, "dtype", None) is not None:
-            kwargs["dtype"] = config.dtype  # that of the training, also where the base's own is another
+            kwargs["dtype"] = config.dtype  # that of the training, even if the base's own differs
         peft_config = PeftConfig.from_pretrained(self.files.find(ADAPTER_CONFIG).parent)
         if peft_config.revision is not None:
             kwargs["revision"] = peft_config.revision
@@ -113,7 +113,12 @@ class AdapterCheckpoint(Checkpoint):
         return model.eval()
 
     def load_weights(self, model: nn.Module):
-        """Copy the adapter's tensors into a model that has such an adapter; what is missing, too much or of another shape raises."""
+        """Copy the adapter's tensors into a model with such an adapter.
+
+        Raises:
+            ValueError: tensors are missing, unexpected or of other shapes.
+            OSError: the file is missing or corrupt.
+        """
         from peft import PeftModel, set_peft_model_state_dict
 
         from .strict_loading import raise_if_incomplete
@@ -136,7 +141,7 @@ class AdapterCheckpoint(Checkpoint):
         return set_peft_model_state_dict(model, {prefix + name: tensor for name, tensor in tensors.items()})
 
     def check_base(self, model: nn.Module, base: str) -> None:
-        """Raise a ValueError where `model`, which has no adapter, is not what the adapter was trained on."""
+        """Raise a ValueError if `model`, without an adapter, is not the base that the adapter was trained on."""
         recorded = self._base_record().get("fingerprint") or {}
         now = weight_fingerprint(model, recorded)
         differ = [
@@ -147,7 +152,7 @@ class AdapterCheckpoint(Checkpoint):
         if differ:
             raise ValueError(
                 f"{base} is not the base that {self.name} was trained on, though it has its shapes: {len(differ)} of "
-                f"{len(now)} weights compared differ, for example {differ[0]}. Was it trained anew? Pass base_model= with "
+                f"{len(now)} weights compared differ, for example {differ[0]}. Was it trained again? Pass base_model= with "
                 "the old one, or adapt the new one again"
             )
 
@@ -155,9 +160,9 @@ class AdapterCheckpoint(Checkpoint):
 def describe_base(
     folder, model: nn.Module, base_fingerprint: dict[str, list[float]] | None, final_folder=None
 ) -> None:
-    """Write what loading needs beside PEFT's files: the policy's configuration, and how its base is found and recognised.
+    """Write beside PEFT's files the policy's configuration, and how its base is found and recognised.
 
-    `final_folder` is where the folder will be moved to, if it is.
+    `final_folder` is where `folder` will be moved to, if it is a temporary one.
     """
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):

@@ -1,4 +1,4 @@
-"""A checkpoint that was opened: its files in a folder or Hub repository, and what loads from them."""
+"""An open checkpoint: the files of a folder or Hub repository, and the format that they are in."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from ..hub import hub_file, hub_options, is_repository_name
 
 
 class Files:
-    """The files of a folder or of a Hub repository; of the latter, all of the commit that the first one is of.
+    """The files of a folder or of a Hub repository, the latter all from one commit.
 
     Args:
         name: the folder or repository, as the user calls it.
@@ -47,13 +47,13 @@ class Files:
         try:
             return None if file is None else json.loads(file.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise OSError(f"{file} is no valid JSON: {error}") from error
+            raise OSError(f"{file} is not valid JSON: {error}") from error
 
     def list(self, known: Path) -> list[str]:
         """Return the paths of all files, relative to the folder or repository.
 
         Args:
-            known: a file at the top of it, as `find` returned it; offline, what is cached beside it is listed.
+            known: a file at the top of it, as `find` returned it; offline, the cached files beside it are listed.
         """
         if self.folder is None and not (is_offline_mode() or self.hub.get("local_files_only")):
             from huggingface_hub import HfApi
@@ -68,17 +68,17 @@ class Files:
 class Checkpoint:
     """A policy in this package's format, opened; the other formats extend it.
 
-    Whatever loads from a checkpoint (configuration, model, processor) is handed this object, so that the format is
-    recognised once.
+    `from_pretrained` of configurations, models and processors takes this object in place of a name, so that one load
+    recognises the format once.
 
     Args:
         files: of the folder or repository.
-        options: for native checkpoints, what the caller chose, see `open_checkpoint`.
+        options: the caller's, for native checkpoints, see `open_checkpoint`.
     """
 
     #: whether it is a native checkpoint of StarVLA's …
     is_native = False
-    #: … or an adapter, without what it adapts
+    #: … or an adapter, without its base
     is_adapter = False
 
     def __init__(self, files: Files, **options):

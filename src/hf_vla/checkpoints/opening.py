@@ -32,7 +32,7 @@ def find_checkpoint(name_or_path, **options) -> Checkpoint | None:
 
 
 def open_checkpoint(name_or_path: str | os.PathLike | Checkpoint, **options) -> Checkpoint:
-    """Open a checkpoint; what loads from it (configuration, model, processor) takes the result in place of the name.
+    """Open a checkpoint; `from_pretrained` of configurations, models and processors takes the result in place of the name.
 
     ```python
     >>> from hf_vla.checkpoints import open_checkpoint
@@ -59,25 +59,25 @@ def open_checkpoint(name_or_path: str | os.PathLike | Checkpoint, **options) -> 
     given = [name for name in NATIVE_KWARGS if name in checkpoint.options]
     if given and not (checkpoint.is_native or checkpoint.is_adapter):
         raise ValueError(
-            f"{checkpoint.name} is no native StarVLA checkpoint (it has its own config.json, or none of "
+            f"{checkpoint.name} is not a native StarVLA checkpoint (it has its own config.json, or none of "
             f"{' and '.join(CONFIG_FILES)}); {', '.join(given)} can't be used with it"
         )
     return checkpoint
 
 
 def open_with(name_or_path, kwargs: dict) -> tuple[Checkpoint, dict]:
-    """Open a checkpoint by those of `kwargs` that say how to; return it and the others."""
+    """Open a checkpoint by the Hub and native options among `kwargs`; return it and the other arguments."""
     names = {*HUB_KWARGS, *NATIVE_KWARGS}
     options = {name: value for name, value in kwargs.items() if name in names}
     return open_checkpoint(name_or_path, **options), {n: value for n, value in kwargs.items() if n not in names}
 
 
 def _not_found(name_or_path) -> OSError:
-    """transformers would say no more than that it could not connect, neither to what nor for what."""
+    """Return an error that says more than transformers' "could not connect"."""
     path, name = Path(name_or_path), str(name_or_path)
     if path.is_dir():
         return OSError(
-            f"{name} holds no config.json, and no {' or '.join(CONFIG_FILES)} of StarVLA's: it is no policy's folder"
+            f"{name} holds no config.json, and no {' or '.join(CONFIG_FILES)} of StarVLA's: it is not a policy's folder"
         )
     if path.exists():
         return NotADirectoryError(f"{name} is a file; give the folder of a policy, or a Hub repository")

@@ -1,4 +1,4 @@
-"""Backbones in 4 or 8 bits (bitsandbytes): the backbone only, never what the actions come out of."""
+"""Backbones in 4 or 8 bits (bitsandbytes): the backbone only, never the modules that the actions come out of."""
 
 import copy
 import importlib.util
@@ -11,9 +11,9 @@ from ..utils.extras import pip_install
 
 
 def of_backbone_only(quantization_config, model_class: type, config):
-    """A bitsandbytes configuration that leaves every module outside the backbone, and its language-model head, as it is.
+    """Return a bitsandbytes configuration that skips all modules outside the backbone, and its language-model head.
 
-    Others, and one that says itself what to skip, are returned as they are.
+    Other libraries' configurations, and one that sets `llm_int8_skip_modules` itself, are returned unchanged.
 
     Args:
         quantization_config: `BitsAndBytesConfig`, or another library's.
@@ -21,7 +21,7 @@ def of_backbone_only(quantization_config, model_class: type, config):
 
     Raises:
         ImportError: bitsandbytes is not installed.
-        ValueError: bitsandbytes can't use any device that is here.
+        ValueError: bitsandbytes supports no device of this machine.
     """
     from transformers import BitsAndBytesConfig
 
@@ -48,7 +48,7 @@ def of_backbone_only(quantization_config, model_class: type, config):
 
 
 def check_bitsandbytes() -> None:
-    """Raise an ImportError where bitsandbytes is missing, a ValueError where it supports no device of this machine."""
+    """Raise an ImportError if bitsandbytes is missing, a ValueError if it supports no device of this machine."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ImportError(f"4-bit and 8-bit weights need bitsandbytes: {pip_install('quantization')}")
     from transformers.integrations import validate_bnb_backend_availability
@@ -57,7 +57,7 @@ def check_bitsandbytes() -> None:
         validate_bnb_backend_availability(raise_exception=True)
     except RuntimeError as error:
         raise ValueError(f"bitsandbytes supports no device of this machine: {error}") from error
-    # Which it says in every call of every layer.
+    # It warns of casts in every call of every layer.
     logging.getLogger("bitsandbytes.autograd._functions").addFilter(_no_casts)
 
 

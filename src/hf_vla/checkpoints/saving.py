@@ -1,4 +1,4 @@
-"""A whole policy in a folder of its own."""
+"""Saving a whole policy: model, processor and model card."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""StarVLA's native run folders and Hub repositories, read (StarVLA's semantics, section 1).
+"""Reading StarVLA's native run folders and Hub repositories (StarVLA's semantics, section 1).
 
 How a framework's configuration and tensors map to ours is in its folder, see
 [`~hf_vla.checkpoints.starvla_mapping`]; writing is in [`~hf_vla.checkpoints.starvla_writer`].
@@ -24,9 +24,9 @@ logger = logging.get_logger(__name__)
 
 CONFIG_FILES = ("config.full.yaml", "config.yaml")
 STATISTICS_FILE = "dataset_statistics.json"
-#: What a caller may choose for a native checkpoint alone, see `open_checkpoint`
+#: Options for native checkpoints only, see `open_checkpoint`
 NATIVE_KWARGS = ("base_vlm", "checkpoint", "fast_tokenizer")
-#: Leaves of the YAML that all frameworks read -> (type, what to say it must be)
+#: Leaves of the YAML that all frameworks read -> (type, its description in errors)
 _LEAVES = {
     "framework.action_model": (dict, "a mapping"),
     "framework.action_model.diffusion_model_cfg": (dict | None, "a mapping"),
@@ -53,7 +53,7 @@ def check_tree(tree, file) -> None:
 def hub_name(base_vlm: str) -> str:
     """Return a backbone's folder or repository.
 
-    Released configurations hold a path on the author's disk; its name tells the owner.
+    Released configurations hold a path on the author's disk; the owner on the Hub follows from its last part.
     """
     if Path(base_vlm).is_dir() or re.fullmatch(r"\w[\w.-]*/[\w.-]+", base_vlm):
         return base_vlm
@@ -62,7 +62,7 @@ def hub_name(base_vlm: str) -> str:
 
 
 def _spellings(name: str) -> list[str]:
-    """A repository's name as given, then with the other spelling that StarVLA's own pages use for `…-RT-1`."""
+    """Return a repository's name as given, then with the other spelling that StarVLA's own pages use for `…-RT-1`."""
     for old, new in (("RT-1", "RT_1"), ("RT_1", "RT-1")):
         if name.endswith(old):
             return [name, name.removesuffix(old) + new]
@@ -120,7 +120,7 @@ class StarVLACheckpoint(Checkpoint):
         try:
             tree = yaml.safe_load(self._config_file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise OSError(f"{self._config_file} is no valid YAML: {error}") from error
+            raise OSError(f"{self._config_file} is not valid YAML: {error}") from error
         try:
             check_tree(tree, self._config_file)
         except ValueError as error:

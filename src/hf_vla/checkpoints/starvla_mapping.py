@@ -1,6 +1,6 @@
-"""How a framework maps to StarVLA's format: its YAML, and the names of its tensors (StarVLA's semantics, sections 5 and 8).
+"""Mapping a framework to StarVLA's format: its YAML, and its tensor names (StarVLA's semantics, sections 5 and 8).
 
-Each framework's mapping is in its own folder, `modeling/FRAMEWORK/starvla_FRAMEWORK.py`; here is what all of them share.
+Each framework's mapping is in its own folder, `modeling/FRAMEWORK/starvla_FRAMEWORK.py`; this is what all of them share.
 """
 
 from collections.abc import Mapping
@@ -33,13 +33,13 @@ class StarVLAMapping:
     names: ClassVar[tuple[str, ...]]
     #: StarVLA's prefixes of tensor names -> ours. The first that matches counts, in both directions.
     prefixes: ClassVar[dict[str, str]] = {}
-    #: leaves of the YAML that this framework reads beside those that all read -> (type, what to say it must be)
+    #: Leaves of the YAML that this framework reads beside those that all read -> (type, its description in errors)
     leaves: ClassVar[dict[str, tuple[Any, str]]] = {}
     #: Fields of the configuration that only training reads; they need not come back.
     training_fields: ClassVar[frozenset[str]] = frozenset()
-    #: Fields that say how to predict; whoever loads the policy sets them anew.
+    #: Fields that say how to predict; they are set again by whoever loads the policy.
     prediction_options: ClassVar[frozenset[str]] = frozenset()
-    #: fields of the configuration that `framework.action_model` holds as they are -> (StarVLA's name, its default)
+    #: Fields of the configuration that `framework.action_model` holds as they are -> (StarVLA's name, its default)
     action_model_fields: ClassVar[dict[str, tuple[str, Any]]] = {}
     default_horizon: ClassVar[int] = 16
 

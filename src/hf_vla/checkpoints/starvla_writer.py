@@ -1,7 +1,7 @@
 """Writing policies as StarVLA's native run folders (StarVLA's semantics, section 1).
 
-That format has no place for some settings. What it cannot hold and predictions depend on is an error here, not a policy that
-predicts otherwise when it is read.
+That format has no place for some settings. If predictions depend on one that it cannot hold, writing raises an error: the policy
+would predict differently when it is read.
 """
 
 import copy
@@ -22,7 +22,7 @@ from .starvla_robots import mixture_of, robots_of
 
 logger = logging.get_logger(__name__)
 
-#: What a sub-configuration knows of where, and as what, it was loaded.
+#: Fields of sub-configurations that depend on where, and as what, they were loaded.
 _NOT_COMPARED = {"_name_or_path", "architectures", "dtype", "transformers_version"}
 
 
@@ -68,7 +68,9 @@ def save_repository(model, processor, folder: str | os.PathLike, step: int = 0, 
         described = "; ".join(
             f"{setting} is {here!r:.80}, read again {there!r:.80}" for setting, (here, there) in lost.items()
         )
-        raise ValueError(f"StarVLA's {name} format cannot hold this policy: it would predict otherwise ({described})")
+        raise ValueError(
+            f"StarVLA's {name} format cannot hold this policy: it would predict differently ({described})"
+        )
     relative = [key for key in processor.statistics if processor.action_mode(key).needs_state]
     if relative:
         logger.warning(
@@ -88,7 +90,7 @@ def save_repository(model, processor, folder: str | os.PathLike, step: int = 0, 
 
 
 def _yaml_tree(mapping: StarVLAMapping, config, processor, base_vlm: str) -> dict:
-    """What StarVLA's trainer would have written as the run's configuration."""
+    """Return what StarVLA's trainer would have written as the run's configuration."""
     trees = mapping.to_yaml(config)
     vla_data = {"obs_image_size": processor.image_size}
     if processor.prompt_template is not None:
@@ -111,11 +113,11 @@ def _yaml_tree(mapping: StarVLAMapping, config, processor, base_vlm: str) -> dic
     }
 
 
-# What does not come back: {setting: (as it is, as it would be read)}
+# The settings that would not come back: {setting: (as it is, as it would be read)}
 
 
 def _lost_of_config(mapping: StarVLAMapping, tree: dict, config, processor) -> dict[str, tuple]:
-    """Fields of the configuration."""
+    """Compare the fields of the configuration."""
     config_class = class_of(config.model_type, "config")
     fields = mapping.to_config(tree) | processor.own_config_fields()
     again = config_class(vlm_config=copy.deepcopy(config.vlm_config), **fields)
@@ -129,7 +131,7 @@ def _lost_of_config(mapping: StarVLAMapping, tree: dict, config, processor) -> d
 
 
 def _lost_of_processor(mapping: StarVLAMapping, tree: dict, config, processor) -> dict[str, tuple]:
-    """Settings of the processor. Its sizes only check what is given, so that those which are not set may come back set."""
+    """Compare the settings of the processor. Sizes only check inputs, so that those which are not set may come back set."""
     again = {
         "image_size": mapping.image_size(tree),
         "prompt_template": lookup(tree, "datasets.vla_data.CoT_prompt"),
@@ -160,7 +162,7 @@ def _lost_of_processor(mapping: StarVLAMapping, tree: dict, config, processor) -
 
 
 def _lost_of_backbone(base_vlm: str, config) -> dict[str, tuple]:
-    """What the backbone's configuration differs in from that in the backbone's folder or repository."""
+    """Compare the backbone's configuration with that in the backbone's folder or repository."""
     from transformers import AutoConfig
 
     here, there = (_plain(x) for x in (config.vlm_config, AutoConfig.from_pretrained(base_vlm)))
@@ -168,7 +170,7 @@ def _lost_of_backbone(base_vlm: str, config) -> dict[str, tuple]:
 
 
 def _plain(value):
-    """A configuration as a comparable dict; anything else as it is."""
+    """Return a configuration as a comparable dict; anything else as it is."""
     if isinstance(value, PreTrainedConfig):
         return _plain(value.to_dict())
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Weights fit whole or not at all: what is missing, too much or of another shape raises one error that names it."""
+"""Strict loading: missing, unexpected and mis-shaped weights raise one error that names them."""
 
 import contextlib
 import copy
@@ -11,7 +11,7 @@ from .zero3 import not_partitioned
 
 
 def raise_if_incomplete(source, info: dict) -> None:
-    """Raise a ValueError that names what the weights lack, hold too much, or hold in another shape."""
+    """Raise a ValueError that names missing, unexpected and mis-shaped weights, if there are any."""
     problems = []
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         keys = sorted(_describe(key) for key in info.get(kind, ()))
@@ -26,7 +26,10 @@ def raise_if_incomplete(source, info: dict) -> None:
 
 
 def raise_if_shapes_differ(source, model_class, config, tensors: dict[str, torch.Tensor]) -> None:
-    """transformers 5.23 can't report a mismatch of tied embeddings that the weights hold twice, as native ones do."""
+    """Raise a ValueError that names mis-shaped weights.
+
+    transformers 5.23 can't report tied embeddings that the weights hold twice, as native ones do.
+    """
     with not_partitioned(), torch.device("meta"):
         needed = model_class(copy.deepcopy(config)).state_dict()
     differ = {(n, x.shape, needed[n].shape) for n, x in tensors.items() if n in needed and x.shape != needed[n].shape}
@@ -34,7 +37,7 @@ def raise_if_shapes_differ(source, model_class, config, tensors: dict[str, torch
 
 
 def align(model: nn.Module) -> None:
-    """Copy CPU weights that a memory-mapped file holds at odd addresses, for which kernels round otherwise.
+    """Copy CPU weights that a memory-mapped file holds at unaligned addresses, for which kernels round differently.
 
     With them, a policy that was saved and loaded would differ in the last bit of its predictions.
     """
@@ -45,7 +48,7 @@ def align(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def no_loading_report():
-    """Keep transformers from warning of new weights, where new weights are what was asked for."""
+    """Silence transformers' warning of new weights; for calls that ask for new weights."""
     report = logging.get_logger("transformers.modeling_utils")
 
     def other(record):

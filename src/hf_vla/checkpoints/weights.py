@@ -1,4 +1,4 @@
-"""Files of weights, opened safely: memory-mapped, nothing but tensors unpickled, and one clear error where one is broken."""
+"""Opening files of weights safely: memory-mapped, nothing but tensors unpickled, one clear error if a file is broken."""
 
 import contextlib
 import pickle
@@ -11,28 +11,28 @@ from safetensors import SafetensorError
 
 
 def load_tensors(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a `.safetensors` or `.pt` file, memory-mapped; nothing but tensors is unpickled."""
+    """Return the tensors of a `.safetensors` or `.pt` file, memory-mapped; nothing but tensors is unpickled."""
     with readable_weights(file):
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(file)
         if not zipfile.is_zipfile(file):
-            raise zipfile.BadZipFile("not what torch.save writes")
+            raise zipfile.BadZipFile("torch.save did not write it")
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     if not isinstance(tensors, dict) or not all(isinstance(x, torch.Tensor) for x in tensors.values()):
-        raise OSError(f"{file} is no state dict: it must hold tensors by name and nothing else")
+        raise OSError(f"{file} is not a state dict: it must hold tensors by name and nothing else")
     return tensors
 
 
 @contextlib.contextmanager
 def readable_weights(source) -> Iterator[None]:
-    """Turn what corrupt or misfitting weights raise into one clear error that names them."""
+    """Turn the errors of corrupt weights into one clear OSError that names them."""
     try:
         yield
     except (SafetensorError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile) as error:
         raise OSError(
-            f"the weights of {source} can't be read ({error}); the file is corrupt or incomplete, get it anew"
+            f"the weights of {source} can't be read ({error}); the file is corrupt or incomplete, get it again"
         ) from error
     except RuntimeError as error:
         text = str(error)

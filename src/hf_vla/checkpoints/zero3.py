@@ -1,4 +1,4 @@
-"""Weights under DeepSpeed's ZeRO-3, where each process holds a share of every parameter and sees an empty tensor.
+"""Weights under DeepSpeed's ZeRO-3, in which each process holds a share of every parameter and sees an empty tensor.
 
 transformers partitions a model as it is made, once `TrainingArguments` with such a configuration exist. Code that reads or
 writes weights outside of a forward pass goes through here; without ZeRO-3 these functions do the plain thing.

@@ -1,4 +1,4 @@
-"""What the flow-matching frameworks share of StarVLA's format (StarVLA's semantics, sections 4, 5 and 8)."""
+"""The part of StarVLA's format that the flow-matching frameworks share (StarVLA's semantics, sections 4, 5 and 8)."""
 
 from typing import Any
 

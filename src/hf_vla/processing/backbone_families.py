@@ -1,6 +1,6 @@
-"""What is known of each family of vision-language backbones: one record per family. A new family is a new record.
+"""Families of vision-language backbones: one record per family. A new family is a new record.
 
-transformers brings the networks, tokenizers and image processors; a record says what it has no common interface for.
+transformers brings the networks, tokenizers and image processors; a record holds the facts that it has no common interface for.
 """
 
 from collections.abc import Callable
@@ -14,14 +14,14 @@ from .image_layouts import LaidOutImages, idefics3, qwen_vl
 @dataclass(frozen=True)
 class BackboneFamily:
     """
-    What this package has to know of a family of backbones.
+    The facts of a family of backbones that this package depends on.
 
     Args:
         name: for messages.
         model_types: the `model_type`s of its configurations in transformers.
         image_processors: how the names of its image processors' classes begin (backends differ in how they end).
-        image_token: what the chat template writes for an image, and the token at which the backbone puts image features;
-            the tokenizer's own `image_token` comes first.
+        image_token: the token that the chat template writes for an image, and at which the backbone puts image features,
+            unless the tokenizer has an `image_token`.
         layout: (processor, B lists of RGB images, image token) -> [`~hf_vla.processing.image_layouts.LaidOutImages`]: the
             text that stands for each image in a prompt, the backbone's image inputs, and where in an image its tokens lie.
         token_types: whether the processor gives the backbone `mm_token_type_ids` (B, L), 1 at image tokens.
@@ -47,7 +47,7 @@ class BackboneFamily:
 
 
 def _tokens_of_a_frame(vlm_config, image_processor) -> int:
-    """Idefics3's connector merges `scale_factor` x `scale_factor` patches into a token."""
+    """Return the image tokens of a frame; Idefics3's connector merges `scale_factor` x `scale_factor` patches into one."""
     side = image_processor.max_image_size["longest_edge"] // vlm_config.vision_config.patch_size
     return (side // vlm_config.scale_factor) ** 2
 
@@ -79,7 +79,7 @@ _FAMILIES = {
 
 
 def register_backbone_family(family: BackboneFamily) -> None:
-    """Make a family of backbones of your own known; every framework can then be built on it.
+    """Register a family of backbones of your own; every framework can then be built on it.
 
     Raises:
         ValueError: another family has one of its model types.

@@ -11,9 +11,9 @@ from .backbone_families import family_of, family_of_image_processor
 def load_processor_parts(
     base_vlm, image_processor_config: dict | None = None, other_settings: Sequence[str] = (), **hub
 ) -> dict:
-    """The `image_processor`, `tokenizer` and `chat_template` of a backbone's folder or repository.
+    """Load the `image_processor`, `tokenizer` and `chat_template` of a backbone's folder or repository.
 
-    `image_processor_config` are fields of the image processor that replace the backbone's own; where one does not exist,
+    `image_processor_config` are fields of the image processor that replace the backbone's own; if one does not exist,
     the error names `other_settings` beside its fields.
     """
     from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin
@@ -32,7 +32,7 @@ def load_processor_parts(
 
 
 def check_image_processor_config(image_processor, changed: dict, other_settings: Sequence[str] = ()) -> None:
-    """Raise a ValueError where `changed` has what is no field of the image processor, with the nearest names.
+    """Raise a ValueError if `changed` has a name that is not a field of the image processor; it offers the nearest ones.
 
     `other_settings` are further names that may have been meant.
     """
@@ -40,13 +40,13 @@ def check_image_processor_config(image_processor, changed: dict, other_settings:
     for name in sorted(set(changed) - known):
         possible = [*other_settings, *sorted(known)]
         raise ValueError(
-            f"{name!r} is no setting of the processor, and a {type(image_processor).__name__} has no such field"
+            f"{name!r} is not a setting of the processor, and a {type(image_processor).__name__} has no such field"
             + did_you_mean(name, possible, f"possible are {', '.join(possible)}")
         )
 
 
 def build_from_vlm(model_type: str, base_vlm, image_processor_config: dict | None = None, **kwargs) -> tuple:
-    """The configuration and the processor of a new policy, and the Hub options among `kwargs`.
+    """Return the configuration and the processor of a new policy, and the Hub options among `kwargs`.
 
     Args:
         model_type: the framework.
@@ -65,7 +65,7 @@ def build_from_vlm(model_type: str, base_vlm, image_processor_config: dict | Non
     for name in kwargs:
         if name not in {*of_config, *of_processor, *processor_class.loading_options, *HUB_KWARGS}:
             raise ValueError(
-                f"{name!r} is no field of {config_class.__name__} and no setting of {processor_class.__name__}"
+                f"{name!r} is not a field of {config_class.__name__} or a setting of {processor_class.__name__}"
                 + did_you_mean(name, sorted({*of_config, *of_processor}))
             )
     hub = {name: value for name, value in kwargs.items() if name in HUB_KWARGS}

@@ -1,4 +1,4 @@
-"""What families of backbones make of camera images: tensors, and the text that stands for an image in a prompt."""
+"""Image layouts of backbone families: the image tensors, and the text that stands for an image in a prompt."""
 
 import math
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class LaidOutImages:
 
 
 def qwen_vl(processor, samples: list[list[Image.Image]], image_token: str) -> LaidOutImages:
-    """Qwen2.5-VL, Qwen3-VL: any resolution; an image token for each `merge_size` x `merge_size` patches.
+    """Lay out images for Qwen-VL: any resolution, one image token per `merge_size` x `merge_size` patches.
 
     Tensors: pixel_values (patches, channels), image_grid_thw (images, 3).
     """
@@ -51,12 +51,12 @@ def qwen_vl(processor, samples: list[list[Image.Image]], image_token: str) -> La
 
 
 def idefics3(processor, samples: list[list[Image.Image]], image_token: str) -> LaidOutImages:
-    """Idefics3, SmolVLM, SmolVLM2: an image is one square frame or, split, a grid of them and a view of the whole.
+    """Lay out images for Idefics3 and SmolVLM: one square frame or, if split, a grid of frames and a view of the whole.
 
     Each frame is `processor.image_seq_len` image tokens. The text around them, row and column marks in it, is transformers'.
     Whether images are split is the image processor's `do_image_splitting`.
 
-    Tensors: pixel_values (B, frames, 3, side, side), zeros where a sample has fewer frames; pixel_attention_mask likewise.
+    Tensors: pixel_values (B, frames, 3, side, side), zeros if a sample has fewer frames; pixel_attention_mask likewise.
     """
     from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
@@ -78,15 +78,15 @@ def idefics3(processor, samples: list[list[Image.Image]], image_token: str) -> L
         )
         for grid in zip(rows, columns, strict=True)
     ]
-    side = math.isqrt(processor.image_seq_len)  # of the square that a frame is
+    side = math.isqrt(processor.image_seq_len)  # a frame is a square
     grids = [_grid_of_frames(*grid, side) for grid in zip(rows, columns, strict=True)]
     return LaidOutImages(texts, tensors, grids)
 
 
 def _grid_of_frames(rows: int, columns: int, side: int) -> np.ndarray:
-    """The grid of an image split into `rows` x `columns` frames (0 where it is not) of `side` x `side` tokens each.
+    """Return the grid of an image split into `rows` x `columns` frames (0 if it is not split) of `side` x `side` tokens each.
 
-    Two layers where it is split: the frames side by side, and the view of the whole, which comes last.
+    Two layers if it is split: the frames side by side, and the view of the whole, which comes last.
     """
     if not rows:
         return np.arange(side * side).reshape(side, side, 1)

@@ -1,4 +1,4 @@
-"""Camera images: what a caller may pass, checked, as lists of RGB PIL images; and resizing them."""
+"""Camera images: checking what a caller passes, converting it to RGB PIL images, and resizing."""
 
 import numpy as np
 from PIL import Image
@@ -6,12 +6,12 @@ from PIL import Image
 from ..utils.pillow import resize
 
 _HINT = "give PIL images or (height, width, 3) arrays, uint8 or float in [0, 1]"
-#: What resampling and augmentation may overshoot [0, 1] by, amply; beyond it, other units are meant.
+#: Resampling and augmentation may overshoot [0, 1], but not these bounds; beyond them, other units are meant.
 _FLOAT_BOUNDS = (-1.0, 2.0)
 
 
 def to_pil(image, where: str) -> Image.Image:
-    """One PIL image or (height, width, 3) array, uint8 or float in [0, 1], as an RGB PIL image.
+    """Convert a PIL image or (height, width, 3) array, uint8 or float in [0, 1], to an RGB PIL image.
 
     Float arrays are clipped to [0, 1] and rounded to 8 bits; uint8 is left alone (StarVLA's semantics, section 3). Floats
     far outside of [0, 1], as of 0 to 255, are an error: clipped, they would be a white image.
@@ -39,7 +39,7 @@ def to_pil(image, where: str) -> Image.Image:
 
 
 def to_samples(images) -> list[list[Image.Image]]:
-    """What `processor(images=…)` accepts as samples of camera images.
+    """Convert what `processor(images=…)` accepts to samples of camera images.
 
     One image is one sample of one view, a list of images one sample of several views, a list of lists one sample each.
     """
@@ -64,5 +64,5 @@ def to_samples(images) -> list[list[Image.Image]]:
 
 
 def resized(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
-    """`image` at `size` = (width, height), bicubic, aspect not kept; as it is where size is None."""
+    """Resize `image` to `size` = (width, height), bicubic, aspect not kept; None leaves it as it is."""
     return image if size is None or image.size == tuple(size) else resize(image, tuple(size))

@@ -18,7 +18,7 @@ _TOKEN_IDS = {
 
 
 def write_new_backbone(folder: Path, vlm_config: dict, texts: Iterable[str], image_processor_config: dict) -> None:
-    """Write what `from_vlm(folder, random_init=True, …)` needs.
+    """Write the files that `from_vlm(folder, random_init=True, …)` needs.
 
     Args:
         folder: an existing folder.
@@ -53,7 +53,7 @@ def write_new_backbone(folder: Path, vlm_config: dict, texts: Iterable[str], ima
 
 
 def _image_processor_class() -> type:
-    """Qwen-VL's image processor: torchvision's backend where it exists, else PIL's."""
+    """Return Qwen-VL's image processor: torchvision's backend if it is installed, else PIL's."""
     if is_torchvision_available():
         from transformers import Qwen2VLImageProcessor
 

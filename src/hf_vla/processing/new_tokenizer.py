@@ -1,6 +1,6 @@
 """A small tokenizer for a backbone that is trained from scratch: bytes and the words of a dataset's instructions.
 
-It stands in for a pretrained backbone's tokenizer where there is none: same special tokens, same chat layout as Qwen-VL's.
+It stands in for a pretrained backbone's tokenizer: it has Qwen-VL's special tokens and chat layout.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ SPECIAL_TOKENS = [
     "<|video_pad|>",
 ]
 
-# One turn a message: <|im_start|>role, the content with each image as one placeholder, <|im_end|>.
+# One turn per message: <|im_start|>role, the content with each image as one placeholder, <|im_end|>.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
     "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"

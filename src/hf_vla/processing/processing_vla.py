@@ -1,4 +1,4 @@
-"""What the processors of all frameworks share: observations in, tensors out; normalised actions in, robot units out."""
+"""The base of all frameworks' processors: observations in, tensors out; normalised actions in, robot units out."""
 
 from collections.abc import Sequence
 
@@ -34,7 +34,7 @@ class VLAProcessor(RobotUnits, SavedProcessor, LeavesModelCard, ProcessorMixin):
     ```
     """
 
-    #: the framework's configuration, which says in `state_input` what becomes of the robot's state
+    #: The framework's configuration, which says in `state_input` how the robot's state is given to the model
     config_class: type | None = None
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **settings):
@@ -48,7 +48,7 @@ class VLAProcessor(RobotUnits, SavedProcessor, LeavesModelCard, ProcessorMixin):
 
     @property
     def state_input(self) -> str | None:
-        """What becomes of the robot's state: "head", a tensor for the action head; "prompt", text in the prompt; or None."""
+        """How the robot's state is given to the model: "head", a tensor for the action head; "prompt", text; or None."""
         if self.config_class is None:
             raise ValueError(f"{type(self).__name__} has no config_class; set it to its framework's configuration")
         return self.config_class.state_input
@@ -63,25 +63,25 @@ class VLAProcessor(RobotUnits, SavedProcessor, LeavesModelCard, ProcessorMixin):
         normalized: bool = False,
         return_tensors: str = "pt",
     ) -> BatchFeature:
-        """Observations (and, for training, actions) of B samples as the model's inputs.
+        """Convert observations (and, for training, actions) of B samples to the model's inputs.
 
         Args:
             images: B lists of 1..V PIL images or (height, width, 3) arrays; one image or one list of images = one sample.
             text: B instructions; one string = one sample.
             state: (B, state_dim) or (B, 1, state_dim), robot units.
             actions: (B, T, action_dim), robot units.
-            unnorm_key: whose statistics; one for all samples or one each. Optional where there is only one.
+            unnorm_key: whose statistics; one for all samples or one each. Optional if there is only one.
             normalized: `state` and `actions` are in normalised units already; no statistics are used.
             return_tensors: "pt".
 
         Raises:
-            ValueError: anything of another count, shape, type or value, saying what was given and what is possible.
+            ValueError: an argument has another count, shape, type or value than is possible.
         """
         if return_tensors != "pt":
             raise ValueError(f"return_tensors is {return_tensors!r}; only 'pt' is supported")
         texts = _strings(text)
         if not texts:
-            raise ValueError(f"text is {text!r:.80}; give one instruction, or one for each sample")
+            raise ValueError(f"text is {text!r:.80}; give one instruction, or one per sample")
         samples = to_samples(images)
         if len(samples) != len(texts):
             raise ValueError(
@@ -89,7 +89,7 @@ class VLAProcessor(RobotUnits, SavedProcessor, LeavesModelCard, ProcessorMixin):
                 "list of camera images, for example images=[[front], [front, wrist]] for two"
             )
         keys, needed = None, not normalized and (state is not None or actions is not None)
-        if needed or (unnorm_key is not None and self.statistics):  # a wrong key is wrong where it isn't needed, too
+        if needed or (unnorm_key is not None and self.statistics):  # a wrong key is an error even if it isn't needed
             keys = self._keys(unnorm_key, len(texts))
         keys = keys if needed else None
         state = self._state(state, keys, len(texts))
@@ -105,11 +105,11 @@ class VLAProcessor(RobotUnits, SavedProcessor, LeavesModelCard, ProcessorMixin):
         return BatchFeature(inputs)
 
     def _encode(self, images: list[list], prompts: list[str], actions: np.ndarray | None) -> dict[str, torch.Tensor]:
-        """The backbone's tensors, of resized images and texts; actions are normalised (B, T, A), for FAST to write down."""
+        """Return the backbone's tensors, of resized images and texts; `actions` are normalised (B, T, A), which FAST encodes."""
         return encode(self, images, prompts)
 
     def encode_conversations(self, images, conversations) -> BatchFeature:
-        """Image-text samples for co-training, see [`~hf_vla.processing.vlm_inputs.encode_conversations`].
+        """Convert image-text samples for co-training, see [`~hf_vla.processing.vlm_inputs.encode_conversations`].
 
         `images` are resized as the robot's are.
         """
@@ -117,7 +117,7 @@ class VLAProcessor(RobotUnits, SavedProcessor, LeavesModelCard, ProcessorMixin):
         return BatchFeature(encode_conversations(self, samples, conversations))
 
     def image_token_positions(self, images, input_ids: torch.Tensor) -> list[list[np.ndarray]]:
-        """Where each image's tokens lie, see [`~hf_vla.processing.vlm_inputs.image_token_positions`].
+        """Return where each image's tokens lie, see [`~hf_vla.processing.vlm_inputs.image_token_positions`].
 
         `images` as given to the processor, `input_ids` (B, L) as it returned them.
         """
@@ -125,11 +125,11 @@ class VLAProcessor(RobotUnits, SavedProcessor, LeavesModelCard, ProcessorMixin):
         return image_token_positions(self, samples, input_ids)
 
     def readable(self, input_ids) -> str:
-        """The text of a sample's tokens (L,), special ones included; a run of one special token as "<|image_pad|>×36"."""
+        """Return the text of a sample's tokens (L,), special ones included; a run of one is written "<|image_pad|>×36"."""
         return readable(self.tokenizer, input_ids)
 
     def _prompt(self, instruction: str, state: np.ndarray | None) -> str:
-        """The user turn's text: the instruction, the state's bins where the framework puts them there, the template."""
+        """Return the user turn's text: the instruction, the state's bins if the framework reads them there, the template."""
         if state is not None and self.state_input == "prompt":
             instruction = add_state(instruction, state)
         return apply_template(self.prompt_template, instruction)
@@ -175,7 +175,7 @@ class VLAProcessor(RobotUnits, SavedProcessor, LeavesModelCard, ProcessorMixin):
 
 
 def _strings(text) -> list[str]:
-    """One string, or a sequence or array of strings, as a list; empty where it is neither."""
+    """Return one string, or a sequence or array of strings, as a list; empty if it is neither."""
     if isinstance(text, str):
         return [text]
     texts = text.tolist() if isinstance(text, np.ndarray) else text

@@ -8,17 +8,17 @@ _EDGES = np.linspace(-1, 1, NUM_STATE_BINS + 1)[:-1]
 
 
 def state_bins(state) -> list[int]:
-    """A normalised state (S,) as 256 bins over [-1, 1]: below -1 gives -1; from 0.9921875 on, and NaN, 255."""
+    """Return a normalised state (S,) as 256 bins over [-1, 1]: below -1 gives -1; from 0.9921875 on, and NaN, 255."""
     return (np.digitize(np.asarray(state), _EDGES) - 1).tolist()
 
 
 def add_state(instruction: str, state) -> str:
-    """ "{instruction} [STATE] {bins} [ACTION]" of a normalised state (S,)."""
+    """Return "{instruction} [STATE] {bins} [ACTION]" with the bins of a normalised state (S,)."""
     return f"{instruction} [STATE] {' '.join(map(str, state_bins(state)))} [ACTION]"
 
 
 def add_action_placeholders(instruction: str, action_horizon: int | None, number: int | None = None) -> str:
-    """The instruction and, after it, `number` placeholders, by default one for each action of the chunk (OpenVLA-OFT).
+    """Return the instruction followed by `number` placeholders, by default one per action of the chunk (OpenVLA-OFT).
 
     Raises:
         ValueError: `action_horizon`, the processor's setting, is None.
@@ -30,10 +30,10 @@ def add_action_placeholders(instruction: str, action_horizon: int | None, number
 
 
 def action_placeholder_id(tokenizer) -> int:
-    """The first token id of the placeholder in a backbone's tokenizer: StarVLA finds placeholders in the prompt by it."""
+    """Return the first token id of the placeholder in a backbone's tokenizer: StarVLA finds placeholders in the prompt by it."""
     return tokenizer(ACTION_PLACEHOLDER, add_special_tokens=False)["input_ids"][0]
 
 
 def apply_template(template: str | None, instruction: str) -> str:
-    """`template` with {instruction} replaced; the instruction itself where there is no template."""
+    """Return `template` with {instruction} replaced, or the instruction itself if there is no template."""
     return instruction if template is None else template.replace("{instruction}", instruction)

@@ -1,4 +1,4 @@
-"""Between robot units and normalised ones, by a processor's statistics."""
+"""Converting between robot units and normalised units, by a processor's statistics."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +20,11 @@ class RobotUnits:
     """
 
     def resolve_key(self, key: str | None) -> str:
-        """The statistics key that `key` means: itself where it is known, the only one for None; else a ValueError."""
+        """Return the statistics key that `key` means: itself, or the only one for None.
+
+        Raises:
+            ValueError: an unknown key, None if there are several, or no statistics at all.
+        """
         known = sorted(self.statistics)
         if not known:
             raise ValueError(
@@ -34,7 +38,9 @@ class RobotUnits:
                 )
             return known[0]
         if not isinstance(key, str):
-            raise ValueError(f"unnorm_key is {key!r:.80}; give one of {', '.join(known)}, or a list of one a sample")
+            raise ValueError(
+                f"unnorm_key is {key!r:.80}; give one of {', '.join(known)}, or a list with one per sample"
+            )
         if key not in self.statistics:
             raise ValueError(f"unknown unnorm_key {key!r}; known are {', '.join(known)}{did_you_mean(key, known)}")
         return key
@@ -43,7 +49,7 @@ class RobotUnits:
         if unnorm_key is None or isinstance(unnorm_key, str):
             return [self.resolve_key(unnorm_key)] * batch
         if not isinstance(unnorm_key, Sequence | np.ndarray):
-            self.resolve_key(unnorm_key)  # which says what is possible
+            self.resolve_key(unnorm_key)  # raises, and says what is possible
         keys = [self.resolve_key(key) for key in unnorm_key]
         if len(keys) != batch:
             raise ValueError(f"{len(keys)} unnorm_keys for {batch} samples; give one for all or one each")
@@ -101,17 +107,17 @@ class RobotUnits:
         return np.stack([normalizers[key].normalize(x) for key, x in zip(keys, values, strict=True)])
 
     def unnormalize_actions(self, actions, unnorm_key: str | Sequence[str] | None = None, state=None) -> np.ndarray:
-        """Normalised actions (B, T, action_dim) or (T, action_dim) -> float32 array of the same shape, robot units.
+        """Convert normalised actions (B, T, action_dim) or (T, action_dim) to a float32 array of the same shape, robot units.
 
         Args:
             actions: as `predict_action` returns them.
-            unnorm_key: whose statistics, one for all samples or one each; optional where there is only one.
+            unnorm_key: whose statistics, one for all samples or one each; optional if there is only one.
             state: the observations' states, (B, state_dim) or (B, 1, state_dim), or one for all (1, state_dim), robot units.
-                Needed where the statistics are of actions relative to the state ([`hf_vla.robots.action_modes`]): it is added back,
-                so that the result is absolute in every case. Not read otherwise.
+                Needed if the statistics are of actions relative to the state ([`hf_vla.robots.action_modes`]): it is added back,
+                so that the result is always absolute. Not read otherwise.
 
         Raises:
-            ValueError: anything of another shape or value, an unknown key, or a state that is needed and missing.
+            ValueError: another shape or value, an unknown key, or a state that is needed and missing.
         """
         actions = as_array(actions, "actions")
         if actions.ndim not in (2, 3):
@@ -127,7 +133,7 @@ class RobotUnits:
             state = None if state is None else as_array(state, "state")
             return mode.to_absolute(actions, mode.reference(state, actions, key))
         if actions.ndim != 3:
-            raise ValueError(f"one unnorm_key a sample needs actions (B, T, action_dim), not {actions.shape}")
+            raise ValueError(f"one unnorm_key per sample needs actions (B, T, action_dim), not {actions.shape}")
         keys = self._keys(unnorm_key, len(actions))
         states = [None] * len(actions)
         if state is not None:
@@ -136,7 +142,9 @@ class RobotUnits:
         return np.stack([self.unnormalize_actions(*of_one) for of_one in zip(actions, keys, states, strict=True)])
 
     def relative_actions(self, actions: np.ndarray, state, unnorm_key: str | None = None) -> np.ndarray:
-        """Absolute actions (B, T, action_dim) in robot units -> what the key's statistics are of: relative ones, or the same.
+        """Convert absolute actions (B, T, action_dim) in robot units to those that the key's statistics are of.
+
+        These are relative to the state, or the same.
 
         `state` as for `unnormalize_actions`.
         """
@@ -145,17 +153,18 @@ class RobotUnits:
         return mode.to_relative(actions, mode.reference(state, actions, key))
 
     def action_mode(self, key: str) -> ActionMode:
-        """What the actions of one statistics key are relative to."""
+        """Return what the actions of one statistics key are relative to."""
         return ActionMode.of_statistics(self.statistics[key], key)
 
 
 def as_array(x, name: str) -> np.ndarray:
+    """Convert what a caller passes as `name` to a float32 array."""
     if isinstance(x, torch.Tensor):
         x = x.detach().float().cpu().numpy()  # numpy has no bfloat16
     try:
         array = np.asarray(x, dtype=np.float32)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} is no array of numbers of equal lengths: {error}") from None
+        raise ValueError(f"{name} is not an array of numbers of equal lengths: {error}") from None
     return array
 
 

@@ -1,4 +1,4 @@
-"""How processors are loaded, made for a new policy, and saved; and what a framework says for it."""
+"""Loading and saving processors, making them for new policies, and the hooks for a framework's own settings."""
 
 import copy
 import inspect
@@ -14,7 +14,7 @@ from .backbone_families import find_family
 from .from_vlm import backbone_settings, build_from_vlm, check_image_processor_config, load_processor_parts
 from .settings import ProcessorSettings
 
-#: Arguments of `from_pretrained` that say how to load, not what.
+#: Arguments of `from_pretrained` that say how to load; all others are settings or fields of the image processor.
 LOADING_OPTIONS = {
     *HUB_KWARGS,
     "_commit_hash",
@@ -32,12 +32,12 @@ LOADING_OPTIONS = {
 class SavedProcessor:
     """Part of [`~hf_vla.processing.processing_vla.VLAProcessor`]: loading and saving.
 
-    A framework overrides what is "by default none".
+    A framework overrides the methods that by default return nothing.
     """
 
     #: Settings that have the value of the configuration's field of the same name
     config_settings: tuple[str, ...] = ("action_dim", "state_dim", "action_horizon")
-    #: Arguments of `load_settings` that are no settings themselves; `from_vlm` and native checkpoints take them.
+    #: Arguments of `load_settings` that are not settings themselves; `from_vlm` and native checkpoints take them.
     loading_options: tuple[str, ...] = ()
 
     @classmethod
@@ -50,10 +50,10 @@ class SavedProcessor:
             fast_tokenizer: for native checkpoints of QwenFast, the folder or repository of the FAST tokenizer.
             robot_type: the robot type, by name or as a YAML file, if the checkpoint does not tell it; {key: robot type} if it
                 has several statistics keys.
-            kwargs: Hub options, and arguments of `__init__` or fields of the image processor to override what was saved.
+            kwargs: Hub options, and settings or fields of the image processor that override the saved ones.
 
         Raises:
-            ValueError: an argument that is none of these or has no possible value, or another class's processor.
+            ValueError: an argument is none of these or has no possible value, or the processor is another class's.
             OSError: no such folder or repository, or files of it are missing.
         """
         from ..checkpoints.opening import open_with
@@ -82,7 +82,7 @@ class SavedProcessor:
 
     @classmethod
     def from_vlm(cls, vlm_name_or_path, **settings):
-        """A new policy's processor, from a backbone's folder or repository.
+        """Make a new policy's processor from a backbone's folder or repository.
 
         Args:
             vlm_name_or_path: folder or repository with the backbone's configuration, tokenizer and image processor.
@@ -91,7 +91,7 @@ class SavedProcessor:
         """
         processor = build_from_vlm(model_type_of(cls), vlm_name_or_path, **settings)[1]
         for name in {"action_dim", "state_dim"} - set(settings):
-            setattr(processor, name, None)  # there is no policy yet that values would have to fit
+            setattr(processor, name, None)  # there is no policy yet that inputs would have to fit
         return processor
 
     @classmethod
@@ -124,7 +124,7 @@ class SavedProcessor:
         """Load the settings that have files of their own and that `config_fields` takes; by default none.
 
         Args:
-            given: what a caller gave; what is loaded here is taken out of it.
+            given: the caller's settings; those that are loaded here are taken out.
             file: name -> a file of the native checkpoint that is loaded, or None if there is no such file.
             hub: Hub options.
         """
@@ -135,19 +135,19 @@ class SavedProcessor:
         """Make the settings of a new policy that follow from its training data, unless they are given; by default none.
 
         Args:
-            given: what the recipe sets.
+            given: the recipe's settings.
             chunks: returns the data's normalised action chunks, (T, action_dim) each.
         """
         return {}
 
     @classmethod
     def config_fields(cls, tokenizer) -> dict:
-        """Return what the model's configuration must know of the backbone's tokenizer; by default nothing."""
+        """Return the fields of the model's configuration that follow from the backbone's tokenizer; by default none."""
         return {}
 
     @classmethod
     def native_config_fields(cls, load_tokenizer: Callable, loaded: dict) -> dict:
-        """Return `config_fields`; the tokenizer is loaded only for a framework that asks for something."""
+        """Return `config_fields`, and load the tokenizer only if the framework overrides it."""
         if cls.config_fields.__func__ is SavedProcessor.config_fields.__func__:
             return {}
         return cls.config_fields(load_tokenizer(), **loaded)
@@ -165,7 +165,7 @@ class SavedProcessor:
         return family is not None and family.in_starvla
 
     def differences_from_backbone(self, base_vlm, vlm_config) -> dict[str, tuple]:
-        """Return what a processor made of a backbone anew would have otherwise, {name: (here, there)}; for native checkpoints.
+        """Compare this processor with one that is made from its backbone again: {name: (here, there)}; for native checkpoints.
 
         Args:
             base_vlm: folder or repository of the backbone's tokenizer and image processor; None to compare settings only.
@@ -197,7 +197,7 @@ class SavedProcessor:
 
 
 def _jsonable(value):
-    """`value` copied, its arrays as lists."""
+    """Return a copy of `value` with its arrays as lists."""
     if isinstance(value, Mapping):
         return {key: _jsonable(x) for key, x in value.items()}
     return value.tolist() if isinstance(value, np.ndarray) else copy.deepcopy(value)

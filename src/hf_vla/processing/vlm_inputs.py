@@ -1,4 +1,4 @@
-"""Images and text -> the backbone's tensors, by its own chat template, tokenizer and image processor."""
+"""Converting images and text to the backbone's tensors, by its own chat template, tokenizer and image processor."""
 
 from itertools import groupby
 
@@ -10,7 +10,7 @@ from .backbone_families import lay_out
 
 
 def chat_prompt(processor, num_images: int, text: str, answer: str | None = None) -> str:
-    """One user turn, images first, then one text, and the generation prompt, by the backbone's chat template.
+    """Return one user turn, images first, then one text, and the generation prompt, by the backbone's chat template.
 
     An answer becomes an assistant turn, and the generation prompt still follows it, as in StarVLA's training texts.
     """
@@ -24,11 +24,11 @@ def chat_prompt(processor, num_images: int, text: str, answer: str | None = None
 def encode(
     processor, images: list[list[Image.Image]], texts: list[str], answers: list[str] | None = None
 ) -> dict[str, torch.Tensor]:
-    """Images and texts of B samples as a left-padded batch for the backbone.
+    """Encode images and texts of B samples as a left-padded batch for the backbone.
 
     Args:
         processor: with `image_processor`, `tokenizer` and `apply_chat_template`.
-        images: V >= 1 images a sample. texts: one text a sample. answers: one a sample, for training texts; optional.
+        images: V >= 1 images per sample. texts: one per sample. answers: one per sample, for training texts; optional.
 
     Returns:
         input_ids, attention_mask (B, L), and the image inputs of the backbone's family ([`~hf_vla.processing.backbone_families`])
@@ -52,17 +52,17 @@ def encode(
 def image_token_positions(
     processor, images: list[list[Image.Image]], input_ids: torch.Tensor
 ) -> list[list[np.ndarray]]:
-    """Where the tokens of each image lie, in the prompt and in the image.
+    """Return where the tokens of each image lie, in the prompt and in the image.
 
     Args:
-        images: V >= 1 images a sample. input_ids: (B, L), what `encode` made of them.
+        images: V >= 1 images per sample. input_ids: (B, L), what `encode` made of them.
 
     Returns:
-        for each sample and image an integer array (rows, columns, layers): the places in the sample's row of `input_ids`
+        per sample and image an integer array (rows, columns, layers): the places in the sample's row of `input_ids`
         whose tokens show that cell of the image. A token may show several cells.
 
     Raises:
-        ValueError: the backbone's family does not tell its grids, or the prompts are not of these images.
+        ValueError: the layout of the backbone's family gives no grids, or the prompts are not of these images.
     """
     laid_out = lay_out(processor, images)
     if laid_out.grids is None:
@@ -84,7 +84,7 @@ def image_token_positions(
 
 
 def readable(tokenizer, input_ids) -> str:
-    """The text of a sample's tokens (L,), special ones included; from three on, equal special tokens as "<|image_pad|>×36"."""
+    """Return the text of a sample's tokens (L,), special ones included; three or more equal ones as "<|image_pad|>×36"."""
     special = tokenizer.added_tokens_decoder
     parts, rest = [], []
     for token, run in groupby(np.asarray(input_ids).tolist()):
@@ -100,14 +100,14 @@ def readable(tokenizer, input_ids) -> str:
 def encode_conversations(
     processor, images: list[list[Image.Image]], conversations: list[list[dict]]
 ) -> dict[str, torch.Tensor]:
-    """Conversations of B samples as a left-padded batch, with labels for a language-model loss on the assistant's turns.
+    """Encode conversations of B samples as a left-padded batch, with labels for a loss on the assistant's turns.
 
     Args:
-        images: the images of each sample, in the order in which its turns name them; none for plain text.
+        images: the images of each sample, in the order in which its turns refer to them; none for plain text.
         conversations: messages of each sample, as chat templates take them.
 
     Returns:
-        as `encode`, and labels (B, L): the ids of the assistant's turns with what ends them, -100 elsewhere.
+        as `encode`, and labels (B, L): the ids of the assistant's turns and of the tokens that end them, -100 elsewhere.
     """
     laid_out = lay_out(processor, images) if any(images) else None
     replacements = iter(laid_out.texts if laid_out else ())
@@ -145,7 +145,7 @@ _PADDED = {"padding": True, "padding_side": "left", "return_tensors": "pt", "add
 
 
 def _expand(text: str, image_token: str, replacements: list[str]) -> str:
-    """`text` with its image tokens, in order, replaced; it may be the beginning of one that has more images."""
+    """Replace the image tokens of `text`, in order; `text` may be the beginning of one with more images."""
     head, *tail = text.split(image_token)
     if len(tail) > len(replacements):
         raise ValueError(f"the chat template wrote {len(tail)} {image_token!r} for {len(replacements)} images")

@@ -35,14 +35,14 @@ def atomic_write(file: str | os.PathLike) -> Iterator[Path]:
 
 
 def refuse_full_folder(folder: Path) -> None:
-    """Raise an OSError where `folder` is a file, or holds something."""
+    """Raise an OSError if `folder` is a file, or is not empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OSError(f"{folder} exists and is not empty; choose another folder or remove it")
 
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its place at the end, and is removed where anything fails.
+    """Yield a temporary folder beside `folder` that takes its place at the end, and is removed if anything fails.
 
     Raises:
         OSError: `folder` exists and is not empty.

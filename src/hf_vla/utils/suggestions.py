@@ -1,4 +1,4 @@
-"""Help in errors about names that don't exist: the names that look most like them."""
+"""Suggestions in errors about unknown names: the known names that look most like them."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -8,9 +8,9 @@ def did_you_mean(name, known: Iterable[str], otherwise: str = "", *, cutoff: flo
     """Return the end of an error about an unknown name: "; did you mean A or B?", with up to three known names.
 
     Args:
-        name: what was given.
-        known: what is possible.
-        otherwise: what to say if none of them looks like it.
+        name: the unknown name.
+        known: the possible ones.
+        otherwise: the text if none of them looks like it.
         cutoff: how alike names must be, from 0 to 1.
 
     ```python

@@ -13,7 +13,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def dino_pixels(image: Image.Image) -> torch.Tensor:
-    """An RGB image -> float32 (3, 224, 224): resized bilinearly (on 8-bit pixels), normalised by ImageNet's mean and std."""
+    """Convert an RGB image to float32 (3, 224, 224): resized bilinearly (on 8-bit pixels), normalised by ImageNet's mean and std."""
     image = resize(image, (DINO_SIZE, DINO_SIZE), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
     return (pixels - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)

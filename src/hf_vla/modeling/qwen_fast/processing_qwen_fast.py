@@ -57,7 +57,7 @@ class QwenFASTProcessor(VLAProcessor):
 
     @classmethod
     def load_settings(cls, given, file=lambda name: None, **hub) -> dict:
-        """Load the FAST tokenizer: the given one, else that in the native checkpoint (where we put it), else the published."""
+        """Load the FAST tokenizer: the given one, else the one that we put into native checkpoints, else the published one."""
         fast = given.pop("fast", None) or given.pop("fast_tokenizer", None)
         if fast is None:
             own = [file(f"{NATIVE_FOLDER}/{name}") for name in FILES]
@@ -77,7 +77,7 @@ class QwenFASTProcessor(VLAProcessor):
 
     @classmethod
     def config_fields(cls, tokenizer, fast=None) -> dict:
-        """Where the action tokens are, and what they spell."""
+        """Return the ids of the action tokens, and the codebook that decodes them."""
         return {
             "action_token_offset": action_token_offset(tokenizer),
             "num_action_tokens": NUM_ACTION_TOKENS,
@@ -105,7 +105,7 @@ class QwenFASTProcessor(VLAProcessor):
         return inputs
 
     def _labels(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """The token ids (B, L) from the first action token to the end, -100 before."""
+        """Return the token ids (B, L) from the first action token to the end, -100 before."""
         is_action = (input_ids >= self.token_offset) & (input_ids < self.token_offset + NUM_ACTION_TOKENS)
         return input_ids.where(is_action.cumsum(dim=1) > 0, -100)
 

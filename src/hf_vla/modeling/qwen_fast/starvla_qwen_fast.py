@@ -1,4 +1,4 @@
-"""QwenFAST in StarVLA's format. The FAST tokenizer is no part of it: see [`QwenFASTProcessor`]."""
+"""QwenFAST in StarVLA's format. The FAST tokenizer is not part of it: see [`QwenFASTProcessor`]."""
 
 from typing import Any
 
