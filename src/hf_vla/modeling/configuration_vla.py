@@ -86,7 +86,9 @@ class VLAConfig(PreTrainedConfig):
         if checkpoint.is_native:
             return checkpoint.config(cls, **kwargs)
         if (saved := checkpoint.model_type) is None:
-            raise OSError(f"{checkpoint.name} holds no config.json that names a model_type: it is not a policy's folder")
+            raise OSError(
+                f"{checkpoint.name} holds no config.json that names a model_type: it is not a policy's folder"
+            )
         if cls.model_type and saved not in {getattr(base, "model_type", None) for base in cls.__mro__}:
             raise ValueError(
                 f"{checkpoint.name} holds a policy of model_type {saved!r}, {cls.__name__} is {cls.model_type!r}; "
