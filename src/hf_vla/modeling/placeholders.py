@@ -1,15 +1,15 @@
-"""Placeholder tokens of a prompt, on the model's side."""
+"""Finds the placeholder tokens of a prompt."""
 
 import torch
 
 
 def last_placeholders(input_ids: torch.Tensor, config, number_field: str) -> torch.Tensor:
-    """Return where the last placeholders of each sample are: integers (B, number), ascending.
+    """Return the positions of each sample's last placeholders: integers (B, number), ascending.
 
     Args:
         input_ids: (B, L).
         config: of the policy; its `action_token_id` is the placeholder.
-        number_field: the field of `config` that says how many a prompt must hold at least, and the processor's setting.
+        number_field: the field of `config`, and setting of the processor, that says how many placeholders a prompt has.
 
     Raises:
         ValueError: the id is not set, or a prompt holds fewer placeholders.
@@ -24,8 +24,8 @@ def last_placeholders(input_ids: torch.Tensor, config, number_field: str) -> tor
     counts = placeholders.sum(dim=1)
     if (counts < number).any():
         raise ValueError(
-            f"the prompts hold {counts.tolist()} action placeholders (token {token}); each needs at least {number}. Build them "
-            f"with this policy's processor, of {number_field}={number}"
+            f"the prompts hold {counts.tolist()} action placeholders (token {token}); each needs at least {number}. Make them "
+            f"with this policy's processor and {number_field}={number}"
         )
     places = torch.arange(input_ids.shape[1], device=input_ids.device)
     return torch.where(placeholders, places, -1).topk(number, dim=1).values.flip(1)

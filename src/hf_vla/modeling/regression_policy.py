@@ -1,4 +1,4 @@
-"""What the frameworks share that regress actions: nothing is drawn, and the loss is the mean absolute error."""
+"""Base of the frameworks that regress actions: nothing is drawn, and the loss is the mean absolute error."""
 
 import torch
 
@@ -8,13 +8,10 @@ from .sampling import SamplingOptions
 
 
 class RegressionPolicy(VLAPreTrainedModel):
-    """Base of OFT and Adapter. A framework builds `self.vlm` and `self.action_head`, and writes `regress`."""
+    """Base of OFT and Adapter. A framework builds `self.vlm` and `self.action_head`, and implements `regress`."""
 
     def regress(self, input_ids, attention_mask, **inputs) -> torch.Tensor:
-        """Return the actions (B, action_horizon, action_dim), normalised.
-
-        Args: as for `action_loss`.
-        """
+        """Return the actions (B, action_horizon, action_dim), normalised. It is given the observation as `action_loss` is."""
         raise NotImplementedError
 
     def action_loss(self, targets: ActionTargets, **inputs) -> tuple[torch.Tensor, torch.Tensor]:
