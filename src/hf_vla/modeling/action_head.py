@@ -1,4 +1,4 @@
-"""The flow-matching action head that PI, PI_v3, GR00T and Dual share: actions in, velocities out, loss and sampler."""
+"""Action heads that denoise: their base, and the flow-matching head that PI, PI_v3, GR00T and Dual share."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import nn
 
 from . import flow_matching
 from .attention import AttentionRecorder
-from .configuration_vla import DiTConfig, FlowMatchingConfig
+from .configuration_vla import DiffusionTransformerConfig, DiTConfig, FlowMatchingConfig
 from .diffusion_transformer import Conditioning, DiffusionTransformer
 from .losses import ActionTargets
 from .sampling import DenoisingStep, SamplingOptions
@@ -44,17 +44,150 @@ class ActionEncoder(nn.Module):
         return self.layer3(nn.functional.silu(self.layer2(torch.cat([embedded, tau], dim=-1))))
 
 
-class FlowMatchingActionHead(nn.Module):
+class DenoisingActionHead(nn.Module):
+    """Base of heads that denoise a chunk's tokens by a diffusion transformer on the backbone's states.
+
+    Args:
+        config: sizes and dropout.
+        hidden_size: width of the tokens.
+        num_layers: transformer blocks.
+        key_size: width of the states that cross-attention reads.
+        output_dim: width of the transformer's output head.
+        mlp_hidden_size: inner width of `state_encoder`.
+        use_output_head: pass the tokens through the transformer's AdaLN output head. Layer-wise flow-matching heads (PI, PI_v3)
+            decode the last block's tokens; they have the output head, unused, because their checkpoints do.
+        sinusoidal_positions: as for `DiffusionTransformer`.
+    """
+
+    def __init__(
+        self,
+        config: DiffusionTransformerConfig,
+        *,
+        hidden_size: int,
+        num_layers: int,
+        key_size: int,
+        output_dim: int,
+        mlp_hidden_size: int,
+        use_output_head: bool,
+        sinusoidal_positions: bool = False,
+    ):
+        super().__init__()
+        self.config = config
+        self.use_output_head = use_output_head
+        self.transformer = DiffusionTransformer(
+            config,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            head_dim=config.attention_head_dim,
+            key_size=key_size,
+            output_dim=output_dim,
+            dropout=config.dropout,
+            final_dropout=config.final_dropout,
+            interleave_self_attention=config.interleave_self_attention,
+            sinusoidal_positions=sinusoidal_positions,
+        )
+        self.state_encoder = MLP(config.state_dim, mlp_hidden_size, hidden_size) if config.state_dim else None
+        for name, module in self.token_modules(hidden_size, mlp_hidden_size).items():
+            self.add_module(name, module)
+        self.future_tokens = nn.Embedding(config.num_future_tokens, hidden_size)
+        self.position_embedding = (
+            nn.Embedding(config.max_action_positions, hidden_size) if config.use_position_embedding else None
+        )
+
+    def token_modules(self, hidden_size: int, mlp_hidden_size: int) -> dict[str, nn.Module]:
+        """Make the modules that turn actions to tokens and back, by name; a head's own."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.future_tokens.weight.dtype
+
+    def denoise(
+        self,
+        tokens: torch.Tensor,
+        conditioning: Conditioning,
+        temb: torch.Tensor,
+        *,
+        state: torch.Tensor | None = None,
+        modulations: list[tuple[torch.Tensor, torch.Tensor]] | None = None,
+        recorder: AttentionRecorder | None = None,
+    ) -> torch.Tensor:
+        """What the transformer makes of a chunk's embedded tokens (B, R, N, D): (B, R, N, D), or (B, R, N, output_dim).
+
+        Args:
+            temb: the timestep's embedding (B, R, D) or (1, 1, D).
+            state: (B, 1, state_dim), normalised, or None.
+            modulations, recorder: as for `DiffusionTransformer.forward`.
+        """
+        number = tokens.shape[-2]
+        tokens = self.transformer(
+            self._sequence(tokens, state), conditioning, temb, modulations=modulations, recorder=recorder
+        )
+        tokens = tokens[..., -number:, :]
+        return self.transformer.output(tokens, temb) if self.use_output_head else tokens
+
+    def _sequence(self, tokens: torch.Tensor, state: torch.Tensor | None) -> torch.Tensor:
+        """Add positions, and the state's token and the future tokens before the others: (B, R, [1 + F +] N, D)."""
+        if self.position_embedding is not None:
+            tokens = tokens + self.position_embedding.weight[: tokens.shape[-2]]
+        if not (self.transformer.interleave_self_attention or self.transformer.sinusoidal_positions):
+            return tokens  # no block mixes or counts tokens, so state and future tokens can't change the actions
+        batch, copies = tokens.shape[:2]
+        prefix = [self.future_tokens.weight.expand(batch, copies, -1, -1)]
+        if state is not None:
+            prefix.insert(0, self.state_encoder(state.to(self.dtype))[:, None].expand(-1, copies, -1, -1))
+        return torch.cat([*prefix, tokens], dim=-2)
+
+    def drawn_shape(self, targets: ActionTargets) -> tuple[int, int, int]:
+        """The shape (R * B, H, action_dim) of a training step's noise: R from the given draw, else from the config.
+
+        Raises:
+            ValueError: the given noise or timesteps have another shape.
+        """
+        batch, noise, timestep = len(targets.actions), targets.noise, targets.timestep
+        given = {name: x for name, x in (("noise", noise), ("timestep", timestep)) if x is not None}
+        rows = {len(x) for x in given.values()} or {self.config.repeated_diffusion_steps * batch}
+        if len(rows) > 1 or max(rows) % batch:
+            shapes = {name: tuple(x.shape) for name, x in given.items()}
+            raise ValueError(f"{shapes} do not fit {batch} samples: both need R * {batch} rows, in tiled order")
+        shape = (rows.pop(), *targets.actions.shape[1:])
+        if noise is not None and noise.shape != shape:
+            copies = shape[0] // batch
+            raise ValueError(f"noise has shape {tuple(noise.shape)}; {copies} draws of {batch} samples need {shape}")
+        return shape
+
+    def given_noise(self, options: SamplingOptions, shape: tuple[int, int, int]) -> torch.Tensor | None:
+        """The noise of the options; `shape` is (B, H, action_dim).
+
+        Raises:
+            ValueError: it has another shape, and not R times as many rows.
+        """
+        noise = options.noise
+        if noise is not None and (noise.shape[1:] != shape[1:] or not len(noise) or len(noise) % shape[0]):
+            raise ValueError(
+                f"noise has shape {tuple(noise.shape)}; this policy draws from {shape}, or R times as many rows for R draws"
+            )
+        return noise
+
+    def reporter(self, options: SamplingOptions, batch: int, num_steps: int):
+        """What `options.on_step` needs: a recorder or None, and a function (step, before, after) or None."""
+        recorder = AttentionRecorder() if options.output_attentions else None
+
+        def report(step: int, before: torch.Tensor, after: torch.Tensor) -> None:
+            weights = () if recorder is None else recorder.take()
+            attention = tuple(_of_each_draw(w, len(before) // batch) for w in weights)
+            options.on_step(DenoisingStep(step, step / num_steps, before, after, attention))
+
+        return recorder, None if options.on_step is None else report
+
+
+class FlowMatchingActionHead(DenoisingActionHead):
     """Predicts the velocity of a noisy action chunk from the backbone's states.
 
     Args:
         config: sizes, noise schedule, dropout.
-        hidden_size: width of the tokens.
-        num_layers: transformer blocks.
-        key_size: width of the states that cross-attention reads.
+        hidden_size, num_layers, key_size, use_output_head: as for `DenoisingActionHead`; GR00T and Dual use the output head.
         mlp_hidden_size: inner width of `state_encoder` and `action_decoder`.
-        use_output_head: pass the tokens through the transformer's AdaLN output head (GR00T, Dual). Layer-wise heads (PI,
-            PI_v3) decode the last block's tokens; they have the output head, unused, because their checkpoints do.
         clamp_time: clamp training times at 0 (GR00T, Dual).
     """
 
@@ -69,29 +202,23 @@ class FlowMatchingActionHead(nn.Module):
         use_output_head: bool = False,
         clamp_time: bool = False,
     ):
-        super().__init__()
-        self.config = config
-        self.use_output_head = use_output_head
-        self.clamp_time = clamp_time
-        self.transformer = DiffusionTransformer(
+        super().__init__(
             config,
             hidden_size=hidden_size,
             num_layers=num_layers,
-            head_dim=config.attention_head_dim,
             key_size=key_size,
             output_dim=config.output_dim,
-            dropout=config.dropout,
-            final_dropout=config.final_dropout,
-            interleave_self_attention=config.interleave_self_attention,
+            mlp_hidden_size=mlp_hidden_size,
+            use_output_head=use_output_head,
         )
-        decoder_input = config.output_dim if use_output_head else hidden_size
-        self.state_encoder = MLP(config.state_dim, mlp_hidden_size, hidden_size) if config.state_dim else None
-        self.action_encoder = ActionEncoder(config.action_dim, hidden_size)
-        self.action_decoder = MLP(decoder_input, mlp_hidden_size, config.action_dim)
-        self.future_tokens = nn.Embedding(config.num_future_tokens, hidden_size)
-        self.position_embedding = (
-            nn.Embedding(config.max_action_positions, hidden_size) if config.use_position_embedding else None
-        )
+        self.clamp_time = clamp_time
+
+    def token_modules(self, hidden_size: int, mlp_hidden_size: int) -> dict[str, nn.Module]:
+        decoder_input = self.config.output_dim if self.use_output_head else hidden_size
+        return {
+            "action_encoder": ActionEncoder(self.config.action_dim, hidden_size),
+            "action_decoder": MLP(decoder_input, mlp_hidden_size, self.config.action_dim),
+        }
 
     @classmethod
     def from_dit_config(cls, config: DiTConfig) -> "FlowMatchingActionHead":
@@ -105,23 +232,6 @@ class FlowMatchingActionHead(nn.Module):
             use_output_head=True,
             clamp_time=True,
         )
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.action_encoder.layer1.weight.dtype
-
-    def _tokens(self, noisy_actions, timestep, state) -> torch.Tensor:
-        """noisy_actions (B, R, H, A), timestep (B, R), state (B, 1, S) or None -> tokens (B, R, [1 + F +] H, D)"""
-        tokens = self.action_encoder(noisy_actions.to(self.dtype), timestep)
-        if self.position_embedding is not None:
-            tokens = tokens + self.position_embedding.weight[: tokens.shape[-2]]
-        if not self.transformer.interleave_self_attention:
-            return tokens  # no block mixes tokens, so state and future tokens can't change the actions
-        batch, copies = tokens.shape[:2]
-        prefix = [self.future_tokens.weight.expand(batch, copies, -1, -1)]
-        if state is not None:
-            prefix.insert(0, self.state_encoder(state.to(self.dtype))[:, None].expand(-1, copies, -1, -1))
-        return torch.cat([*prefix, tokens], dim=-2)
 
     def velocity(
         self,
@@ -141,14 +251,11 @@ class FlowMatchingActionHead(nn.Module):
             temb, modulations: the timestep's embedding (B, R, D) or (1, 1, D), and what the blocks make of it, if known.
             recorder: as for `DiffusionTransformer.forward`.
         """
-        tokens = self._tokens(noisy_actions, timestep, state)
+        tokens = self.action_encoder(noisy_actions.to(self.dtype), timestep)
         if temb is None:
             temb = self.transformer.timestep_encoder(timestep)
-        tokens = self.transformer(tokens, conditioning, temb, modulations=modulations, recorder=recorder)
-        tokens = tokens[..., -noisy_actions.shape[-2] :, :]
-        if self.use_output_head:
-            tokens = self.transformer.output(tokens, temb)
-        return self.action_decoder(tokens)
+        states = self.denoise(tokens, conditioning, temb, state=state, modulations=modulations, recorder=recorder)
+        return self.action_decoder(states)
 
     def loss(
         self, conditioning: Conditioning, targets: ActionTargets, *, state: torch.Tensor | None = None
@@ -162,16 +269,12 @@ class FlowMatchingActionHead(nn.Module):
             state: (B, 1, state_dim), normalised, or None.
         """
         config, actions, batch = self.config, targets.actions, targets.actions.shape[0]
-        noise, timestep = targets.noise, targets.timestep
-        copies = self._copies(batch, noise, timestep)
-        shape = (copies * batch, *actions.shape[1:])
+        noise, timestep, shape = targets.noise, targets.timestep, self.drawn_shape(targets)
         if noise is None:
             noise = torch.randn(shape, device=actions.device, dtype=torch.float32)
-        elif noise.shape != shape:
-            raise ValueError(f"noise has shape {tuple(noise.shape)}; {copies} draws of {batch} samples need {shape}")
         if timestep is None:
             timestep = flow_matching.sample_time(
-                copies * batch,
+                shape[0],
                 config.noise_beta_alpha,
                 config.noise_beta_beta,
                 config.noise_s,
@@ -179,23 +282,12 @@ class FlowMatchingActionHead(nn.Module):
                 device=actions.device,
             )
 
-        noise, time = _untile(noise, batch).float(), _untile(timestep, batch).float()
+        noise, time = untile(noise, batch).float(), untile(timestep, batch).float()
         target = actions[:, None].float() - noise
         noisy = flow_matching.interpolate(noise, actions[:, None].float(), time[..., None, None])
         bucket = flow_matching.time_to_bucket(time, config.num_timestep_buckets)
         velocity = self.velocity(noisy, bucket, conditioning, state=state)
         return targets.mean((velocity.float() - target) ** 2)
-
-    def _copies(self, batch: int, noise: torch.Tensor | None, timestep: torch.Tensor | None) -> int:
-        """R: the number of rows of the given draw over the batch size, else the config's."""
-        rows = {len(x) for x in (noise, timestep) if x is not None}
-        if not rows:
-            return self.config.repeated_diffusion_steps
-        if len(rows) > 1 or rows.copy().pop() % batch:
-            given = {"noise": noise, "timestep": timestep}
-            shapes = {name: tuple(x.shape) for name, x in given.items() if x is not None}
-            raise ValueError(f"{shapes} do not fit {batch} samples: both need R * {batch} rows, in tiled order")
-        return rows.pop() // batch
 
     def sample(
         self,
@@ -218,7 +310,10 @@ class FlowMatchingActionHead(nn.Module):
         num_steps = options.num_inference_steps or config.num_inference_steps
         device, batch = conditioning.states[0].device, conditioning.states[0].shape[0]
         shape = (batch, config.action_horizon, config.action_dim)
-        noise = self._noise(options, shape, device)
+        if (noise := self.given_noise(options, shape)) is None:
+            drawn_on = device if options.generator is None else options.generator.device
+            noise = torch.randn(shape, generator=options.generator, device=drawn_on, dtype=torch.float32)
+        noise = noise.to(device, torch.float32)
         real_time = options.real_time_chunking
         if real_time is not None:
             real_time = real_time.for_chunks(shape, len(noise) // batch, device)
@@ -226,11 +321,11 @@ class FlowMatchingActionHead(nn.Module):
         buckets = torch.tensor(flow_matching.inference_buckets(num_steps, config.num_timestep_buckets), device=device)
         tembs = self.transformer.timestep_encoder(buckets)  # (steps, D): all steps at once
         modulations = self.transformer.modulations(tembs)
-        recorder = AttentionRecorder() if options.output_attentions else None
+        recorder, report = self.reporter(options, batch, num_steps)
 
         def velocity(x: torch.Tensor, step: int) -> torch.Tensor:
             predicted = self.velocity(
-                _untile(x, batch),
+                untile(x, batch),
                 buckets[step].view(1, 1),
                 conditioning,
                 state=state,
@@ -238,46 +333,27 @@ class FlowMatchingActionHead(nn.Module):
                 modulations=[(scale[step], shift[step]) for scale, shift in modulations],
                 recorder=recorder,
             )
-            return _tile(predicted)
+            return tile(predicted)
 
-        def report(step: int, before: torch.Tensor, after: torch.Tensor) -> None:
-            weights = () if recorder is None else recorder.take()
-            attention = tuple(_of_each_draw(w, len(before) // batch) for w in weights)
-            options.on_step(DenoisingStep(step, step / num_steps, before, after, attention))
-
-        report = None if options.on_step is None else report
         if real_time is None:
             return flow_matching.integrate(velocity, noise, num_steps, report)
         chunk = flow_matching.integrate(real_time.guide(velocity, num_steps), noise, num_steps, report)
         return real_time.with_executed(chunk)
 
-    @staticmethod
-    def _noise(options: SamplingOptions, shape: tuple[int, int, int], device: torch.device) -> torch.Tensor:
-        """The given noise, checked, or one draw of `shape` (B, H, action_dim) per observation, float32 on `device`."""
-        noise, generator = options.noise, options.generator
-        if noise is None:
-            drawn_on = device if generator is None else generator.device
-            noise = torch.randn(shape, generator=generator, device=drawn_on, dtype=torch.float32)
-        elif noise.shape[1:] != shape[1:] or not len(noise) or len(noise) % shape[0]:
-            raise ValueError(
-                f"noise has shape {tuple(noise.shape)}; this policy draws from {shape}, or R times as many rows for R draws"
-            )
-        return noise.to(device, torch.float32)
 
-
-def _untile(x: torch.Tensor, batch: int) -> torch.Tensor:
+def untile(x: torch.Tensor, batch: int) -> torch.Tensor:
     """Tiled rows b0 b1 … b0 b1 … (R * B, …) -> (B, R, …)"""
     return x.unflatten(0, (-1, batch)).transpose(0, 1)
 
 
-def _tile(x: torch.Tensor) -> torch.Tensor:
+def tile(x: torch.Tensor) -> torch.Tensor:
     """(B, R, …) -> tiled rows (R * B, …)"""
     return x.transpose(0, 1).flatten(0, 1)
 
 
 def _of_each_draw(weights: torch.Tensor | None, copies: int) -> torch.Tensor | None:
     """A block's attention weights (B, heads, R * S, K) -> (R * B, heads, S, K), in tiled order"""
-    return None if weights is None else _tile(weights.unflatten(2, (copies, -1)).transpose(1, 2))
+    return None if weights is None else tile(weights.unflatten(2, (copies, -1)).transpose(1, 2))
 
 
-__all__ = ["FlowMatchingActionHead"]
+__all__ = ["DenoisingActionHead", "FlowMatchingActionHead", "tile", "untile"]

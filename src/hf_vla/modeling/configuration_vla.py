@@ -112,13 +112,13 @@ class VLAConfig(PreTrainedConfig):
         return self.vlm_config.get_text_config().num_hidden_layers
 
 
-class FlowMatchingConfig(VLAConfig):
+class DiffusionTransformerConfig(VLAConfig):
     r"""
-    Base of the flow-matching frameworks' configurations.
+    Base of the configurations of the frameworks whose head is a diffusion transformer.
 
     Args:
         num_inference_steps (`int`, *optional*, defaults to 4):
-            Denoising (Euler) steps of a prediction.
+            Denoising steps of a prediction.
         repeated_diffusion_steps (`int`, *optional*, defaults to 8):
             Noise draws per sample in a training step.
         attention_head_dim (`int`, *optional*, defaults to 64):
@@ -131,13 +131,14 @@ class FlowMatchingConfig(VLAConfig):
             Learned tokens before the action tokens; they have no effect unless blocks attend the head's own tokens.
         use_position_embedding (`bool`, *optional*, defaults to `True`), max_action_positions (`int`, defaults to 1024):
             Whether action tokens have learned position embeddings, and how many of these there are.
-        noise_beta_alpha, noise_beta_beta, noise_s (`float`, *optional*, defaults to 1.5, 1.0, 0.999):
-            Training times are `(s - u) / s` with `u ~ Beta(alpha, beta)`.
-        num_timestep_buckets (`int`, *optional*, defaults to 1000):
-            Resolution of the time t that the network is given: `int(t * num_timestep_buckets)`.
-        output_dim (`int`, *optional*, defaults to 26):
-            Width of the transformer's output projection. GR00T and Dual decode it; layer-wise heads don't use it.
     """
+
+    at_least_one = (
+        *VLAConfig.at_least_one,
+        "num_inference_steps",
+        "repeated_diffusion_steps",
+        "attention_head_dim",
+    )
 
     num_inference_steps: int = 4
     repeated_diffusion_steps: int = 8
@@ -148,21 +149,44 @@ class FlowMatchingConfig(VLAConfig):
     num_future_tokens: int = 32
     use_position_embedding: bool = True
     max_action_positions: int = 1024
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.use_position_embedding and self.num_action_tokens > self.max_action_positions:
+            raise ValueError(
+                f"{self._action_tokens} ({self.num_action_tokens}) exceeds max_action_positions ({self.max_action_positions})"
+            )
+
+    #: what `num_action_tokens` is, for an error
+    _action_tokens = "action_horizon"
+
+    @property
+    def num_action_tokens(self) -> int:
+        """Tokens of a chunk in the action head: one per action."""
+        return self.action_horizon
+
+
+class FlowMatchingConfig(DiffusionTransformerConfig):
+    r"""
+    Base of the flow-matching frameworks' configurations. Denoising steps are Euler steps. Other fields are documented in
+    [`~hf_vla.modeling.configuration_vla.DiffusionTransformerConfig`].
+
+    Args:
+        noise_beta_alpha, noise_beta_beta, noise_s (`float`, *optional*, defaults to 1.5, 1.0, 0.999):
+            Training times are `(s - u) / s` with `u ~ Beta(alpha, beta)`.
+        num_timestep_buckets (`int`, *optional*, defaults to 1000):
+            Resolution of the time t that the network is given: `int(t * num_timestep_buckets)`.
+        output_dim (`int`, *optional*, defaults to 26):
+            Width of the transformer's output projection. GR00T and Dual decode it; layer-wise heads don't use it.
+    """
+
+    at_least_one = (*DiffusionTransformerConfig.at_least_one, "num_timestep_buckets")
+
     noise_beta_alpha: float = 1.5
     noise_beta_beta: float = 1.0
     noise_s: float = 0.999
     num_timestep_buckets: int = 1000
     output_dim: int = 26
-
-    def __post_init__(self, **kwargs):
-        super().__post_init__(**kwargs)
-        for name in ("num_inference_steps", "repeated_diffusion_steps", "attention_head_dim", "num_timestep_buckets"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.use_position_embedding and self.action_horizon > self.max_action_positions:
-            raise ValueError(
-                f"action_horizon ({self.action_horizon}) exceeds max_action_positions ({self.max_action_positions})"
-            )
 
 
 class DiTConfig(FlowMatchingConfig):
@@ -182,6 +206,8 @@ class DiTConfig(FlowMatchingConfig):
             Inner width of the state encoder and the action decoder; by default `output_dim`.
     """
 
+    at_least_one = (*FlowMatchingConfig.at_least_one, "num_action_layers")
+
     action_hidden_size: int = 768
     num_action_layers: int = 16
     connect_layer_index: int = -1
@@ -190,8 +216,6 @@ class DiTConfig(FlowMatchingConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        if self.num_action_layers < 1:
-            raise ValueError(f"num_action_layers is {self.num_action_layers}; it must be at least 1")
         last = self.vlm_num_layers
         if not -last - 1 <= self.connect_layer_index <= last:
             raise ValueError(
@@ -200,4 +224,4 @@ class DiTConfig(FlowMatchingConfig):
             )
 
 
-__all__ = ["DiTConfig", "FlowMatchingConfig", "VLAConfig"]
+__all__ = ["DiTConfig", "DiffusionTransformerConfig", "FlowMatchingConfig", "VLAConfig"]

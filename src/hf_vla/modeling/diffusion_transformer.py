@@ -104,16 +104,52 @@ class FeedForward(nn.Module):
         return x
 
 
+class SinusoidalPositions(nn.Module):
+    """Adds a table of sines and cosines, as diffusers' `SinusoidalPositionalEmbedding`; checkpoints hold the table."""
+
+    def __init__(self, hidden_size: int, num_positions: int = 512):
+        super().__init__()
+        self.register_buffer("pe", torch.empty(1, num_positions, hidden_size))
+        self.pe.copy_(self.table())
+
+    def table(self) -> torch.Tensor:
+        """(1, positions, D): sin(i f), cos(i f) in turn, with f from 1 down to almost 1/10000."""
+        _, number, width = self.pe.shape
+        frequencies = torch.exp(torch.arange(0, width, 2) * (-math.log(10000) / width))
+        angles = torch.arange(number)[:, None] * frequencies
+        return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[None]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (..., S, D) -> the same shape"""
+        if x.shape[-2] > self.pe.shape[1]:
+            raise ValueError(
+                f"the action head has {x.shape[-2]} tokens, and sinusoidal positions for {self.pe.shape[1]}"
+            )
+        return x + self.pe[0, : x.shape[-2]].to(x.dtype)
+
+
 class DiffusionTransformerBlock(GradientCheckpointingLayer):
     """AdaLN -> attention -> residual, LayerNorm -> feed-forward -> residual; no gates.
 
-    With `is_cross` the block attends the backbone's states, otherwise the tokens of its own copy.
+    With `is_cross` the block attends the backbone's states, otherwise the tokens of its own copy. With `sinusoidal_positions`,
+    positions are added to what attends.
     """
 
-    def __init__(self, config, hidden_size, head_dim, key_size, dropout, final_dropout, is_cross: bool):
+    def __init__(
+        self,
+        config,
+        hidden_size,
+        head_dim,
+        key_size,
+        dropout,
+        final_dropout,
+        is_cross: bool,
+        sinusoidal_positions: bool,
+    ):
         super().__init__()
         self.is_cross = is_cross
         self.norm1 = AdaLayerNorm(hidden_size)
+        self.pos_embed = SinusoidalPositions(hidden_size) if sinusoidal_positions else None
         self.attn1 = Attention(config, hidden_size, head_dim, key_size if is_cross else hidden_size, dropout)
         self.norm3 = nn.LayerNorm(hidden_size, eps=1e-5, elementwise_affine=False)
         self.ff = FeedForward(hidden_size, dropout, final_dropout)
@@ -126,6 +162,8 @@ class DiffusionTransformerBlock(GradientCheckpointingLayer):
         receives the weights on the states (B, heads, R * S, K), or None if the block attends its own tokens.
         """
         normed = self.norm1(x, modulation if modulation is not None else self.norm1.modulation(temb))
+        if self.pos_embed is not None:
+            normed = self.pos_embed(normed)
         if self.is_cross:
             normed = normed.flatten(1, 2)  # all copies attend the same keys
             if keys_and_values is None:
@@ -168,6 +206,7 @@ class DiffusionTransformer(nn.Module):
         config: the policy's config; its `_attn_implementation` is used.
         hidden_size, num_layers, head_dim, key_size, output_dim: sizes; hidden_size must be a multiple of head_dim.
         interleave_self_attention: whether odd blocks attend the head's own tokens; otherwise all blocks attend the backbone.
+        sinusoidal_positions: whether each block adds sinusoids of the tokens' positions before it attends.
     """
 
     def __init__(
@@ -182,6 +221,7 @@ class DiffusionTransformer(nn.Module):
         dropout: float,
         final_dropout: bool,
         interleave_self_attention: bool,
+        sinusoidal_positions: bool = False,
     ):
         super().__init__()
         if hidden_size % head_dim:
@@ -190,6 +230,7 @@ class DiffusionTransformer(nn.Module):
                 "choose another action_hidden_size or attention_head_dim"
             )
         self.interleave_self_attention = interleave_self_attention
+        self.sinusoidal_positions = sinusoidal_positions
         self.timestep_encoder = TimestepEncoder(hidden_size)
         self.transformer_blocks = nn.ModuleList(
             DiffusionTransformerBlock(
@@ -200,6 +241,7 @@ class DiffusionTransformer(nn.Module):
                 dropout,
                 final_dropout,
                 is_cross=not (interleave_self_attention and index % 2 == 1),
+                sinusoidal_positions=sinusoidal_positions,
             )
             for index in range(num_layers)
         )

@@ -1,36 +1,13 @@
-"""Base of the flow-matching frameworks: loss and sampler, around the conditioning that each framework defines."""
-
-import torch
+"""Base of the flow-matching frameworks."""
 
 from .action_head import FlowMatchingActionHead
-from .diffusion_transformer import Conditioning
-from .losses import ActionTargets
-from .modeling_vla import VLAPreTrainedModel
-from .sampling import SamplingOptions
+from .denoising_policy import DenoisingPolicy
 
 
-class FlowMatchingPolicy(VLAPreTrainedModel):
-    """Base of PI, PI_v3, GR00T and Dual.
-
-    A framework builds `self.vlm` and `self.action_head` in `__init__`, and defines in `conditioning` what the head reads.
-    """
-
-    sampling_options = frozenset(SamplingOptions.__dataclass_fields__)
+class FlowMatchingPolicy(DenoisingPolicy):
+    """Base of PI, PI_v3, GR00T and Dual; their head is a `FlowMatchingActionHead`."""
 
     action_head: FlowMatchingActionHead
-
-    def conditioning(self, input_ids, attention_mask, **inputs) -> Conditioning:
-        """Return the states that each block of the head attends, in the head's dtype, and their mask.
-
-        It is given the observation as `action_loss` is, but not the robot's state, which is a token of the head.
-        """
-        raise NotImplementedError
-
-    def action_loss(self, targets: ActionTargets, *, state: torch.Tensor | None = None, **inputs):
-        return self.action_head.loss(self.conditioning(**inputs), targets, state=state)
-
-    def sample_actions(self, options: SamplingOptions, *, state: torch.Tensor | None = None, **inputs):
-        return self.action_head.sample(self.conditioning(**inputs), options, state=state)
 
 
 __all__ = ["FlowMatchingPolicy"]

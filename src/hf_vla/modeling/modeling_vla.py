@@ -26,6 +26,7 @@ from ..registry import frameworks
 from ..transformers_internals import forget_weight_conversions, has_adapter
 from .backbone import layer_states
 from .configuration_vla import VLAConfig
+from .diffusion_transformer import SinusoidalPositions
 from .losses import ActionTargets, labelled, language_model_loss
 from .real_time_chunking import RealTimeChunking
 from .sampling import DenoisingStep, SamplingOptions
@@ -112,6 +113,8 @@ class VLAPreTrainedModel(LeavesModelCard, PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, mean=0.0, std=0.02)
+        elif isinstance(module, SinusoidalPositions):
+            init.copy_(module.pe, module.table())
 
     def get_input_embeddings(self) -> nn.Module:
         return self.vlm.get_input_embeddings()

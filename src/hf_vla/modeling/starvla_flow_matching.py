@@ -1,62 +1,53 @@
-"""The part of StarVLA's format that the flow-matching frameworks share (StarVLA's semantics, sections 4, 5 and 8)."""
+"""The part of StarVLA's format that the frameworks share whose head denoises (StarVLA's semantics, sections 4, 5 and 8)."""
 
 from typing import Any
 
 from ..checkpoints.starvla_mapping import StarVLAMapping, first_given, lookup
 
 
-class FlowMatchingMapping(StarVLAMapping):
-    """Base of the mappings of PI, PI_v3, GR00T and Dual."""
+class DenoisingMapping(StarVLAMapping):
+    """Base of the mappings of the frameworks whose head is a diffusion transformer."""
 
     prefixes = {"action_model.model.": "action_head.transformer.", "action_model.": "action_head."}
     training_fields = frozenset({"repeated_diffusion_steps"})
+    action_model_fields = {
+        "num_future_tokens": ("num_target_vision_tokens", 32),
+        "use_position_embedding": ("add_pos_embed", True),
+        "max_action_positions": ("max_seq_len", 1024),
+    }
     #: `interleave_self_attention` if the YAML is silent
     interleave = True
+    #: what `diffusion_model_cfg.positional_embeddings` may be; the first if the YAML is silent
+    positional_embeddings: tuple[str | None, ...] = (None,)
 
     def repeated_diffusion_steps(self, tree: dict) -> int:
         """Return the noise draws per sample; frameworks read them from different places."""
         raise NotImplementedError
 
     def to_config(self, tree: dict) -> dict[str, Any]:
-        action_model = lookup(tree, "framework.action_model") or {}
-        diffusion = action_model.get("diffusion_model_cfg") or {}
-        for name, only in (("norm_type", "ada_norm"), ("positional_embeddings", None)):
-            if diffusion.get(name, only) != only:
-                raise ValueError(f"diffusion_model_cfg.{name} is {diffusion[name]!r}; only {only!r} is supported")
+        diffusion = lookup(tree, "framework.action_model.diffusion_model_cfg") or {}
+        known = {"norm_type": ("ada_norm",), "positional_embeddings": self.positional_embeddings}
+        for name, values in known.items():
+            if diffusion.get(name, values[0]) not in values:
+                possible = " or ".join(map(repr, values))
+                raise ValueError(f"diffusion_model_cfg.{name} is {diffusion[name]!r}; only {possible} is supported")
         # `use_canonical_forward`, if not null, overrides the flag (old configurations).
         interleave = first_given(
             diffusion.get("use_canonical_forward"), diffusion.get("interleave_self_attention"), self.interleave
         )
         return {
             **super().to_config(tree),
-            "num_inference_steps": int(first_given(action_model.get("num_inference_timesteps"), 4)),
             "repeated_diffusion_steps": int(self.repeated_diffusion_steps(tree)),
             "attention_head_dim": int(first_given(diffusion.get("attention_head_dim"), 64)),
             "interleave_self_attention": bool(interleave),
             "dropout": float(first_given(diffusion.get("dropout"), 0.2)),
             "final_dropout": bool(first_given(diffusion.get("final_dropout"), True)),
-            "num_future_tokens": int(first_given(action_model.get("num_target_vision_tokens"), 32)),
-            "use_position_embedding": bool(first_given(action_model.get("add_pos_embed"), True)),
-            "max_action_positions": int(first_given(action_model.get("max_seq_len"), 1024)),
-            "noise_beta_alpha": float(first_given(action_model.get("noise_beta_alpha"), 1.5)),
-            "noise_beta_beta": float(first_given(action_model.get("noise_beta_beta"), 1.0)),
-            "noise_s": float(first_given(action_model.get("noise_s"), 0.999)),
-            "num_timestep_buckets": int(first_given(action_model.get("num_timestep_buckets"), 1000)),
-            "output_dim": int(first_given(diffusion.get("output_dim"), action_model.get("hidden_size"), 26)),
         }
 
     def action_model(self, config) -> dict[str, Any]:
         return {
             **super().action_model(config),
             "repeated_diffusion_steps": config.repeated_diffusion_steps,
-            "num_inference_timesteps": config.num_inference_steps,
-            "add_pos_embed": config.use_position_embedding,
-            "max_seq_len": config.max_action_positions,
-            "num_target_vision_tokens": config.num_future_tokens,
-            "noise_beta_alpha": config.noise_beta_alpha,
-            "noise_beta_beta": config.noise_beta_beta,
-            "noise_s": config.noise_s,
-            "num_timestep_buckets": config.num_timestep_buckets,
             "diffusion_model_cfg": {
                 "dropout": config.dropout,
                 "final_dropout": config.final_dropout,
@@ -64,27 +55,12 @@ class FlowMatchingMapping(StarVLAMapping):
                 "norm_type": "ada_norm",
                 "positional_embeddings": None,
                 "attention_head_dim": config.attention_head_dim,
-                "output_dim": config.output_dim,
                 **self.diffusion_model(config),
             },
         }
 
     def diffusion_model(self, config) -> dict[str, Any]:
-        """Return the head's sizes in `diffusion_model_cfg`."""
-        raise NotImplementedError
-
-
-class LayerwiseMapping(FlowMatchingMapping):
-    """Base of the mappings of PI and PI_v3, whose head has one block per layer of the backbone."""
-
-    def action_model(self, config) -> dict[str, Any]:
-        return {"action_model_type": "LayerwiseFM", **super().action_model(config)}
-
-    def width(self, config) -> int:
-        """Return the width of the head."""
-        return config.vlm_hidden_size
-
-    def diffusion_model(self, config) -> dict[str, Any]:
+        """Return the head's sizes in `diffusion_model_cfg`, as of a head with one block per layer of the backbone."""
         width = self.width(config)
         return {
             "num_layers": config.vlm_num_layers,
@@ -92,6 +68,42 @@ class LayerwiseMapping(FlowMatchingMapping):
             "cross_attention_dim": width,
             "num_attention_heads": width // config.attention_head_dim,
         }
+
+    def width(self, config) -> int:
+        """Return the width of the head."""
+        return config.vlm_hidden_size
+
+
+class FlowMatchingMapping(DenoisingMapping):
+    """Base of the mappings of PI, PI_v3, GR00T and Dual."""
+
+    action_model_fields = {
+        **DenoisingMapping.action_model_fields,
+        "num_inference_steps": ("num_inference_timesteps", 4),
+        "noise_beta_alpha": ("noise_beta_alpha", 1.5),
+        "noise_beta_beta": ("noise_beta_beta", 1.0),
+        "noise_s": ("noise_s", 0.999),
+        "num_timestep_buckets": ("num_timestep_buckets", 1000),
+    }
+
+    def to_config(self, tree: dict) -> dict[str, Any]:
+        action_model = lookup(tree, "framework.action_model") or {}
+        output_dim = lookup(action_model, "diffusion_model_cfg.output_dim")
+        return {
+            **super().to_config(tree),
+            "output_dim": int(first_given(output_dim, action_model.get("hidden_size"), 26)),
+        }
+
+    def action_model(self, config) -> dict[str, Any]:
+        tree = super().action_model(config)
+        return tree | {"diffusion_model_cfg": {**tree["diffusion_model_cfg"], "output_dim": config.output_dim}}
+
+
+class LayerwiseMapping(FlowMatchingMapping):
+    """Base of the mappings of PI and PI_v3, whose head has one block per layer of the backbone."""
+
+    def action_model(self, config) -> dict[str, Any]:
+        return {"action_model_type": "LayerwiseFM", **super().action_model(config)}
 
 
 #: `action_model_type` of GR00T's head -> width, width of an attention head
@@ -148,4 +160,4 @@ class DiTMapping(FlowMatchingMapping):
         }
 
 
-__all__ = ["DIT_SIZES", "DiTMapping", "FlowMatchingMapping", "LayerwiseMapping"]
+__all__ = ["DIT_SIZES", "DenoisingMapping", "DiTMapping", "FlowMatchingMapping", "LayerwiseMapping"]
