@@ -3,9 +3,12 @@
 import copy
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before huggingface_hub is imported: no test needs the Hub
+# Before huggingface_hub is imported: no test needs the Hub, or may find what a user has cached of it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf_vla-")
 
 import numpy as np
 import pytest
@@ -13,8 +16,23 @@ import yaml
 
 from hf_vla.data import LeRobotWriter
 
+TEMPORARY = os.environ["HF_HOME"]
 RECIPE = Path(__file__).resolve().parents[1] / "src" / "hf_vla" / "recipes" / "quickstart.yaml"
 DATASETS = Path(__file__).resolve().parent / "reference" / "datasets"
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(TEMPORARY, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_files(tmp_path_factory):
+    """Put temporary files of tests and their processes in a folder that is removed: killed processes leave theirs."""
+    tmp_path_factory.getbasetemp()  # pytest's own stays where it is, to be looked at
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", TEMPORARY)
+        patch.setattr(tempfile, "tempdir", TEMPORARY)
+        yield
 
 
 @pytest.fixture(scope="session")
