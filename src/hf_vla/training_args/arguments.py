@@ -1,4 +1,4 @@
-"""`VLATrainingArguments`: transformers' `TrainingArguments` and what policies need beside them."""
+"""`VLATrainingArguments`: transformers' `TrainingArguments`, and what policies need in addition."""
 
 import importlib.util
 import math
@@ -22,16 +22,16 @@ REPORT_PACKAGES = {
 @dataclass
 class VLATrainingArguments(TrainingArguments):
     r"""
-    Arguments of [`VLATrainer`]; everything of [`transformers.TrainingArguments`] is there too.
+    Arguments of [`VLATrainer`], in addition to those of [`transformers.TrainingArguments`].
 
     Parameters that control what is trained, and how fast:
         module_learning_rates (`dict[str, float]`, *optional*):
             Regular expression -> learning rate. A parameter takes the rate of the first pattern that `re.search` finds in
-            its name, else `learning_rate`. A pattern that matches no parameter, or none but frozen ones and those of earlier
+            its name, else `learning_rate`. A pattern that matches no parameter, or only frozen ones and those of earlier
             patterns, is an error. Every group follows the schedule by its own rate.
         freeze_modules (`list[str]`, *optional*):
-            Regular expressions; parameters in whose names one is found are not trained. Modules that are frozen as a whole
-            stay in evaluation mode, without dropout.
+            Regular expressions; parameters whose names match one are not trained. Modules that are frozen as a whole stay in
+            evaluation mode, without dropout.
 
     Parameters that control where training starts:
         pretrained_checkpoint (`str`, *optional*):
@@ -43,16 +43,16 @@ class VLATrainingArguments(TrainingArguments):
         vlm_loss_scale (`float`, *optional*, defaults to 0.1):
             Weight of the language-model loss in co-training; the action loss has weight 1.
         repeated_diffusion_steps (`int`, *optional*):
-            Noise draws of each sample in one training step, in place of those of the policy's configuration.
+            Noise draws of each sample in one training step, instead of the number in the policy's configuration.
 
     Parameters that control the averaged weights:
         ema_decay (`float`, *optional*):
-            Keep an exponential moving average of the trained weights, with this decay. Evaluation and the final policy have
-            the averaged weights. By default there is none.
+            Decay of an exponential moving average of the trained weights, which evaluation and the final policy use. By
+            default there is none.
         ema_update_every (`int`, *optional*, defaults to 1):
             Optimizer steps between updates of the average.
 
-    Parameters that control co-training, which `VLATrainer(vlm_dataset=…)` begins:
+    Parameters that control co-training, for `VLATrainer(vlm_dataset=…)`:
         vlm_per_device_train_batch_size (`int`, *optional*):
             Conversations in a batch, beside `per_device_train_batch_size` robot samples. By default as many.
 
@@ -117,7 +117,7 @@ class VLATrainingArguments(TrainingArguments):
         check_report_to(self.report_to)
         best = self.metric_for_best_model or ""
         if self.greater_is_better is None and best.removeprefix("eval_").startswith("action_error"):
-            self.greater_is_better = False  # Trainer takes all but losses for better the greater they are
+            self.greater_is_better = False  # the Trainer assumes that all metrics but losses are to be maximised
         if isinstance(self.fsdp, str) and self.fsdp.lower() in ("true", "false"):
             self.fsdp = self.fsdp.lower() == "true"  # as recipes say it; transformers 5.23 knows the bare flag only
         super().__post_init__()
@@ -125,7 +125,7 @@ class VLATrainingArguments(TrainingArguments):
         if self.global_batch_size not in (None, batch):
             raise ValueError(
                 f"global_batch_size is {self.global_batch_size}, but {self.world_size} processes with {self.n_gpu} GPUs each "
-                f"make {batch}; start one process a GPU by torchrun"
+                f"make {batch}; start one process per GPU with torchrun"
             )
         for name in ("freeze_modules", "reload_modules"):
             if isinstance(getattr(self, name), str):
@@ -161,7 +161,7 @@ class VLATrainingArguments(TrainingArguments):
 
 
 def check_report_to(report_to: str | Sequence[str] | None) -> None:
-    """Raise an ImportError where a package that `report_to` needs is not installed: now, not when training begins."""
+    """Raise an ImportError if a package that `report_to` needs is not installed: now, not when training begins."""
     for name in [report_to] if isinstance(report_to, str) else report_to or ():
         packages = REPORT_PACKAGES.get(name, ())
         if packages and not any(importlib.util.find_spec(package) for package in packages):
@@ -172,17 +172,17 @@ def check_report_to(report_to: str | Sequence[str] | None) -> None:
 
 
 def accumulation_steps(global_batch: int, per_device: int, given: int = 1) -> int:
-    """Gradient accumulation steps that make the global batch, with the number of processes that the launcher has set.
+    """Return the gradient accumulation steps that make the global batch, with the launcher's number of processes.
 
     Raises:
-        ValueError: the global batch does not divide, or `given` steps, other than 1, would make another.
+        ValueError: the global batch is not divisible, or `given` steps, other than 1, make another one.
     """
     processes = int(os.environ.get("WORLD_SIZE", 1))
     together = per_device * processes
     if global_batch < 1 or global_batch % together:
         near = sorted({max(1, global_batch // together) * together, (max(0, global_batch) // together + 1) * together})
         raise ValueError(
-            f"global_batch_size {global_batch} is no multiple of per_device_train_batch_size {per_device} x {processes} "
+            f"global_batch_size {global_batch} is not a multiple of per_device_train_batch_size {per_device} x {processes} "
             f"processes = {together}; the nearest that are: {' and '.join(map(str, near))}"
         )
     steps = global_batch // together

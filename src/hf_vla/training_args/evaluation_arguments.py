@@ -7,7 +7,7 @@ from .recipe import _as_dict
 
 @dataclass
 class EvaluationArguments:
-    """On what a policy is evaluated while it is trained; see docs/training.md.
+    """What a policy is evaluated on while it is trained; see docs/training.md.
 
     Args:
         eval_episodes: episodes of each training dataset that are held out, a number of them or a fraction below 1: not
@@ -73,7 +73,7 @@ class EvaluationArguments:
         return self.eval_episodes is not None or bool(self.eval_dataset)
 
     def check_strategy(self, eval_strategy: str) -> None:
-        """Raise a ValueError unless there is something to evaluate on exactly where something is to be evaluated."""
+        """Raise a ValueError if `eval_strategy` evaluates and there is nothing to evaluate on, or the reverse."""
         something = self.open_loop or bool(self.eval_env)
         if something and eval_strategy == "no":
             named = [n for n in ("eval_episodes", "eval_dataset", "eval_env") if getattr(self, n)]

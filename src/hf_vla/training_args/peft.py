@@ -1,4 +1,4 @@
-"""`PeftArguments`: training an adapter (LoRA) of a policy in place of the policy, on a backbone in 4 or 8 bits if wanted."""
+"""`PeftArguments`: training an adapter (LoRA) instead of the policy, optionally on a backbone in 4 or 8 bits."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from ..checkpoints.quantization import check_bitsandbytes
 class PeftArguments:
     """
     Args:
-        use_peft: train an adapter of the policy, or of the backbone of a new policy, whose own weights stay as they are.
+        use_peft: train an adapter of the policy, or of the backbone of a new policy; the adapted weights stay as they are.
         lora_r, lora_alpha, lora_dropout: rank, scale (the update is multiplied by alpha / r) and dropout of LoRA.
         lora_target_modules: what gets LoRA: ends of module names ("q_proj"), or "all-linear" for all linear layers of the
             backbone. By default those of the backbone's language model, not of its vision tower.
@@ -54,7 +54,7 @@ class PeftArguments:
             raise ValueError("load_in_4bit and load_in_8bit are both set; keep one")
 
     def loading_options(self, policy, args) -> dict:
-        """What loading the policy needs to be told.
+        """Return keyword arguments for loading the policy.
 
         Args:
             policy: `PolicyArguments`.
