@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from ..hub import HUB_KWARGS
+from ..hub import HUB_KWARGS, hub_options
 from .adapters import ADAPTER_CONFIG, AdapterCheckpoint
 from .checkpoint import Checkpoint, Files
 from .starvla import CONFIG_FILES, NATIVE_KWARGS, StarVLACheckpoint
@@ -16,9 +16,8 @@ def find_checkpoint(name_or_path, **options) -> Checkpoint | None:
     """Return the checkpoint in a folder or Hub repository, or None if there is none; see `open_checkpoint`."""
     if isinstance(name_or_path, Checkpoint):
         return name_or_path
-    hub = {name: value for name, value in options.items() if name in HUB_KWARGS}
     native = {name: value for name, value in options.items() if name not in HUB_KWARGS}
-    files = Files(name_or_path, **hub)
+    files = Files(name_or_path, **hub_options(options))
     if not files.may_exist:
         return None
     configured = files.find("config.json")  # first: once it is known which commit it is of, the Hub is asked less

@@ -1,9 +1,10 @@
 """`hf-vla COMMAND`: find the command, and run it. Nothing heavy is imported before the command is known."""
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
+
+from ..utils.suggestions import did_you_mean
 
 #: By name, what a command does; its module has the same name, "-" as "_".
 COMMANDS = {
@@ -47,9 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(help_text())
         return 0
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"possible: {', '.join(COMMANDS)}"
-        sys.stderr.write(f"error: unknown command {name!r}; {hint} (see hf-vla --help)\n")
+        hint = did_you_mean(name, COMMANDS, f"possible: {', '.join(COMMANDS)}")
+        sys.stderr.write(f"error: unknown command {name!r}{hint} (see hf-vla --help)\n")
         return 2
     module = importlib.import_module(f"{__package__}.{name.replace('-', '_')}")
     return module.main(rest) or 0

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..hub import HUB_KWARGS
+from ..hub import HUB_KWARGS, hub_options
 from ..registry import class_of
 from ..utils.suggestions import did_you_mean
 from .backbone_families import family_of, family_of_image_processor
@@ -68,7 +68,7 @@ def build_from_vlm(model_type: str, base_vlm, image_processor_config: dict | Non
                 f"{name!r} is not a field of {config_class.__name__} or a setting of {processor_class.__name__}"
                 + did_you_mean(name, sorted({*of_config, *of_processor}))
             )
-    hub = {name: value for name, value in kwargs.items() if name in HUB_KWARGS}
+    hub = hub_options(kwargs)
     vlm_config = AutoConfig.from_pretrained(base_vlm, **hub)
     parts = load_processor_parts(base_vlm, image_processor_config, **hub)
     family_of_image_processor(parts["image_processor"])
