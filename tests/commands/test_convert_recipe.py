@@ -256,7 +256,7 @@ def test_patterns_match_a_model_of_that_framework(reference, name):
         ("framework: {name: QwenPI, qwenvl: {base_vlm: Qwen/x}}", "data_mix is missing"),
         ("framework: {name: '${a.b}'}", "refers to a.b, which it does not have"),
         ("a: ${a}\nframework: {name: '${a}'}", "round in a circle"),
-        ("a: [", "is no valid YAML"),
+        ("a: [", "is not valid YAML"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, text, message, capsys):

@@ -55,7 +55,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(folders, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "note.txt").write_text("keep me")
     cases = {
-        (str(folders / "base"), str(tmp_path / "out")): "is no adapter",
+        (str(folders / "base"), str(tmp_path / "out")): "is not an adapter",
         (str(folders / "adapter"), str(tmp_path / "full")): "is not empty",
         (str(tmp_path / "nowhere"), str(tmp_path / "out")): "no such folder",
         (str(folders / "adapter"), str(tmp_path / "out"), "--base-model", "/gone/base"): "there is no such folder",

@@ -25,6 +25,7 @@ def upload(page, *files) -> None:
     clear = page.locator("#images button[aria-label=Clear]")
     if clear.count():
         clear.click()
+        page.wait_for_function("!document.querySelector('#images img')")
     page.locator("#images input[type=file]").first.set_input_files([str(file) for file in files])
     page.wait_for_function("count => document.querySelectorAll('#images img').length >= count", arg=len(files))
 
@@ -190,7 +191,7 @@ def test_bad_observations_get_a_message_and_the_app_goes_on(app, open_page, scre
         ("instruction", "", "There is no instruction. Say what the robot should do"),
         ("instruction", "open " * 2000, "has 9,999 characters; at most 1,000 are read. Shorten it"),
         ("state", "1, 2, 3", "The state has 3 numbers; this policy's has 4"),
-        ("state", "1, 2, left, 4", "The state holds “left”, which is no number"),
+        ("state", "1, 2, left, 4", "The state holds “left”, which is not a number"),
         ("state", "1, 2, 3, nan", "infinite number or NaN"),
         ("seed", "", "The seed is empty"),
     ):
@@ -208,7 +209,7 @@ def test_bad_observations_get_a_message_and_the_app_goes_on(app, open_page, scre
     page.locator("#images input[type=file]").first.set_input_files(str(tmp_path / "notes.txt"))
     assert "Invalid file type: notes.txt" in message(page)
     for name, expected in {
-        "fake.png": "is no image that can be read. Give a PNG, JPEG",
+        "fake.png": "is not an image that can be read. Give a PNG, JPEG",
         "huge.png": "has 8000×8000 pixels; at most 4096×4096 are read. Scale it down",
     }.items():
         upload(page, tmp_path / name)

@@ -41,7 +41,7 @@ def make_parser() -> ArgumentParser:
 
 
 def convert(arguments) -> tuple[str, int]:
-    """Convert; returns the framework and the number of parameters."""
+    """Convert, and return the framework and the number of parameters."""
     from transformers import AutoModel, AutoProcessor
 
     from ..checkpoints import open_checkpoint

@@ -1,11 +1,11 @@
-"""Make a LeRobot dataset of folders of recorded episodes.
+"""Make a LeRobot dataset from folders of recorded episodes.
 
     hf-vla convert-episodes --input recordings --output datasets/my-robot --fps 10 --robot-type my_arm
     hf-vla convert-episodes --input recordings --output datasets/my-robot --fps 10 \\
         --instruction "open the drawer" --image-size 224 224
 
-The folder of an episode holds one folder of images a camera, data.csv (columns state_NAME and action_NAME) or data.npz
-(arrays state and action), one row a frame, and instruction.txt. docs/your_dataset.md leads from there to training.
+The folder of an episode holds one folder of images per camera, data.csv (columns state_NAME and action_NAME) or data.npz
+(arrays state and action), one row per frame, and instruction.txt. docs/your_dataset.md leads from there to training.
 """
 
 import argparse

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         content = yaml.safe_load(source.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{source} is no valid YAML: {error}") from None
+        raise ValueError(f"{source} is not valid YAML: {error}") from None
     converted = convert_recipe(content, str(source), arguments.vlm_dataset)
     text = converted.as_yaml(source.name)
     if output is not None:

@@ -53,9 +53,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--execute-steps", type=int, help="actions of a chunk to execute; default: 5, or the chunk's")
     parser.add_argument("--unnorm-key", help="which of the model's statistics to use, if it has several")
     add_policy_arguments(parser)
-    parser.add_argument(
-        "--device", help="device of the policy, such as cpu or cuda; default: a GPU where there is one"
-    )
+    parser.add_argument("--device", help="device of the policy, such as cpu or cuda; default: a GPU if there is one")
     parser.add_argument(
         "--blind", action="store_true", help="also evaluate with images replaced by gray, as a control"
     )

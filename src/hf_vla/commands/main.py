@@ -17,7 +17,7 @@ COMMANDS = {
     "inspect": "look at a dataset before training on it",
     "stats": "compute a dataset's statistics",
     "convert": "convert a policy between StarVLA's format and this package's",
-    "convert-episodes": "make a dataset of folders of recorded episodes",
+    "convert-episodes": "make a dataset from folders of recorded episodes",
     "convert-recipe": "convert a training configuration of StarVLA to a recipe",
     "info": "tell what is here: versions, devices, extras, names",
     "merge": "merge an adapter (LoRA) into its base",

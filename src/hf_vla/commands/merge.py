@@ -4,7 +4,7 @@
     hf-vla merge my_user/my_adapter outputs/merged --base-model outputs/quickstart/policy --dtype bfloat16
 
 ADAPTER is a folder or Hub repository that hf-vla train --use_peft wrote. OUTPUT must not exist, or be empty; it is written
-whole or not at all. The base is loaded in full precision, also where the adapter was trained on one in 4 or 8 bits: predictions
+whole or not at all. The base is loaded in full precision, even if the adapter was trained on one in 4 or 8 bits: predictions
 then differ a little from those in training, by what quantisation rounded away.
 """
 
@@ -29,7 +29,7 @@ def make_parser() -> ArgumentParser:
 
 
 def merge_adapter(arguments) -> tuple[str, int]:
-    """Merge; returns the framework and the number of parameters."""
+    """Merge, and return the framework and the number of parameters."""
     import torch
     from transformers import AutoModel, AutoProcessor
 
@@ -41,7 +41,9 @@ def merge_adapter(arguments) -> tuple[str, int]:
     refuse_full_folder(Path(arguments.output))
     adapter = open_checkpoint(arguments.adapter)
     if not adapter.is_adapter:
-        raise ValueError(f"{arguments.adapter} is no adapter (no adapter_config.json): there is nothing to merge")
+        raise ValueError(
+            f"{arguments.adapter} is not an adapter (it has no adapter_config.json): there is nothing to merge"
+        )
     processor = AutoProcessor.from_pretrained(adapter)
     model = merge(AutoModel.from_pretrained(adapter, dtype=torch.float32, base_model=arguments.base_model))
     dtype = adapter.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype)

@@ -3,8 +3,8 @@
     hf-vla serve --model outputs/quickstart/policy --port 10093
 
 Clients: hf_vla.serving.PolicyClient, StarVLA's WebsocketClientPolicy, and openpi's, all on the same port. GET /healthz answers 200.
-Cameras of openpi's observations, in the policy's order, where they are not observation/image and observation/wrist_image, and what
-makes up the state where it is not observation/state:
+Cameras of openpi's observations, in the policy's order, if they are not observation/image and observation/wrist_image, and what
+makes up the state if it is not observation/state:
 
     hf-vla serve --model my_user/droid --port 8000 \\
         --openpi-state observation/joint_position observation/gripper_position \\
@@ -28,7 +28,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--model", required=True, help="folder or Hub repository of the policy")
     parser.add_argument("--port", type=int, default=10093, help="0 takes a free one; openpi's clients expect 8000")
     parser.add_argument("--host", default="0.0.0.0", help="address to listen on")
-    parser.add_argument("--unnorm-key", help="which of the model's statistics holds where a request names none")
+    parser.add_argument("--unnorm-key", help="which of the model's statistics to use if a request names none")
     add_policy_arguments(parser)
     parser.add_argument("--device", help="device of the policy, such as cpu or cuda; default: a GPU if there is one")
     parser.add_argument(

@@ -18,7 +18,7 @@ _FONT_MONO = ("ui-monospace", "monospace")  # the machine's own: none is downloa
 
 
 def build(wanted: str | None = None, **options) -> gr.Blocks:
-    """The page, with its policy loaded: `wanted`, or what `Policies.first` chooses, with `options` of `from_pretrained`."""
+    """Build the page, with its policy loaded: `wanted`, or what `Policies.first` chooses, with `options` of `from_pretrained`."""
     policies, worker = Policies(**options), Worker()
     first, trouble = policies.first(wanted)
     with gr.Blocks(title="hf_vla", analytics_enabled=False, delete_cache=(3600, 3600)) as page:

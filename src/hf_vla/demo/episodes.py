@@ -11,7 +11,7 @@ from ..evaluation.rollout import RolloutPolicy, stream_episode
 
 SIMULATOR = "metaworld"
 _FRAME_SIZE = 320
-#: Every second of a simulator's 80 steps in a second.
+#: Show every second step; MetaWorld makes 80 per second.
 _STRIDE = 2
 
 
@@ -23,7 +23,7 @@ class Frame:
         image: the simulator's view.
         instruction: what the policy was told.
         action: float32 (D,), the last action executed in robot units, or None before the first.
-        action_names: one a dimension.
+        action_names: one per dimension.
         low, high: float32 (D,), the action's limits.
         step, max_steps: steps executed, and the limit.
         success: whether the task was solved at any step so far.

@@ -21,7 +21,7 @@ class Trace:
 
     Attributes:
         images: V camera images.
-        attention: an array an image, (blocks, denoising steps, rows, columns).
+        attention: one array per image, (blocks, denoising steps, rows, columns).
         chunks: (denoising steps + 1, 1, H, D), robot units; the first is the noise.
         names: of the D action dimensions.
     """
@@ -33,7 +33,7 @@ class Trace:
 
 
 def attention_view(trace: Trace, camera: int, block: int, step: int) -> str:
-    """One camera's heat map of one block and denoising step, all counted from 1; block 0 is the mean of all."""
+    """Draw one camera's heat map of one block and denoising step, all counted from 1; block 0 is the mean of all."""
     maps = trace.attention[camera - 1]
     chosen = maps[:, step - 1].mean(0) if block == 0 else maps[block - 1, step - 1]
     where = "the mean of all layers" if block == 0 else f"layer {block} of {len(maps)}"
@@ -45,7 +45,7 @@ def attention_view(trace: Trace, camera: int, block: int, step: int) -> str:
 
 
 def attention_table(trace: Trace, camera: int) -> str:
-    """One camera's heat maps of all blocks (rows) and denoising steps (columns), on one scale."""
+    """Draw one camera's heat maps of all blocks (rows) and denoising steps (columns), on one scale."""
     maps = trace.attention[camera - 1]
     limits = float(maps.min()), float(maps.max())
     head = "".join(f"<th>step {step}</th>" for step in range(1, maps.shape[1] + 1))
@@ -62,7 +62,7 @@ def attention_table(trace: Trace, camera: int) -> str:
 
 
 def formation_view(trace: Trace, step: int) -> str:
-    """The chunk at every denoising step, step `step` (0 is the noise) picked out."""
+    """Plot the chunk at every denoising step, with step `step` (0 is the noise) highlighted."""
     return f"<h3>How the chunk forms from noise</h3>{formation_plots(trace.chunks, trace.names, step)}"
 
 

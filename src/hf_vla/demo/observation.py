@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 MAX_IMAGES = 8
 MAX_INSTRUCTION = 1000
-#: Larger files are refused before they are decoded: four bytes a pixel are 64 MiB.
+#: Larger files are refused before they are decoded: four bytes per pixel are 64 MiB.
 MAX_PIXELS = 4096 * 4096
 #: A backbone without an image size of its own turns every patch into a token; what is larger is scaled down.
 MAX_SIDE = 448
@@ -21,13 +21,13 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 def make_observation(
     images: Sequence | None, instruction: str | None, state: str | None, state_dim: int | None
 ) -> tuple[dict, list[str]]:
-    """The observation, and notes on what was changed.
+    """Return the observation, and notes on what was changed.
 
     Args:
         images: files, or (file, caption) pairs as a gallery gives them.
         instruction: text.
         state: numbers in robot units, separated by commas or blanks; empty for none.
-        state_dim: how many numbers the policy's statistics have, or None where they have no state.
+        state_dim: how many numbers the policy's statistics have, or None if they have no state.
 
     Raises:
         ValueError: something is missing, too large or not what it should be; the message says what to do.
@@ -41,7 +41,7 @@ def make_observation(
 
 
 def read_images(images: Sequence | None) -> tuple[list[Image.Image], list[str]]:
-    """RGB images, upright, at most `MAX_SIDE` pixels wide and high, and notes on those that were scaled down."""
+    """Return RGB images, upright, at most `MAX_SIDE` pixels wide and high, and notes on those that were scaled down."""
     if not images:
         raise ValueError("There is no image. Add one by upload or webcam, or click an example.")
     if len(images) > MAX_IMAGES:
@@ -70,7 +70,7 @@ def _read_image(path: Path, name: str) -> Image.Image:
         raise ValueError(_too_large(name, "far too many")) from None
     except (OSError, SyntaxError) as error:  # Pillow reports broken PNG files by a SyntaxError
         raise ValueError(
-            f"{name} ({path.name}) is no image that can be read. Give a PNG, JPEG, WebP, BMP, GIF or TIFF file."
+            f"{name} ({path.name}) is not an image that can be read. Give a PNG, JPEG, WebP, BMP, GIF or TIFF file."
         ) from error
 
 
@@ -80,7 +80,7 @@ def _too_large(name: str, size: str) -> str:
 
 
 def read_instruction(text: str | None) -> str:
-    """The instruction without blanks around it."""
+    """Return the instruction without blanks around it."""
     text = (text or "").strip()
     if not text:
         raise ValueError('There is no instruction. Say what the robot should do, for example "open the drawer".')
@@ -92,7 +92,7 @@ def read_instruction(text: str | None) -> str:
 
 
 def read_state(text: str | None, dim: int | None) -> np.ndarray | None:
-    """float32 (1, dim), or None for an empty text."""
+    """Return float32 (1, dim), or None for an empty text."""
     words = re.sub(r"[\[\](),;]", " ", text or "").split()
     if not words:
         return None
@@ -100,7 +100,7 @@ def read_state(text: str | None, dim: int | None) -> np.ndarray | None:
         values = np.array([float(word) for word in words], dtype=np.float32)
     except ValueError:
         wrong = next(word for word in words if not _is_number(word))
-        raise ValueError(f"The state holds “{wrong[:40]}”, which is no number. Give numbers with commas.") from None
+        raise ValueError(f"The state holds “{wrong[:40]}”, which is not a number. Give numbers with commas.") from None
     if not np.isfinite(values).all():
         raise ValueError("The state holds an infinite number or NaN. Give finite numbers with commas.")
     if dim is None:
@@ -122,7 +122,7 @@ def _is_number(word: str) -> bool:
 
 
 def read_count(value: float | None, name: str, low: int, high: int) -> int:
-    """A whole number from `low` to `high`."""
+    """Return a whole number from `low` to `high`."""
     if value is None or value != int(value) or not low <= value <= high:
         raise ValueError(
             f"{name} is {'empty' if value is None else value}. Give a whole number from {low} to {high:,}."

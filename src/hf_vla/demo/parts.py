@@ -6,7 +6,7 @@ from .worker import Worker
 
 
 def html_part(name: str, value: str = "") -> gr.HTML:
-    """An HTML element in the look of style.css, which is also what `name` is for."""
+    """Return an HTML element in the look of style.css, which is also what `name` is for."""
     return gr.HTML(value, elem_id=name, elem_classes="part", apply_default_css=False, padding=False, js_on_load=None)
 
 

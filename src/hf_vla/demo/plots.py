@@ -1,4 +1,4 @@
-"""Figures as HTML: one picture a dimension, so that they flow from one column on a phone to several on a desktop."""
+"""Figures as HTML: one picture per dimension, so that they flow from one column on a phone to several on a desktop."""
 
 import base64
 import html
@@ -27,7 +27,7 @@ _LOCK = threading.Lock()
 
 
 def chunk_plots(actions: np.ndarray, names: Sequence[str]) -> str:
-    """Samples of an action chunk, (N, H, D) in robot units: a plot a dimension with every sample, their mean and their range."""
+    """Plot samples of an action chunk, (N, H, D) in robot units: one plot per dimension, with all samples, mean and range."""
     steps = np.arange(1, actions.shape[1] + 1)
 
     def draw(axes, dimension: int) -> None:
@@ -44,7 +44,7 @@ def chunk_plots(actions: np.ndarray, names: Sequence[str]) -> str:
 
 
 def formation_plots(chunks: np.ndarray, names: Sequence[str], step: int) -> str:
-    """How the first sample forms from noise: chunks (S + 1, N, H, D) in robot units, gray → blue, denoising step `step` orange."""
+    """Plot how the first sample forms from noise: chunks (S + 1, N, H, D) in robot units, gray to blue, step `step` orange."""
     steps = np.arange(1, chunks.shape[2] + 1)
     shades = colormaps["Blues"](np.linspace(0.25, 1, len(chunks)))
 
@@ -70,9 +70,9 @@ def _per_dimension(draw, names: Sequence[str], steps: np.ndarray, legend: str) -
 
 
 def position_dimensions(names: Sequence[str]) -> tuple[list[int], bool] | None:
-    """Which dimensions are the end effector's x, y, z, and whether their names say that they are displacements.
+    """Return which dimensions are the end effector's x, y, z, and whether their names say that they are displacements.
 
-    "dx", "delta_x" and "x_delta" are displacements, "x" may be either; None where there are no three of one kind.
+    "dx", "delta_x" and "x_delta" are displacements, "x" may be either; None if there are not three of one kind.
     """
     plain = [name.lower().removeprefix("action.").replace(".", "_") for name in names]
     for displaced, patterns in ((True, ("d{}", "delta_{}", "{}_delta")), (False, ("{}", "eef_{}", "ee_{}"))):
@@ -84,7 +84,7 @@ def position_dimensions(names: Sequence[str]) -> tuple[list[int], bool] | None:
 
 
 def path_plots(actions: np.ndarray, names: Sequence[str], displacements: bool) -> str:
-    """The end effector's way in each sample, (N, H, D): in space, from above and from the side; displacements are summed up."""
+    """Plot the end effector's path in each sample, (N, H, D): in space, from above, from the side; displacements are summed up."""
     found = position_dimensions(names)
     if found is None:
         shown = ", ".join(names[:12])
@@ -122,7 +122,7 @@ def path_plots(actions: np.ndarray, names: Sequence[str], displacements: bool) -
 def heat_map(
     image: Image.Image, weights: np.ndarray, size: int = 384, limits: tuple[float, float] | None = None
 ) -> str:
-    """Attention weights (rows, columns) over the image they belong to, as an `<img>`.
+    """Draw attention weights (rows, columns) over the image that they belong to, as an `<img>`.
 
     `limits` are the weights shown darkest and brightest, by default the map's smallest and largest.
     """
@@ -140,7 +140,7 @@ def heat_map(
 
 
 def image_tag(image: Image.Image, alternative: str, quality: int = 85) -> str:
-    """The image inside the page: no file is left behind, and no further request is made."""
+    """Return the image as part of the page: no file is left behind, and no further request is made."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     data = base64.b64encode(buffer.getvalue()).decode()

@@ -47,7 +47,7 @@ class Policies:
         self._loaded: OrderedDict[str, Policy] = OrderedDict()
 
     def get(self, name: str | None) -> Policy:
-        """The policy of a folder or Hub repository, or `UNTRAINED`.
+        """Return the policy of a folder or Hub repository, or `UNTRAINED`.
 
         Raises:
             ValueError, OSError: there is none of that name, it can't be loaded, or it holds no statistics.
@@ -81,7 +81,7 @@ class Policies:
 
 
 def _loader(name: str, options: dict) -> Callable[[], Policy]:
-    """What loads this policy, once all is known of it that can be known before."""
+    """Return a function that loads this policy, after all checks that need no weights."""
     checkpoint = open_checkpoint(name)
     keys = sorted(AutoProcessor.from_pretrained(checkpoint, **options).statistics)
     if not keys:
@@ -121,18 +121,18 @@ def statistics_keys(policy: Policy) -> list[str]:
 
 
 def state_dim(policy: Policy, key: str) -> int | None:
-    """How many numbers a state of this robot has, or None where the statistics hold no state."""
+    """Return how many numbers a state of this robot has, or None if the statistics hold no state."""
     of_state = policy.processor.statistics[policy.processor.resolve_key(key)].get("state")
     return None if of_state is None else len(next(iter(of_state.values())))
 
 
 def denoising_steps(policy: Policy) -> int | None:
-    """The policy's own number of denoising steps, or None where its framework doesn't denoise."""
+    """Return the policy's own number of denoising steps, or None if its framework doesn't denoise."""
     return getattr(policy.model.config, "num_inference_steps", None)
 
 
 def card(policy: Policy, name: str, trouble: str = "") -> str:
-    """What is loaded, as HTML."""
+    """Describe what is loaded, as HTML."""
     model, config = policy.model, policy.model.config
     parameters = sum(parameter.numel() for parameter in model.parameters())
     facts = {
@@ -155,5 +155,5 @@ def card(policy: Policy, name: str, trouble: str = "") -> str:
 
 
 def title(name: str) -> str:
-    """A policy's name as it is shown: no path of the machine where it is one of ours."""
+    """Return a policy's name as it is shown; those that we make ourselves without a path."""
     return {UNTRAINED: "A policy with random weights", str(TRAINED): "The quickstart's policy"}.get(name, name)

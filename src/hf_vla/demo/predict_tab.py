@@ -38,7 +38,7 @@ class Inputs:
 
 @dataclass
 class Request:
-    """The values of the inputs, checked; one sample and no `steps` where the framework doesn't denoise."""
+    """The values of the inputs, checked; one sample and no `steps` if the framework doesn't denoise."""
 
     observation: dict
     notes: list[str]
@@ -49,7 +49,7 @@ class Request:
 
 
 def read(policy: Policy, images, instruction, state, key, seed, samples, steps) -> Request:
-    """The inputs' values as a request; a ValueError says what is wrong with them."""
+    """Return the inputs' values as a request; a ValueError says what is wrong with them."""
     key = policy.processor.resolve_key(key or None)
     observation, notes = make_observation(images, instruction, state, state_dim(policy, key))
     return Request(
@@ -63,7 +63,7 @@ def read(policy: Policy, images, instruction, state, key, seed, samples, steps) 
 
 
 def predict(policy: Policy, request: Request, trace: bool = False):
-    """`Policy.predict` as the request says."""
+    """Call `Policy.predict` as the request says."""
     return Policy(policy.model, policy.processor, request.key).predict(
         request.observation,
         num_samples=request.samples,
@@ -74,7 +74,7 @@ def predict(policy: Policy, request: Request, trace: bool = False):
 
 
 def as_json(name: str, policy: Policy, request: Request, prediction) -> str:
-    """All that is needed to get these actions again, and the actions, (samples, horizon, dimensions) in robot units."""
+    """Return all that is needed to get these actions again, and the actions, (samples, horizon, dimensions) in robot units."""
     state = request.observation.get("state")
     content = {
         "model": name,
@@ -155,7 +155,7 @@ def build(policies: Policies, worker: Worker, model: gr.State, first: str) -> In
 
 
 def for_policy(policy: Policy) -> list:
-    """Updates of statistics key, state and denoising steps for another policy."""
+    """Return updates of statistics key, state and denoising steps for another policy."""
     keys, steps = statistics_keys(policy), denoising_steps(policy)
     size = state_dim(policy, keys[0])
     return [
@@ -224,7 +224,7 @@ def _pictures(example: dict) -> list[str]:
 
 
 def _details(request: Request, prediction, content: str) -> str:
-    """Notes, time of each stage, the prompt and the download as HTML."""
+    """Return notes, time of each stage, the prompt and the download as HTML."""
     notes = "".join(f'<p class="note">{html.escape(note)}.</p>' for note in request.notes)
     data = base64.b64encode(content.encode()).decode()
     return (
@@ -237,7 +237,7 @@ def _details(request: Request, prediction, content: str) -> str:
 
 
 def timing_bars(seconds: dict[str, float]) -> str:
-    """Stages and their seconds as a table with bars; the model's parts in place of the model, where they were timed."""
+    """Return stages and their seconds as a table with bars; the model's parts, if timed, in place of the model."""
     if "backbone" in seconds:
         seconds = {stage: value for stage, value in seconds.items() if stage != "model"}
     longest = max(seconds.values(), default=0) or 1

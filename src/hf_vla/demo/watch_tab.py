@@ -33,7 +33,7 @@ class PastEpisode:
 
 
 def panel(frame: Frame, task: str, seed: int, outcome: str = "") -> str:
-    """One frame with step, instruction, action and, at the end, the outcome over it."""
+    """Return one frame with step, instruction, action and, at the end, the outcome over it."""
     result = ""
     if outcome:
         result = f'<p class="outcome {"solved" if frame.success else "failed"}">{html.escape(outcome)}</p>'
@@ -48,7 +48,7 @@ def panel(frame: Frame, task: str, seed: int, outcome: str = "") -> str:
 
 
 def action_bars(frame: Frame) -> str:
-    """Each dimension's value between its limits, as a bar from the middle."""
+    """Draw each dimension's value between its limits, as a bar from the middle."""
     values = np.zeros_like(frame.low) if frame.action is None else frame.action
     rows = []
     for name, value, low, high in zip(frame.action_names, values, frame.low, frame.high, strict=True):
@@ -62,7 +62,7 @@ def action_bars(frame: Frame) -> str:
 
 
 def strip(past: list[PastEpisode]) -> str:
-    """The last episodes, newest first, each as a row of stills."""
+    """Return the last episodes, newest first, each as a row of stills."""
     if not past:
         return '<p class="empty">Past episodes are kept here.</p>'
     cards = [
@@ -144,7 +144,7 @@ def build(policies: Policies, worker: Worker, model: gr.State, key: gr.Dropdown,
 
 
 def watchable_tasks(simulator: str = SIMULATOR) -> list[str]:
-    """The simulator's tasks, the examples' first; only those where the simulator isn't there, whose message comes on use."""
+    """Return the simulator's tasks, the examples' first; only the examples' if it is not installed, which is told on use."""
     first = [example["task"] for example in EXAMPLES]
     try:
         names = task_names(simulator)

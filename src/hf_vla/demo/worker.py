@@ -27,14 +27,14 @@ class Cancelled(Exception):
 
 
 class Worker:
-    """Runs one piece of work after the other. Each belongs to a session (one browser tab) and ends when that is cancelled."""
+    """Runs one piece of work after the other. Each belongs to a session (one browser tab), and ends when the session is cancelled."""
 
     def __init__(self):
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="policy")
         self._stops: dict[str, threading.Event] = {}
 
     def run(self, session: str, work: Callable, *args) -> Any:
-        """`work(*args)` in the worker's thread.
+        """Run `work(*args)` in the worker's thread.
 
         Raises:
             Cancelled: by `cancel(session)`, as soon as a module of the model is entered.
@@ -42,7 +42,7 @@ class Worker:
         return self._pool.submit(_cancellable, self._new_stop(session), work, *args).result()
 
     def stream(self, session: str, work: Callable[..., Iterator], *args) -> Iterator:
-        """The items of the generator `work(*args)`, which runs in the worker's thread and is closed there, whatever happens."""
+        """Yield the items of the generator `work(*args)`, which runs in the worker's thread and is closed there, whatever happens."""
         stop = self._new_stop(session)
         items = work(*args)
         end = object()
@@ -77,7 +77,7 @@ def _cancellable(stop: threading.Event, work: Callable, *args) -> Any:
 
 
 def errors_as_messages(handler: Callable) -> Callable:
-    """A gradio handler whose errors reach the user as one message instead of a stack trace; the app goes on."""
+    """Decorate a gradio handler, so that its errors reach the user as one message instead of a stack trace, and the app goes on."""
     if inspect.isgeneratorfunction(handler):
 
         @functools.wraps(handler)
@@ -101,7 +101,7 @@ def errors_as_messages(handler: Callable) -> Callable:
 
 
 def as_message(error: Exception) -> gr.Error:
-    """What the user can mend (`ValueError`, `OSError`, `ImportError`) in its own words; other errors go to the log."""
+    """Return a message: what the user can mend (`ValueError`, `OSError`, `ImportError`) in its own words; others are logged."""
     if isinstance(error, gr.Error):
         return error
     if isinstance(error, Cancelled):
