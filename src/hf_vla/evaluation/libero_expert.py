@@ -20,6 +20,9 @@ _HAND = 0.05  # what stands out above the grip site, the hand above it touches
 _APPROACH = 0.07  # above the grasp, where the fingers are aligned before they go down
 _CLEARANCE = 0.03  # between what is carried and what it is carried over
 _DROP = 0.01  # an object is let go so high above where it is to stand
+# Fingers and hand: half width along the closing direction, half depth across it, lowest and highest point above the
+# grip site.
+_HAND_BOXES = ((0.05, 0.012, 0.0, _HAND), (0.105, 0.04, _HAND, 0.15))
 # Control steps:
 _CLOSING, _OPENING = 10, 5
 
@@ -56,6 +59,7 @@ class PickAndPlaceExpert:
                 )
             self._goals.append((name, target[0]))
         self._own_points: dict[str, np.ndarray] = {}
+        self._others: tuple[str, np.ndarray] | None = None
         self._goal, self._phase, self._since = 0, "above", 0
 
     def action(self, step: int) -> np.ndarray:
@@ -109,7 +113,7 @@ class PickAndPlaceExpert:
         if self._lost():
             self._phase = "above"
         target = self._over_goal()
-        if np.linalg.norm(target[:2] - self._hand[:2]) < 0.01:
+        if np.linalg.norm(target[:2] - self._hand[:2]) < 0.015:
             self._phase = "lower"
         return self._held_at._replace(position=np.array([*target[:2], self._carrying_height()]), gripper=_CLOSE)
 
@@ -161,41 +165,59 @@ class PickAndPlaceExpert:
         return self._own_points[name] @ rotation.T + position
 
     def _grasp(self) -> _Move:
-        """Where to grasp the object: across its middle if it fits between the fingers, else at its rim."""
+        """Where to grasp the object: the place that is free and needs the smallest turn of the hand."""
         points = self._points(self._object)
+        candidates = self._middle_grasps(points) or self._rim_grasps(points)
+        candidates.sort(key=lambda grasp: round(abs(self._yaw_error(grasp.angle)), 1))
+        boxes = self._obstacles()
+        return min(candidates, key=lambda grasp: _overlap(grasp, boxes))
+
+    def _middle_grasps(self, points: np.ndarray) -> list[_Move]:
+        """Across the middle of the object, in the directions in which it fits between the fingers."""
         bottom, top = points[:, 2].min(), points[:, 2].max()
-        height = max(top - _GRASP_DEPTH, (top + bottom) / 2 if top - bottom < 2 * _GRASP_DEPTH else 0)
+        height = top - min(_GRASP_DEPTH, (top - bottom) / 2)
         height = max(height, bottom + _FINGERTIP)
         between = points[points[:, 2] > height - _FINGERTIP, :2]
-        now = self._closing_angle()
-        for turn in sorted(np.arange(-6, 6) * np.pi / 12, key=abs):
-            # Along the world's axes if they are near: most objects stand like that.
-            angle = np.round((now + turn) / (np.pi / 12)) * np.pi / 12
-            across, along = _direction(angle), _direction(angle + np.pi / 2)
-            spans = [(between @ axis).min() / 2 + (between @ axis).max() / 2 for axis in (across, along)]
-            if np.ptp(between @ across) < _FINGER_OPENING:
-                return _Move(np.array([*(spans[0] * across + spans[1] * along), height]), angle, _OPEN)
-        return self._rim_grasp(points, now)
+        grasps = []
+        for angle in np.arange(12) * np.pi / 12:
+            axes = _direction(angle), _direction(angle + np.pi / 2)
+            if np.ptp(between @ axes[0]) < _FINGER_OPENING:
+                middle = sum(axis * ((between @ axis).min() + (between @ axis).max()) / 2 for axis in axes)
+                grasps.append(_Move(np.array([*middle, height]), angle, _OPEN))
+        return grasps
 
-    def _rim_grasp(self, points: np.ndarray, now: float) -> _Move:
-        """The place of the rim that is farthest from other objects, among four."""
+    def _rim_grasps(self, points: np.ndarray) -> list[_Move]:
+        """At four places of the rim, one finger inside."""
         top = points[:, 2].max()
         rim = points[points[:, 2] > top - 0.01, :2]
         middle = (rim.min(0) + rim.max(0)) / 2
-        others = [
-            self._simulator.sim.data.body_xpos[self._body(n)]
-            for n in self._simulator.objects_dict
-            if n != self._object
-        ]
-        best, farthest = None, -1.0
-        for angle in (np.pi / 2, -np.pi / 2):
+        grasps = []
+        for angle in np.arange(4) * np.pi / 2 + np.pi / 2:
             axis = _direction(angle)
             place = middle + axis * (((rim - middle) @ axis).max() - 0.005)
-            distance = min((np.linalg.norm(place - other[:2]) for other in others), default=1.0)
-            if distance > farthest:
-                best, farthest = (place, angle), distance
-        place, angle = best
-        return _Move(np.array([*place, top - 0.012]), angle, _OPEN)
+            grasps.append(_Move(np.array([*place, top - 0.012]), angle, _OPEN))
+        return grasps
+
+    def _obstacles(self) -> np.ndarray:
+        """Lowest and highest corners, (N, 2, 3), of the boxes around all collision shapes but the robot's and the object's."""
+        model, data = self._simulator.sim.model._model, self._simulator.sim.data._data
+        if self._others is None or self._others[0] != self._object:
+            own = set(_geoms(model, self._body(self._object)))
+            robot = ("robot0_", "gripper0_", "mount0_")
+            others = [
+                geom
+                for geom in range(model.ngeom)
+                if model.geom_group[geom] == 0
+                and model.geom_type[geom] != mujoco.mjtGeom.mjGEOM_PLANE
+                and geom not in own
+                and not model.body(model.geom_bodyid[geom]).name.startswith(robot)
+            ]
+            self._others = self._object, np.array(others)
+        others = self._others[1]
+        rotation = data.geom_xmat[others].reshape(-1, 3, 3)
+        middle = data.geom_xpos[others] + np.einsum("nij,nj->ni", rotation, model.geom_aabb[others, :3])
+        half = np.einsum("nij,nj->ni", np.abs(rotation), model.geom_aabb[others, 3:])
+        return np.stack([middle - half, middle + half], axis=1)
 
     def _lost(self) -> bool:
         """Whether the object is no longer between the fingers."""
@@ -204,10 +226,14 @@ class PickAndPlaceExpert:
         return not bool(np.all((self._hand > low) & (self._hand < high)))
 
     def _carrying_height(self) -> float:
-        """The grip site's height at which the lowest point of the object clears all others."""
-        lowest = self._points(self._object)[:, 2].min()
-        highest = max(self._points(name)[:, 2].max() for name in self._simulator.objects_dict if name != self._object)
-        return highest + _CLEARANCE + self._hand[2] - lowest
+        """The grip site's height at which the object clears all other objects, and fixtures on its way."""
+        points, boxes = self._points(self._object), self._obstacles()
+        ends = np.stack([self._hand[:2], self._over_goal()[:2]])
+        low, high = ends.min(0) - 0.08, ends.max(0) + 0.08
+        on_the_way = np.all((boxes[:, 1, :2] > low) & (boxes[:, 0, :2] < high), axis=1)
+        others = [self._points(name)[:, 2].max() for name in self._simulator.objects_dict if name != self._object]
+        highest = max([*others, *boxes[on_the_way, 1, 2]])
+        return highest + _CLEARANCE + self._hand[2] - points[:, 2].min()
 
     def _over_goal(self) -> np.ndarray:
         """The grip site's position from which the object is let go."""
@@ -245,6 +271,19 @@ class PickAndPlaceExpert:
         """The rotation vector that points the hand straight down and turns the fingers to `angle`."""
         approach = self._simulator.sim.data.site_xmat[self._simulator.robots[0].eef_site_id].reshape(3, 3)[:, 2]
         return np.cross(approach, [0, 0, -1]) + [0, 0, self._yaw_error(angle)]
+
+
+def _overlap(grasp: _Move, boxes: np.ndarray) -> float:
+    """How much of the hand and the open fingers at a grasp lies in obstacles, in cubic metres."""
+    along = np.abs(_direction(grasp.angle)), np.abs(_direction(grasp.angle + np.pi / 2))
+    volume = 0.0
+    for half_width, half_depth, low, high in _HAND_BOXES:
+        half = half_width * along[0] + half_depth * along[1]
+        lowest = grasp.position + [*-half, low]
+        highest = grasp.position + [*half, high]
+        sides = np.minimum(highest, boxes[:, 1]) - np.maximum(lowest, boxes[:, 0])
+        volume += np.prod(np.clip(sides, 0, None), axis=1).sum()
+    return volume
 
 
 def _direction(angle: float) -> np.ndarray:
