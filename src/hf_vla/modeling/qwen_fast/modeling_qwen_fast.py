@@ -1,4 +1,4 @@
-"""QwenFAST: actions are tokens of the backbone's language (FAST). Train on the next token; generate, look up, inverse DCT."""
+"""QwenFAST: the backbone -> action tokens in its own language (FAST), learned as text -> inverse DCT -> action chunk."""
 
 from collections.abc import Mapping
 
