@@ -25,6 +25,7 @@ RECIPES = {
     "qwen_oft": "quickstart_oft",
     "qwen_fast": "quickstart_fast",
     "qwen_adapter": "quickstart_adapter",
+    "qwen_discrete_diffusion": "quickstart_discrete_diffusion",
 }
 
 

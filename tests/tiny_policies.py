@@ -22,6 +22,7 @@ OWN = {
     "qwen_oft": {},
     "qwen_fast": {"generation_constraint": "length"},
     "qwen_adapter": {"num_action_queries": 4, "num_action_layers": 3},
+    "qwen_discrete_diffusion": {**HEAD, "num_bins": 64, "decode_temperature": 1.0},
 }
 OF_ARM = {"min": [-1.0, 2.0], "max": [3.0, 4.0]}
 

@@ -18,6 +18,7 @@ FRAMEWORKS = {
     "qwen_oft": "QwenOFT",
     "qwen_fast": "QwenFAST",
     "qwen_adapter": "QwenAdapter",
+    "qwen_discrete_diffusion": "QwenDiscreteDiffusion",
 }
 #: StarVLA's `framework.name` -> model_type; mappings are modeling/T/starvla_T.MAPPING. The first of several is written.
 STARVLA_NAMES = {
@@ -29,6 +30,7 @@ STARVLA_NAMES = {
     "QwenOFT": "qwen_oft",
     "QwenFast": "qwen_fast",
     "QwenAdapter": "qwen_adapter",
+    "QwenDiscreteDiffusion": "qwen_discrete_diffusion",
 }
 #: (model_type, kind) -> class, or mapping to StarVLA's format, of the frameworks that users registered
 _REGISTERED: dict[tuple[str, str], Any] = {}

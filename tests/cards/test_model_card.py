@@ -50,9 +50,12 @@ def test_what_a_card_tells(framework, tmp_path):
     assert card.data.license == "unknown"
     assert card.text.startswith("\n<!-- hf_vla:") and "# my-policy\n" in card.text
     assert sections(card) == ["Architecture", "Use", "Data", "Licence"]
+    # Discrete diffusion's head holds tables too, as StarVLA's checkpoints do.
+    tables = sum(x.numel() for x in model.action_head.buffers()) if framework == "qwen_discrete_diffusion" else 0
     for name, child in model.named_children():
-        assert f"| `{name}` | {sum(p.numel() for p in child.parameters()):,} |" in card.text
-    assert f"| all | {model.num_parameters():,} |" in card.text
+        number = sum(p.numel() for p in child.parameters()) + (tables if name == "action_head" else 0)
+        assert f"| `{name}` | {number:,} |" in card.text
+    assert f"| all | {model.num_parameters() + tables:,} |" in card.text
     assert "| `arm` | 2 | 2 | min_max |" in card.text
     assert re.search(r"## Architecture\n\nQwen\w+:? .*->", card.text)
     assert "tests/reference" not in card.text  # where this machine keeps the backbone

@@ -12,7 +12,9 @@ from hf_vla.inference.prediction import Recorder
 from hf_vla.processing import backbone_families
 from hf_vla.processing.image_layouts import LaidOutImages
 
-FLOW_MATCHING = [name for name in OWN if name not in ("qwen_oft", "qwen_fast", "qwen_adapter")]
+FLOW_MATCHING = [
+    name for name in OWN if name not in ("qwen_oft", "qwen_fast", "qwen_adapter", "qwen_discrete_diffusion")
+]
 flow_matching = pytest.mark.parametrize("framework", FLOW_MATCHING)
 
 

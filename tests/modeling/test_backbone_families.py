@@ -40,6 +40,7 @@ OWN = {
     "qwen_oft": {},
     "qwen_fast": {"fast": FastActionTokenizer.fit(CHUNKS, vocab_size=512), "generation_constraint": "length"},
     "qwen_adapter": {"num_action_queries": 4, "num_action_layers": 4, "num_action_heads": 4},
+    "qwen_discrete_diffusion": {**HEAD, "num_bins": 32},
 }
 frameworks = pytest.mark.parametrize("framework", OWN)
 

@@ -38,6 +38,7 @@ OWN = {
     "qwen_dual": {**DIT, "dino_config": DINO, "mask_padding": True},
     "qwen_oft": {},
     "qwen_adapter": {"num_action_queries": 5, "num_action_layers": 6},
+    "qwen_discrete_diffusion": {**HEAD, "num_bins": 32},
 }
 REFERENCE_VARIANT = {
     "qwen_pi_v3": "QwenPI_v3",
@@ -46,6 +47,7 @@ REFERENCE_VARIANT = {
     "qwen_dual": "QwenDual",
     "qwen_oft": "QwenOFT",
     "qwen_adapter": "QwenAdapter",
+    "qwen_discrete_diffusion": "QwenDiscreteDiffusion",
 }
 FLOW_MATCHING = [name for name in OWN if name in FRAMEWORKS and "attention_head_dim" in OWN[name]]
 
@@ -171,8 +173,8 @@ def test_a_backbone_of_another_width_does_not_load(framework, reference, tmp_pat
     other = tmp_path / "base"
     shutil.copytree(reference.base_vlm(REFERENCE_VARIANT[framework]), other)
     config = json.loads((other / "config.json").read_text())
-    config["text_config"] |= {"hidden_size": 48, "intermediate_size": 96}
-    config["vision_config"]["out_hidden_size"] = 48
+    config["text_config"] |= {"hidden_size": 128, "intermediate_size": 96}
+    config["vision_config"]["out_hidden_size"] = 128
     (other / "config.json").write_text(json.dumps(config))
     run = reference.run_folder(REFERENCE_VARIANT[framework])
     with pytest.raises(ValueError, match="mismatched keys.*instead of"):
@@ -194,7 +196,10 @@ def test_half_precision_is_near_float32(framework, dtype):
         predicted = policy.predict_action(**inputs, noise=noise(1))
         half_loss = policy(**inputs, **draw(framework, 1)).loss
     assert predicted.dtype == torch.float32
-    assert torch.allclose(predicted, expected, atol=0.03, rtol=0.03)
+    if framework == "qwen_discrete_diffusion":  # a token is the same bin, or another one
+        assert (predicted == expected).float().mean() > 0.8
+    else:
+        assert torch.allclose(predicted, expected, atol=0.03, rtol=0.03)
     assert half_loss.dtype == torch.float32
     assert torch.allclose(half_loss, loss, rtol=0.02)
 
@@ -481,7 +486,7 @@ def test_draws(framework):
         return policy.predict_action(**inputs, generator=generator, **settings)
 
     assert torch.equal(predict(0), predict(0)) and not torch.equal(predict(0), predict(1))
-    assert not torch.allclose(predict(0, num_inference_steps=8), predict(0))
+    assert not torch.allclose(predict(0, num_inference_steps=7), predict(0))
     torch.manual_seed(0)
     assert torch.equal(predict(), predict(0))
     with pytest.raises(ValueError, match="num_inference_steps is 0"):

@@ -137,6 +137,9 @@ class Policy:
         drawn = {"generator": generator, "num_inference_steps": num_inference_steps}
         if seed is not None and self.denoises:
             drawn["noise"] = self._noise(1, generator).repeat(len(batch), 1, 1)
+        elif generator is not None and self.denoises:  # noise, as in `predict`, which then draws the same
+            shape = (len(batch), self.action_horizon, self.model.config.action_dim)
+            drawn["noise"] = torch.randn(shape, generator=generator, device=self.model.device, dtype=torch.float32)
         watch = Stopwatch(self.model.device)
         inputs = self._inputs(batch, watch)
         if previous_chunk is not None or inference_delay:
@@ -247,7 +250,7 @@ class Policy:
             how = "does not denoise its actions as flow matching does" if known else "does not denoise its actions"
             raise ValueError(
                 f"{type(self.model).__name__} {how}; leave out {', '.join(asked)}, or use a framework that does: QwenPI, "
-                "QwenPI_v3, QwenGR00T or QwenDual"
+                "QwenPI_v3, QwenGR00T, QwenDual or QwenDiscreteDiffusion"
             )
 
     def _real_time_chunking(self, previous_chunk, inference_delay: int, state, single: bool) -> RealTimeChunking:
