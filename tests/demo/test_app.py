@@ -111,6 +111,7 @@ def test_several_images_are_uploaded_and_large_ones_scaled_down(app, open_page, 
     for name, size in {"front.png": (96, 96), "wrist.jpg": (1000, 500)}.items():
         Image.new("RGB", size, "teal").save(tmp_path / name)
     page = open_page(app)
+    page.wait_for_selector("#images button[aria-label=Clear]")  # the example that it starts with
     upload(page, tmp_path / "front.png", tmp_path / "wrist.jpg")
     predict(page)
     assert download(page)["image_sizes"] == [[96, 96], [448, 224]]
