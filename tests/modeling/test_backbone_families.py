@@ -20,7 +20,7 @@ from transformers import (
 from hf_vla import QwenOFTForActionPrediction, QwenPIV3ForActionPrediction, QwenPIV3Processor
 from hf_vla.checkpoints.starvla_writer import save_repository
 from hf_vla.modeling.backbone import build_backbone, layer_states
-from hf_vla.modeling.configuration_vla import FlowMatchingConfig
+from hf_vla.modeling.configuration_vla import DiffusionTransformerConfig
 from hf_vla.modeling.qwen_fast.action_tokenizer import FastActionTokenizer
 from hf_vla.processing.backbone_families import family_of, register_backbone_family
 from hf_vla.processing.processing_vla import VLAProcessor
@@ -77,7 +77,7 @@ def noise(samples: int = 2) -> torch.Tensor:
 
 def draw(framework: str) -> dict:
     """A fixed training draw where the framework draws."""
-    if not issubclass(class_of(framework, "config"), FlowMatchingConfig):
+    if not issubclass(class_of(framework, "config"), DiffusionTransformerConfig):
         return {}
     generator = torch.Generator().manual_seed(3)
     return {
