@@ -25,6 +25,20 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test compares it with
     from .inference.pipeline import VisionLanguageActionPipeline as VisionLanguageActionPipeline
     from .inference.policy import Policy as Policy
     from .inference.prediction import Prediction as Prediction
+    from .modeling.qwen_adapter.configuration_qwen_adapter import QwenAdapterConfig as QwenAdapterConfig
+    from .modeling.qwen_adapter.modeling_qwen_adapter import (
+        QwenAdapterForActionPrediction as QwenAdapterForActionPrediction,
+    )
+    from .modeling.qwen_adapter.processing_qwen_adapter import QwenAdapterProcessor as QwenAdapterProcessor
+    from .modeling.qwen_discrete_diffusion.configuration_qwen_discrete_diffusion import (
+        QwenDiscreteDiffusionConfig as QwenDiscreteDiffusionConfig,
+    )
+    from .modeling.qwen_discrete_diffusion.modeling_qwen_discrete_diffusion import (
+        QwenDiscreteDiffusionForActionPrediction as QwenDiscreteDiffusionForActionPrediction,
+    )
+    from .modeling.qwen_discrete_diffusion.processing_qwen_discrete_diffusion import (
+        QwenDiscreteDiffusionProcessor as QwenDiscreteDiffusionProcessor,
+    )
     from .modeling.qwen_dual.configuration_qwen_dual import QwenDualConfig as QwenDualConfig
     from .modeling.qwen_dual.modeling_qwen_dual import QwenDualForActionPrediction as QwenDualForActionPrediction
     from .modeling.qwen_dual.processing_qwen_dual import QwenDualProcessor as QwenDualProcessor
