@@ -52,6 +52,13 @@ def test_without_state_and_mask():
     assert "action_mask" not in batch
 
 
+def test_sample_weights_are_passed_on():
+    items = [make_item("a", sample_weight=0.5), make_item("b", sample_weight=2)]
+    weight = VLADataCollator(RecordingProcessor())(items)["sample_weight"]
+    assert weight.dtype == torch.float32 and weight.tolist() == [0.5, 2.0]
+    assert "sample_weight" not in VLADataCollator(RecordingProcessor())([make_item()])
+
+
 @pytest.mark.parametrize("name", ["state", "action_mask"])
 def test_state_or_mask_in_some_items_only(name):
     with pytest.raises(ValueError, match=rf"1 of 2 items in the batch have '{name}', an item of 'b' has none"):

@@ -12,7 +12,8 @@ class VLADataCollator:
     """Make a training batch of dataset items by one call of the processor.
 
     The items' raw states and actions are stacked to (B, 1, S) and (B, T, D), and normalised by the processor with the
-    statistics that each item's `dataset` names. `action_mask` (B, T), bool, is passed on if the items have one; the
+    statistics that each item's `dataset` names. `action_mask` (B, T), bool, is passed on if the items have one, and so is
+    `sample_weight` (B,), float32: how much each sample counts in the loss. The
     `image_mask` and `state_mask` of history are not, as no processor takes them. The tensors are pinned by the loader
     (`pin_memory=True`, the Trainer's default), not here: a worker must not touch the accelerator.
 
@@ -47,6 +48,9 @@ class VLADataCollator:
         mask = _stack(items, "action_mask")
         if mask is not None:
             batch["action_mask"] = torch.as_tensor(mask, dtype=torch.bool)
+        weight = _stack(items, "sample_weight")
+        if weight is not None:
+            batch["sample_weight"] = torch.as_tensor(weight, dtype=torch.float32)
         return batch
 
 
