@@ -2,15 +2,15 @@
 
     hf-vla serve --model outputs/quickstart/policy --port 10093
 
-Clients: hf_vla.serving.PolicyClient, StarVLA's WebsocketClientPolicy, and openpi's, all on the same port. GET /healthz answers 200.
-Cameras of openpi's observations, in the policy's order, if they are not observation/image and observation/wrist_image, and what
-makes up the state if it is not observation/state:
+Clients: hf_vla.serving.PolicyClient, StarVLA's WebsocketClientPolicy and openpi's, all on the same port. GET /healthz
+returns 200. If openpi's observations don't hold the cameras in observation/image and observation/wrist_image and the
+state in observation/state, name their keys, the cameras in the policy's order:
 
     hf-vla serve --model my_user/droid --port 8000 \\
         --openpi-state observation/joint_position observation/gripper_position \\
         --openpi-images observation/exterior_image_1_left observation/wrist_image_left
 
-There is no authentication: whoever reaches the port can use the policy. --host 127.0.0.1 keeps it on this machine.
+There is no authentication: anyone who can reach the port can use the policy. --host 127.0.0.1 admits this machine only.
 """
 
 import asyncio
@@ -26,7 +26,9 @@ from .policy_arguments import add_policy_arguments, policy_options
 def make_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="hf-vla serve", description=__doc__)
     parser.add_argument("--model", required=True, help="folder or Hub repository of the policy")
-    parser.add_argument("--port", type=int, default=10093, help="0 takes a free one; openpi's clients expect 8000")
+    parser.add_argument(
+        "--port", type=int, default=10093, help="port to listen on; 0 picks a free one; openpi's clients expect 8000"
+    )
     parser.add_argument("--host", default="0.0.0.0", help="address to listen on")
     parser.add_argument("--unnorm-key", help="which of the model's statistics to use if a request names none")
     add_policy_arguments(parser)
@@ -37,7 +39,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--base-vlm", help="where a native StarVLA checkpoint's backbone config and processor come from"
     )
-    parser.add_argument("--max-batch-size", type=int, default=8, help="observations predicted together")
+    parser.add_argument("--max-batch-size", type=int, default=8, help="observations per batch")
     parser.add_argument(
         "--openpi-images", nargs="+", help="camera keys of openpi's observations, in the policy's order"
     )
@@ -77,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     server = PolicyServer(policy, arguments.model, arguments.max_batch_size, keys)
     asyncio.run(serve(server, arguments.host, arguments.port))
-    if server.batcher.calling:  # a call whose answer nobody waits for; Python would wait for its thread
+    if server.batcher.calling:  # a forward pass whose result is dropped; Python would wait for its thread
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

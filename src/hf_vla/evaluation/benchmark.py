@@ -1,4 +1,4 @@
-"""A policy on several tasks beside its controls, with table, figure and videos."""
+"""Evaluate a policy on several tasks together with its controls, with a table, a figure and videos."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ __all__ = ["EvaluationSettings", "evaluate_with_controls"]
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """What an evaluation consists of.
+    """The settings of an evaluation.
 
     Args:
         env: simulator.
-        tasks: its tasks.
-        episodes: for each task; by default the simulator's `evaluation_episodes`.
-        first_seed: of objects and policy, one seed per episode from here upwards; by default the simulator's
-            `first_evaluation_seed`.
-        execute_steps: actions of a chunk to execute; see `run_episode`.
+        tasks: names of its tasks.
+        episodes: episodes per task; default: the simulator's `evaluation_episodes`.
+        first_seed: seed of the first episode of each task, for objects and policy; later episodes count up from it.
+            Default: the simulator's `first_evaluation_seed`.
+        execute_steps: actions executed per chunk; see `run_episode`.
         blind: also evaluate with images replaced by a constant gray.
         untrained: also evaluate the policy with random weights.
-        num_videos: episodes of each task to film.
+        num_videos: episodes per task to film.
         environment: further settings of the simulator, for `make_environment`.
 
     Raises:
-        ValueError: unknown simulator or task, no tasks, or a number out of its range.
+        ValueError: the simulator or a task is unknown, there are no tasks, or a number is out of range.
     """
 
     env: str
@@ -77,26 +77,27 @@ def evaluate_with_controls(
     num_workers: int = 1,
     progress: bool = True,
 ) -> list[SummaryRow]:
-    """Evaluate a policy and the controls that were asked for, on the same episodes.
+    """Evaluate a policy and the requested controls on the same episodes.
 
     Writes into `output`: `success_summary.csv`, `success_summary.png`, `episodes.csv` and
     `videos/TASK-seed-SEED.mp4`.
 
     Args:
-        load_policy: makes the policy; for `untrained` the policy has a method `untrained(seed)`, and for several
-            workers the function can be pickled, such as `functools.partial(Policy.from_pretrained, path)`.
-        output: folder; it must not hold the results of another evaluation.
+        load_policy: function that makes the policy. For the untrained control the policy must have a method
+            `untrained(seed)`; for several workers the function must be picklable, such as
+            `functools.partial(Policy.from_pretrained, path)`.
+        output: folder for the results; it must not hold those of another evaluation.
         settings: simulator, tasks, episodes and controls.
-        policy_name: for table and figure.
-        num_workers: processes.
+        policy_name: the policy's name in the table and the figure.
+        num_workers: number of processes.
         progress: whether to show a progress bar.
 
     Returns:
         One row per control and task: first the policy itself (control "none"), then "blind", then "untrained".
 
     Raises:
-        ValueError: a setting that the simulator does not take.
-        FileExistsError: `output` holds results already.
+        ValueError: the simulator does not accept a setting.
+        FileExistsError: `output` is a file, or already holds results.
     """
     output = Path(output)
     if output.is_file() or (output / "success_summary.csv").exists():
@@ -105,7 +106,7 @@ def evaluate_with_controls(
         task: functools.partial(make_environment, settings.env, task, **settings.environment)
         for task in settings.tasks
     }
-    # Made once here, so that a setting the simulator does not take is found before a policy is loaded.
+    # Made once here, so that a setting that the simulator rejects fails before a policy is loaded.
     environments[settings.tasks[0]]().close()
 
     names = {"none": policy_name}

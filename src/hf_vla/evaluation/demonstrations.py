@@ -1,4 +1,4 @@
-"""Demonstrations by a simulator's scripted expert, recorded as a LeRobot dataset."""
+"""Record demonstrations by a simulator's scripted expert as a LeRobot dataset."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ __all__ = ["Demonstration", "collect_demonstrations", "record_dataset", "record_
 
 logger = logging.getLogger(__name__)
 
-# The recorder gives up when the expert solved fewer than one in this many seeds.
-_MAX_SEEDS_AN_EPISODE = 5
-# Finer than a video needs for the eye, since small pictures lose most: 1.4 kB a frame of 96 x 96.
+# Recording gives up if the expert solves fewer than one in this many seeds.
+_MAX_SEEDS_PER_EPISODE = 5
+# Higher quality than the eye needs, since small pictures lose the most: 1.4 kB per frame of 96 x 96.
 _CRF = 12
 
 
@@ -34,9 +34,9 @@ class Demonstration:
     Attributes:
         seed: the seed that placed the objects.
         instruction: the task in natural language.
-        images: one array a camera, uint8 (T, H, W, 3).
+        images: one array per camera, uint8 (T, H, W, 3).
         states: float32 (T, S), robot units, before the action of the same row.
-        actions: float32 (T, D), the expert's own actions within the limits, robot units.
+        actions: float32 (T, D), the expert's own actions within the environment's limits, robot units.
         success: bool (T,), the simulator's success flag after the action of the same row.
     """
 
@@ -49,17 +49,17 @@ class Demonstration:
 
 
 def record_demonstration(environment: Environment, seed: int, noise: float = 0.0) -> Demonstration | None:
-    """Let the expert solve one episode, until `environment.steps_after_success` steps after its first success.
+    """Record one episode by the expert, up to `environment.steps_after_success` steps after its first success.
 
     Args:
         environment: one with an expert.
-        seed: places the objects, and draws the noise.
-        noise: standard deviation of Gaussian noise, in units of the action's half range, on all dimensions but the
-            last (the gripper) of what is executed. The recorded label stays the expert's own action for the state
+        seed: places the objects and seeds the noise.
+        noise: standard deviation of the Gaussian noise on the executed action, in units of the action's half range, in
+            all dimensions but the last (the gripper). The recorded label is still the expert's own action for the state
             that the noise led to, so the data shows how to recover (Laskey et al., "DART", CoRL 2017).
 
     Returns:
-        The demonstration, or None when the expert failed.
+        The demonstration, or None if the expert failed.
     """
     generator = np.random.default_rng([seed, zlib.crc32(environment.task.encode())])
     half_range = (environment.action_high - environment.action_low) / 2
@@ -107,9 +107,9 @@ def collect_demonstrations(
     num_workers: int = 1,
     **environment_arguments: Any,
 ) -> Iterator[tuple[str, int, Demonstration | None]]:
-    """Yield `(task, seed, demonstration)` task by task and by rising seed until every task has `episodes` of them.
+    """Yield `(task, seed, demonstration)` by task and ascending seed until every task has `episodes` demonstrations.
 
-    The demonstration is None for a seed that the expert failed on; the next seed then takes its place. The order and
+    The demonstration is None for a seed on which the expert failed; the next seed then takes its place. Order and
     content do not depend on `num_workers`.
 
     Raises:
@@ -122,9 +122,9 @@ def collect_demonstrations(
             pending: deque = deque()
             next_seed, found = first_seed, 0
             while found < episodes:
-                # Never more under way than is missing, so that no episode is recorded in vain.
+                # Never submit more episodes than are missing, so that none is recorded in vain.
                 while len(pending) < min(2 * num_workers, episodes - found):
-                    if next_seed - first_seed >= _MAX_SEEDS_AN_EPISODE * (episodes + 1):
+                    if next_seed - first_seed >= _MAX_SEEDS_PER_EPISODE * (episodes + 1):
                         break
                     pending.append((next_seed, pool.submit(_record_in_worker, job, next_seed)))
                     next_seed += 1
@@ -155,26 +155,26 @@ def record_dataset(
 ) -> dict[str, dict[str, list[int]]]:
     """Record `episodes` demonstrations of each task into one LeRobot v3.0 dataset.
 
-    `info.json` gets an entry "environment" with the simulator, its settings, the tasks and the seeds of each, so that
-    an evaluation can keep off them.
+    `info.json` gets an entry "environment" with the simulator, its settings, the noise, the tasks and their seeds, so that
+    an evaluation can avoid these seeds.
 
     Args:
-        output: the dataset's folder; must not exist, or be empty.
+        output: folder of the dataset; it must be empty or not exist yet.
         name: simulator.
-        tasks: its tasks, each once.
-        episodes: successful episodes a task.
-        first_seed: seeds are tried from here upwards.
+        tasks: names of its tasks, each once.
+        episodes: successful episodes per task.
+        first_seed: first seed of each task to try; further ones count up from it.
         noise: see `record_demonstration`.
-        num_workers: processes that simulate and render; the dataset does not depend on it.
+        num_workers: processes that simulate and render; the dataset does not depend on their number.
         progress: whether to show a progress bar.
-        **environment_arguments: for `make_environment`, beside the simulator's `practice_settings`.
+        **environment_arguments: for `make_environment`; they override the simulator's `practice_settings`.
 
     Returns:
-        task → `{"seeds": recorded ones, "failed_seeds": those the expert failed on}`.
+        task → `{"seeds": those recorded, "failed_seeds": those on which the expert failed}`.
 
     Raises:
-        ValueError: unknown simulator or task, a number out of range, or an expert that fails too often.
-        FileExistsError: `output` is there and not empty.
+        ValueError: the simulator or a task is unknown, a number is out of range, or the expert fails too often.
+        FileExistsError: `output` exists and is not empty.
     """
     if episodes < 1 or first_seed < 0 or num_workers < 1:
         raise ValueError(
@@ -187,7 +187,7 @@ def record_dataset(
     if not tasks or len(set(tasks)) != len(tasks):
         raise ValueError(f"tasks are {list(tasks)}; give at least one, and each once")
     environment_arguments = {**environment_class(name).practice_settings, **environment_arguments}
-    # pyarrow and PyAV are for the extras that record; simulating alone works without.
+    # pyarrow and PyAV are needed only for recording; simulation works without them.
     from hf_vla.data.lerobot_writer import LeRobotWriter
 
     example = make_environment(name, tasks[0], **environment_arguments)
@@ -249,7 +249,7 @@ def _vector_feature(names: Sequence[str]) -> dict[str, Any]:
 
 
 class _SameProcess:
-    """The part of an executor that is needed here, run when the result is asked for."""
+    """The part of an executor's interface that is needed here; a job runs when its result is requested."""
 
     class _Result:
         def __init__(self, function, arguments):
@@ -276,7 +276,7 @@ _environment: tuple[tuple, Environment] | None = None
 
 
 def _record_in_worker(job: tuple, seed: int) -> Demonstration | None:
-    """Record in this process's environment, made anew when the job is another than before."""
+    """Record in this process's environment, which is replaced if the job differs from the last one."""
     global _environment
     if _environment is None or _environment[0] != job:
         _close_environment()

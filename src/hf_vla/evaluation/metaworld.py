@@ -24,11 +24,11 @@ _SUFFIX = "-v3"
 _CAMERAS = ("corner2", "corner", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
 # These cameras are mounted upside down in MetaWorld's model files.
 _UPSIDE_DOWN = ("corner", "corner2", "corner3", "corner4")
-# The middle 128 of corner2's 224 pixels show table, arm and object and little of the room around.
+# The middle 128 of corner2's 224 pixels show the table, the arm and the object, and little of the room around them.
 _DEFAULT_VIEW = {"corner2": 128 / 224}
 _CANNOT_RENDER = (
     "MuJoCo cannot render here ({}); install the Debian package libosmesa6 and set MUJOCO_GL=osmesa, or MUJOCO_GL=egl "
-    "where a GPU is, before mujoco is imported"
+    "if there is a GPU, before mujoco is imported"
 )
 
 _INSTRUCTIONS = {
@@ -86,24 +86,24 @@ _INSTRUCTIONS = {
 
 
 class MetaWorldEnvironment(Environment):
-    """One MetaWorld task with object and goal placed anew by every seed.
+    """One MetaWorld task; the seed decides where the object and the goal are.
 
     State: hand x, y, z in metres and gripper opening from 0 (closed) to 1 (open), float32 (1, 4). Action: hand
-    displacement dx, dy, dz (1 is one centimetre a step) and gripper effort (1 closes), float32 (4,) within [-1, 1].
-    Eighty control steps make a simulated second.
+    displacement dx, dy, dz (1 is one centimetre per step) and gripper effort (1 closes), float32 (4,) within [-1, 1].
+    A simulated second has eighty control steps.
 
     Args:
         task: name with or without the suffix "-v3", such as "drawer-open".
-        camera: MetaWorld's camera, always shown right side up.
+        camera: name of a MetaWorld camera; its images are always right side up.
         image_size: width and height of the observation's image in pixels.
-        max_steps: steps after which an episode is over; MetaWorld's own limit, 500, is the highest possible.
-        view: part of the camera's full picture that is shown, around its middle, in (0, 1]. The default is 128 / 224
-            for corner2 and 1 for the others.
+        max_steps: steps after which an episode is over, at most MetaWorld's own limit of 500.
+        view: central part of the camera's full picture that is shown, as a fraction of its width, in (0, 1]. The default
+            is 128 / 224 for corner2 and 1 for the others.
 
     Raises:
-        ValueError: unknown task or camera, or a number out of its range.
+        ValueError: the task or camera is unknown, or a number is out of range.
         ImportError: MetaWorld is not installed.
-        OSError: MuJoCo finds no way to render on this machine.
+        OSError: MuJoCo cannot render on this machine.
 
     Example:
         >>> environment = MetaWorldEnvironment("drawer-open")
@@ -116,7 +116,7 @@ class MetaWorldEnvironment(Environment):
     action_high = np.full(4, 1.0, dtype=np.float32)
     action_names = ("dx", "dy", "dz", "gripper")
     state_names = ("x", "y", "z", "gripper")
-    robot_type = "metaworld_robot"  # as StarVLA calls it: the key of its statistics and of its normalisation
+    robot_type = "metaworld_robot"  # StarVLA's name, the key of its statistics and normalisation
     fps = 80
     max_steps = 500  # MetaWorld's own limit
 
@@ -169,12 +169,12 @@ class MetaWorldEnvironment(Environment):
         if not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"seed is {seed!r}; possible: integers from 0")
         simulator, mujoco = self._simulator, self._mujoco
-        # MetaWorld resets twice in a row, each time drawing positions: the second one starts from what the seed's first
-        # draw left, not from the episode before.
+        # MetaWorld resets its model twice in a row and draws positions each time: the second reset starts from the state
+        # that the seed's first draw left, not from that of the previous episode.
         simulator.seed(int(seed))
         simulator.reset()
-        # Some tasks (drawer-open, window-open, ...) leave positions stale that follow from the moved bodies, so that
-        # the first frame would show the object where it is not, up to 20 cm off.
+        # Some tasks (drawer-open, window-open, ...) move bodies without updating the positions that depend on them: the
+        # first frame would show the object up to 20 cm away from where it is.
         mujoco.mj_forward(simulator.model, simulator.data)
         current = simulator._get_curr_obs_combined_no_goal()
         simulator._prev_obs = current
@@ -210,7 +210,7 @@ class MetaWorldEnvironment(Environment):
     def render(self, size: int | None = None) -> Image.Image:
         self._check_started()
         size = self.image_size if size is None else size
-        # Drawn at twice the size and averaged over 2 x 2 pixels: thin parts (fingers) stay visible at 96 pixels.
+        # Rendered at twice the size and averaged over 2 x 2 pixels, so that thin parts (fingers) stay visible at 96 pixels.
         renderer = self._renderer(2 * size)
         for site, position in self._simulator._target_site_config:
             self._simulator._set_pos_site(site, position)
@@ -244,13 +244,13 @@ class MetaWorldEnvironment(Environment):
             raise RuntimeError("the episode is not started; call reset(seed) first")
 
     def _prepare_random_resets(self) -> None:
-        """Let `seed` decide where object and goal are, and let the expert see the goal, as MT1 does."""
+        """Let the seed decide where the object and the goal are, and let the expert see the goal, as in MT1."""
         simulator = self._simulator
         simulator._set_task_called = True
         simulator._freeze_rand_vec = False
         simulator.seeded_rand_vec = True
         simulator._partially_observable = False
-        # Cached with the goal's limits at zero while the task was partially observable.
+        # It was cached, with the goal's limits at zero, while the task was partially observable.
         simulator.__dict__.pop("sawyer_observation_space", None)
 
     def _prepare_rendering(self) -> None:
@@ -258,7 +258,7 @@ class MetaWorldEnvironment(Environment):
         # Multisampling and shadows take most of a CPU renderer's time.
         model.vis.quality.offsamples = 0
         model.vis.quality.shadowsize = 0
-        # A narrower field of view draws the middle of the picture alone, pixel for pixel as cropping would.
+        # A narrower field of view renders only the middle of the picture, with the same pixels as cropping.
         camera = self._mujoco.mj_name2id(model, self._mujoco.mjtObj.mjOBJ_CAMERA, self.camera)
         half_angle = math.radians(float(model.cam_fovy[camera])) / 2
         model.cam_fovy[camera] = math.degrees(2 * math.atan(math.tan(half_angle) * self.view))
@@ -271,14 +271,14 @@ class MetaWorldEnvironment(Environment):
                 renderer = self._mujoco.Renderer(model, size, size)
             except (self._mujoco.FatalError, ImportError, AttributeError, RuntimeError) as error:
                 raise OSError(_CANNOT_RENDER.format(error)) from error
-            # Mirrored floors double the vertices and show next to nothing.
+            # Reflections in the floor double the vertices and are hardly visible.
             renderer.scene.flags[self._mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
             self._renderers[size] = renderer
         return self._renderers[size]
 
 
 def _import_metaworld() -> tuple[dict[str, type], dict[str, type], Any]:
-    """MetaWorld's environment classes, its experts and mujoco, imported once the rendering backend is chosen."""
+    """Choose the rendering backend, then import and return MetaWorld's environment classes, its experts and mujoco."""
     select_mujoco_backend()
     try:
         import mujoco
@@ -286,8 +286,12 @@ def _import_metaworld() -> tuple[dict[str, type], dict[str, type], Any]:
         from metaworld.policies import ENV_POLICY_MAP
     except ModuleNotFoundError as error:
         raise ImportError(f"MetaWorld needs {error.name}, which is not installed: {pip_install('sim')}") from error
-    except (ImportError, AttributeError, RuntimeError) as error:  # PyOpenGL asks a library that isn't there: None
+    except (
+        ImportError,
+        AttributeError,
+        RuntimeError,
+    ) as error:  # PyOpenGL reads attributes of a missing library, None
         raise OSError(_CANNOT_RENDER.format(error)) from error
-    # The experts warn about their own constants; what they return is clipped here.
+    # The experts warn about their own constants; their actions are clipped here.
     warnings.filterwarnings("ignore", message=r"Constant\(s\) may be too high", module="metaworld")
     return ALL_V3_ENVIRONMENTS, ENV_POLICY_MAP, mujoco

@@ -1,4 +1,4 @@
-"""Choosing how MuJoCo draws without a screen: on a GPU by EGL, else on the CPU by OSMesa."""
+"""Choose how MuJoCo renders without a display: with EGL on a GPU, else with OSMesa on the CPU."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _NO_BACKEND = (
 
 
 def select_mujoco_backend() -> str:
-    """Set `MUJOCO_GL` (if the user has not) to a backend that works here; call before `mujoco` is first imported.
+    """Set `MUJOCO_GL`, unless the user has, to a backend that works here; call before `mujoco` is first imported.
 
-    A GPU's EGL comes first, then OSMesa, then EGL's software device. Nothing is changed outside Linux, nor when
-    `mujoco` is imported already, since it reads the variable only then.
+    A GPU's EGL comes first, then OSMesa, then EGL's software device. Nothing changes on systems other than Linux, nor if
+    `mujoco` is already imported, since it reads the variable only at import.
 
     Returns:
-        The value of `MUJOCO_GL`, empty when MuJoCo's own default is used.
+        The value of `MUJOCO_GL`, empty if MuJoCo uses its own default.
 
     Raises:
         OSError: no backend works; the message names the package to install.
@@ -38,7 +38,7 @@ def select_mujoco_backend() -> str:
         backend = "egl"
     elif _can_load("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so"):
         backend = "osmesa"
-        # Mesa's worker threads cost more than they bring at a policy's image sizes, and every process has its own.
+        # At a policy's image sizes Mesa's worker threads cost more than they save, and every process starts its own.
         os.environ.setdefault("LP_NUM_THREADS", "0")
     elif egl:
         backend = "egl"
@@ -60,9 +60,9 @@ def _can_load(*names: str) -> bool:
 
 
 def _usable_egl_devices() -> set[str]:
-    """Which kinds of EGL device ("gpu", "software") initialise in this process.
+    """Return the kinds of EGL device ("gpu", "software") that can be initialised in this process.
 
-    A library or a device file alone proves little: in containers the driver's EGL part is often missing.
+    The presence of a library or device file proves little: containers often lack the driver's EGL part.
     """
     try:
         egl = ctypes.CDLL("libEGL.so.1")

@@ -1,4 +1,4 @@
-"""The results of an evaluation as a table and a figure, success rates with their confidence intervals."""
+"""Write the results of an evaluation as a table and a figure, success rates with their confidence intervals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["SummaryRow", "plot_summary", "summarize", "wilson_interval", "write_
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One policy on one task.
+    """The results of one policy on one task.
 
     Attributes:
         policy: the policy's name.
@@ -25,10 +25,10 @@ class SummaryRow:
         task: the task.
         episodes, successes: counts.
         success_rate: successes / episodes.
-        mean_length: executed steps an episode, on average.
-        wilson_low, wilson_high: 95 % interval of the success rate.
-        control: "none" for the policy itself, else what was taken from it: "untrained" (random weights), "blind"
-            (images replaced by a constant).
+        mean_length: mean number of executed steps per episode.
+        wilson_low, wilson_high: 95 % confidence interval of the success rate.
+        control: "none" for the policy itself, else the control: "untrained" (random weights) or "blind" (images
+            replaced by a constant).
     """
 
     policy: str
@@ -44,12 +44,12 @@ class SummaryRow:
 
 
 def wilson_interval(successes: int, episodes: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a rate (E. B. Wilson, JASA 22, 1927), by default at 95 %.
+    """Compute Wilson's score interval of a rate (E. B. Wilson, JASA 22, 1927), by default at 95 %.
 
-    It stays within [0, 1] and is honest for small counts: 20 of 20 gives (0.84, 1).
+    It stays within [0, 1] and does not understate the uncertainty of small counts: 20 of 20 gives (0.84, 1).
 
     Raises:
-        ValueError: no episodes, or more successes than episodes.
+        ValueError: there are no episodes, or more successes than episodes.
     """
     if not 0 <= successes <= episodes or episodes == 0:
         raise ValueError(f"{successes} successes of {episodes} episodes have no success rate")
@@ -64,7 +64,7 @@ def wilson_interval(successes: int, episodes: int, z: float = 1.959964) -> tuple
 
 
 def summarize(policy: str, env: str, task: str, results: Sequence[EpisodeResult], control: str = "none") -> SummaryRow:
-    """The row of one policy on one task from its episodes.
+    """Summarize the episodes of one policy on one task as a row.
 
     Raises:
         ValueError: there are no episodes.
@@ -86,7 +86,7 @@ def summarize(policy: str, env: str, task: str, results: Sequence[EpisodeResult]
 
 
 def write_summary(rows: Sequence[SummaryRow], path: str | Path) -> Path:
-    """Write the rows as a CSV file with the fields of `SummaryRow` as columns; complete or not at all."""
+    """Write the rows as a CSV file, atomically, with the fields of `SummaryRow` as columns."""
     path = Path(path)
     with atomic_write(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(SummaryRow)], lineterminator="\n")
@@ -98,8 +98,8 @@ def write_summary(rows: Sequence[SummaryRow], path: str | Path) -> Path:
 
 
 def plot_summary(rows: Sequence[SummaryRow], path: str | Path) -> Path:
-    """Draw the success rates as bars with 95 % intervals, tasks side by side, as a PNG; complete or not at all."""
-    # matplotlib comes with the extras that evaluate; the non-interactive backend needs no screen.
+    """Plot the success rates as bars with 95 % intervals, grouped by task, into a PNG file, atomically."""
+    # matplotlib is installed only with the extras for evaluation; the non-interactive backend needs no display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,8 +1,8 @@
-"""Closed-loop evaluation: a policy sees an observation, acts a chunk open loop, sees the next.
+"""Closed-loop evaluation: a policy gets an observation, its action chunk is executed open loop, it gets the next one.
 
 * `stream_episode`: one episode, step by step.
 * `run_episode`: one episode.
-* `run_episodes`: many, over several processes, each loading the policies itself.
+* `run_episodes`: many episodes, in several processes that each load the policies themselves.
 * `evaluate`: one policy on one environment over several seeds.
 """
 
@@ -36,18 +36,18 @@ __all__ = [
 _DEFAULT_EXECUTE_STEPS = 5
 _BLIND_GRAY = (128, 128, 128)
 _VIDEO_SIZE = 256
-# Every second step of a control rate of 80 Hz is more than enough for the eye.
+# At a control rate of 80 Hz, every second step is more than enough for the eye.
 _VIDEO_STRIDE = 2
 
 
 class RolloutPolicy(Protocol):
-    """What a rollout needs of a policy; `hf_vla.inference.policy.Policy` is one."""
+    """The interface of a policy in a rollout; `hf_vla.inference.policy.Policy` implements it."""
 
     def reset(self, seed: int | None = None) -> None:
-        """Forget the last episode; `seed` fixes what the policy draws at random."""
+        """Start an episode; with a `seed`, the policy's sampling is reproducible."""
 
     def infer(self, observation: dict[str, Any]) -> np.ndarray:
-        """An action chunk, (H, D) in robot units, for `{"image": [PIL.Image], "lang": str, "state": (1, S)}`."""
+        """Return an action chunk, (H, D) in robot units, for `{"image": [PIL.Image], "lang": str, "state": (1, S)}`."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Episode:
         policy: key of the policy among those given to `run_episodes`.
         environment: key of the environment among those given to `run_episodes`.
         seed: places the objects and seeds the policy.
-        blind: replace all images by a constant gray of their size: a control that shows how much is solved unseen.
-        video: mp4 to write, or None.
+        blind: replace all images by a constant gray of the same size, as a control of how much is solved without seeing.
+        video: path of the mp4 to write, or None.
     """
 
     policy: str
@@ -71,10 +71,10 @@ class Episode:
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """How an episode went.
+    """The outcome of an episode.
 
     Attributes:
-        episode: which it was.
+        episode: the episode.
         success: whether the simulator's success flag was raised at any step.
         length: steps executed.
     """
@@ -86,11 +86,11 @@ class EpisodeResult:
 
 @dataclass(frozen=True)
 class RolloutStep:
-    """The start of an episode, or what one executed action led to.
+    """The start of an episode, or the result of one executed action.
 
     Attributes:
         number: steps executed so far, 0 at the start.
-        action: float32 (D,), as executed: clipped to the environment's limits, robot units; None at the start.
+        action: float32 (D,) in robot units, as executed, clipped to the environment's limits; None at the start.
         success: whether the success flag was raised at any step so far.
         done: whether this was the episode's last step.
     """
@@ -110,9 +110,9 @@ def stream_episode(
     blind: bool = False,
     stop_on_success: bool = True,
 ) -> Iterator[RolloutStep]:
-    """Run one episode in closed loop, handing over at its start and after every step; see `run_episode` for the arguments.
+    """Run one episode in closed loop, yielding at its start and after every step; see `run_episode` for the arguments.
 
-    Between steps the caller may draw with `environment.render()`, or stop asking; closing the environment is the caller's.
+    Between steps the caller may call `environment.render()`, or stop iterating; the caller closes the environment.
     """
     policy.reset(seed=seed)
     observation = environment.reset(seed)
@@ -150,18 +150,18 @@ def run_episode(
     Args:
         policy: reset with `seed`, then asked for one action chunk after another.
         environment: reset with `seed`.
-        seed: of objects and policy.
-        execute_steps: actions of a chunk that are executed before the policy is asked again; None is 5, or the whole
-            chunk where it is shorter. Actions are clipped to the environment's limits.
+        seed: places the objects and seeds the policy.
+        execute_steps: actions executed per chunk before the policy is asked for the next one; None is 5, or the whole
+            chunk if it is shorter. Actions are clipped to the environment's limits.
         blind: see `Episode`.
-        stop_on_success: end at the first success instead of the step limit.
-        video: mp4 to write, with 256 x 256 pixels, in real time.
+        stop_on_success: end the episode at the first success instead of at the step limit.
+        video: path of the mp4 to write, with 256 x 256 pixels, in real time.
 
     Returns:
         Whether the success flag was raised at any step, and the number of steps executed.
 
     Raises:
-        ValueError: the policy returns no finite (H, D) chunk, or one shorter than `execute_steps`.
+        ValueError: the policy returns a chunk that is not finite, not (H, D), or shorter than `execute_steps`.
     """
     frames = []
     for step in stream_episode(
@@ -170,7 +170,7 @@ def run_episode(
         if video is not None and (step.number % _VIDEO_STRIDE == 0 or step.done):
             frames.append(_video_frame(environment))
     if video is not None:
-        # PyAV comes with the extras that record and evaluate.
+        # PyAV is installed only with the extras for recording and evaluation.
         from hf_vla.data.video_writer import write_video
 
         write_video(video, frames, fps=max(1, environment.fps // _VIDEO_STRIDE))
@@ -187,20 +187,20 @@ def run_episodes(
     num_workers: int = 1,
     progress: bool = True,
 ) -> list[EpisodeResult]:
-    """Run many episodes, each worker making the environments it needs once and the policy when it changes.
+    """Run many episodes; each worker makes every environment that it needs once, and a policy whenever it changes.
 
     Args:
-        episodes: what to run, best ordered by policy; the results come in this order and do not depend on
+        episodes: what to run, preferably sorted by policy; the results are in this order and do not depend on
             `num_workers`.
         policies: key → policy, or a function without arguments that makes it. With several workers it must be a
             function that can be pickled, such as `functools.partial(Policy.from_pretrained, path)`.
-        environments: key → function without arguments that makes the environment, with the same condition.
+        environments: key → function without arguments that makes the environment; picklable on the same condition.
         execute_steps, stop_on_success: see `run_episode`.
-        num_workers: processes, each with one torch thread; 1 runs in this process.
+        num_workers: number of processes, each with one torch thread; with 1, the episodes run in this process.
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: an episode names a policy or environment that is not given, or numbers are out of range.
+        ValueError: an episode names a policy or environment that is not given, or a number is out of range.
     """
     if num_workers < 1 or (execute_steps is not None and execute_steps < 1):
         raise ValueError(f"num_workers is {num_workers} and execute_steps {execute_steps}; both start at 1")
@@ -242,7 +242,7 @@ def evaluate(
     video_folder: str | Path | None = None,
     progress: bool = True,
 ) -> list[EpisodeResult]:
-    """Run one policy on one environment, an episode a seed; see `run_episodes` for the arguments.
+    """Run one policy on one environment, one episode per seed; see `run_episodes` for the arguments.
 
     The first `num_videos` episodes are written to `video_folder` as `seed-N.mp4`.
 
@@ -283,7 +283,7 @@ def _checked_chunk(chunk: np.ndarray, environment: Environment, execute_steps: i
         return chunk[:_DEFAULT_EXECUTE_STEPS]
     if execute_steps > len(chunk):
         raise ValueError(
-            f"{execute_steps} actions a chunk are to be executed, but the policy returns {len(chunk)}; "
+            f"{execute_steps} actions per chunk are to be executed, but the policy returns {len(chunk)}; "
             f"set execute_steps to {len(chunk)} at most"
         )
     return chunk[:execute_steps]
@@ -294,7 +294,7 @@ def _video_frame(environment: Environment) -> np.ndarray:
 
 
 class _Worker:
-    """Makes policies and environments when an episode needs them; keeps all environments and the last policy."""
+    """Makes policies and environments when an episode first needs them; keeps all environments and the last policy."""
 
     def __init__(self, policies, environments, execute_steps, stop_on_success):
         self._policies, self._environments = policies, environments
@@ -325,7 +325,7 @@ class _Worker:
         if hasattr(given, "infer") and not isinstance(given, type):
             return given
         if self._last_policy is None or self._last_policy[0] != key:
-            # The old one is let go before the new one is loaded: one of the largest fills a GPU.
+            # The old policy is released before the new one is loaded: a single large one can fill a GPU.
             self._last_policy = None
             self._last_policy = (key, given())
         return self._last_policy[1]
@@ -341,7 +341,7 @@ _worker: _Worker | None = None
 
 def _start_process(worker: _Worker) -> None:
     global _worker
-    # Several processes with several threads each would wait for each other's cores.
+    # Several processes with several threads each would compete for the cores.
     import torch
 
     torch.set_num_threads(1)

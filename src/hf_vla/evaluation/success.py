@@ -1,4 +1,4 @@
-"""The success rate of a policy that is being trained."""
+"""Measure a policy's success rate during training."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from hf_vla.evaluation.rollout import Episode, run_episodes
 
 __all__ = ["FIRST_VALIDATION_SEED", "SuccessRate"]
 
-# Apart from demonstrations, which start at 0, and from hf-vla eval, which starts at 10,000: the best of a run's
-# policies must not be chosen on the episodes on which it is reported.
+# Far from the seeds of demonstrations (from 0) and of hf-vla eval (from 10,000): the best policy of a run must not be
+# chosen on the episodes on which it is reported.
 FIRST_VALIDATION_SEED = 1_000_000
 
 
 class SuccessRate:
-    """Rolls a model out on tasks of a simulator, each time on the same episodes.
+    """Rolls a model out on a simulator's tasks, each time on the same episodes.
 
     Called with a model and its processor, it returns `{"success": rate over all episodes, "success/TASK": …}`.
 
     Args:
         env: simulator.
-        tasks: its tasks.
-        episodes: for each task.
-        unnorm_key: which of the processor's statistics are the simulated robot's; optional where there is only one.
-        execute_steps: actions of a chunk to execute; see `run_episode`.
-        first_seed: of objects and policy; one seed an episode from here upwards.
-        **environment_arguments: for `make_environment`, beside the simulator's `practice_settings`.
+        tasks: names of its tasks.
+        episodes: episodes per task.
+        unnorm_key: statistics key of the simulated robot; optional if the processor has only one.
+        execute_steps: actions executed per chunk; see `run_episode`.
+        first_seed: seed of the first episode of each task, for objects and policy; later episodes count up from it.
+        **environment_arguments: for `make_environment`; they override the simulator's `practice_settings`.
 
     Raises:
-        ValueError: unknown simulator or task, a setting it does not take, or no episodes.
+        ValueError: the simulator or a task is unknown, the simulator does not accept a setting, or there are no episodes.
         ImportError, OSError: the simulator is not installed, or cannot render on this machine.
     """
 
@@ -53,7 +53,7 @@ class SuccessRate:
             raise ValueError("no tasks are given")
         settings = {**environment_class(env).practice_settings, **environment_arguments}
         self.environments = {task: functools.partial(make_environment, env, task, **settings) for task in self.tasks}
-        # Made once here, so that what the simulator does not take is found before training.
+        # Made once here, so that a setting that the simulator rejects fails before training.
         self.environments[self.tasks[0]]().close()
         self.seeds = range(first_seed, first_seed + episodes)
         self.unnorm_key, self.execute_steps = unnorm_key, execute_steps

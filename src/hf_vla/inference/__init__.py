@@ -1,4 +1,4 @@
-"""A policy in use: observations in, actions in robot units out."""
+"""Use a policy: observations in, actions in robot units out."""
 
 from typing import TYPE_CHECKING
 

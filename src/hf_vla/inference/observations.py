@@ -1,4 +1,4 @@
-"""Observations, as `Policy` takes them: {"image": [...], "lang": "...", "state": ...}, checked and as a batch."""
+"""Check and batch the observations that `Policy` takes: {"image": [...], "lang": "...", "state": ...}."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,11 @@ import torch
 
 
 def checked(observations) -> list[Mapping]:
-    """The observations as a list, each with images and an instruction."""
+    """Return the observations as a list.
+
+    Raises:
+        ValueError: there are none, or one of them lacks images or an instruction.
+    """
     batch = list(observations) if isinstance(observations, Sequence) and not isinstance(observations, str) else []
     if not batch or not all(isinstance(o, Mapping) for o in batch):
         raise ValueError(
@@ -25,13 +29,17 @@ def checked(observations) -> list[Mapping]:
 
 
 def views(image) -> list:
-    """One image, a list of them or an array (V, height, width, 3) as a list of camera images; the processor checks them."""
+    """Return one image, a list of them or an array (V, height, width, 3) as a list; the processor checks the images."""
     several = isinstance(image, list | tuple) or (isinstance(image, np.ndarray) and image.ndim == 4)
     return list(image) if several else [image]
 
 
 def states(batch: list[Mapping]) -> np.ndarray | None:
-    """The observations' states, (S,) or (1, S) each, as (B, 1, S), or None where they have none."""
+    """Return the observations' states, each (S,) or (1, S), as float32 (B, 1, S), or None if they have none.
+
+    Raises:
+        ValueError: only some observations have a state, or the states have a wrong type, shape or different dimensions.
+    """
     with_state = [o.get("state") is not None for o in batch]
     if not any(with_state):
         return None

@@ -1,4 +1,4 @@
-"""A policy as simulators, servers and demos use it: model and processor together, observations in, robot units out."""
+"""`Policy`: model and processor in one object, for simulators, servers and demos; observations in, robot units out."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ class Policy:
     Args:
         model: a policy model, for example from `AutoModel.from_pretrained`.
         processor: its processor.
-        unnorm_key: whose statistics; optional if the processor knows only one.
+        unnorm_key: the statistics key; optional if the processor has only one.
 
     ```python
     >>> policy = Policy.from_pretrained("outputs/quickstart/policy")  # doctest: +SKIP
@@ -40,25 +40,25 @@ class Policy:
 
     def __init__(self, model, processor, unnorm_key: str | None = None):
         self.model, self.processor, self.unnorm_key = model.eval(), processor, unnorm_key
-        #: what each stage of the last `infer` or `predict` took: "processor", "model", "unnormalize"
+        #: seconds per stage of the last `infer` or `predict`: "processor", "model", "unnormalize"
         self.seconds: dict[str, float] = {}
         self._generator: torch.Generator | None = None
         if processor.statistics:
-            processor.resolve_key(unnorm_key)  # a wrong key is an error now, not on the robot
+            processor.resolve_key(unnorm_key)  # a wrong key fails here, not on the robot
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, unnorm_key: str | None = None, device=None, dtype="auto", **kwargs):
         """Load model and processor from a folder or Hub repository.
 
         Args:
-            device: where the model goes; by default the GPU, if there is one.
-            dtype: "auto" keeps the checkpoint's.
-            kwargs: for both `from_pretrained` (`base_vlm=`, `revision=`, …); `base_model`, where an adapter's base is if
-                not where it was, and `quantization_config`, of the backbone, for the model's; `robot_type` and
-                `unnormalization` for the processor's.
+            device: device of the model; default: the GPU if there is one.
+            dtype: dtype of the weights; "auto" keeps the checkpoint's.
+            kwargs: for the `from_pretrained` of both (`base_vlm=`, `revision=`, …), with these exceptions: `base_model` (the
+                present location of an adapter's base model, if it has moved) and `quantization_config` (of the backbone) are
+                for the model only, `robot_type` and `unnormalization` for the processor only.
 
         Raises:
-            OSError: no such folder or repository, or files of it are missing.
+            OSError: there is no such folder or repository, or files are missing from it.
         """
         from transformers import AutoModel, AutoProcessor
 
@@ -67,14 +67,14 @@ class Policy:
         checkpoint, kwargs = open_with(name_or_path, kwargs)
         if device is None:
             device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-        of_model = {name: kwargs.pop(name) for name in ("base_model", "quantization_config") if name in kwargs}
-        of_processor = {name: kwargs.pop(name) for name in ("robot_type", "unnormalization") if name in kwargs}
-        if of_model.get("quantization_config") is not None:
-            of_model["device_map"] = device  # quantised weights are made where they stay
-        model = AutoModel.from_pretrained(checkpoint, dtype=dtype, **of_model, **kwargs)
-        if "device_map" not in of_model:
+        model_kwargs = {name: kwargs.pop(name) for name in ("base_model", "quantization_config") if name in kwargs}
+        processor_kwargs = {name: kwargs.pop(name) for name in ("robot_type", "unnormalization") if name in kwargs}
+        if model_kwargs.get("quantization_config") is not None:
+            model_kwargs["device_map"] = device  # quantised weights are created on their final device
+        model = AutoModel.from_pretrained(checkpoint, dtype=dtype, **model_kwargs, **kwargs)
+        if "device_map" not in model_kwargs:
             model = model.to(device)
-        return cls(model, AutoProcessor.from_pretrained(checkpoint, **of_processor, **kwargs), unnorm_key)
+        return cls(model, AutoProcessor.from_pretrained(checkpoint, **processor_kwargs, **kwargs), unnorm_key)
 
     @property
     def action_horizon(self) -> int:
@@ -82,17 +82,17 @@ class Policy:
 
     @property
     def action_names(self) -> list[str]:
-        """One name per dimension of the actions; "action 0", … if the processor knows none."""
+        """One name per action dimension; "action 0", "action 1", … if the processor has none."""
         names = self.processor.action_names.get(self.processor.resolve_key(self.unnorm_key))
         return list(names or (f"action {d}" for d in range(self.model.config.action_dim)))
 
     @property
     def denoises(self) -> bool:
-        """Whether actions are drawn, by flow matching: with noise, denoising steps and real-time chunking."""
+        """Whether actions are sampled by flow matching, with noise, denoising steps and real-time chunking."""
         return "noise" in self.model.sampling_options
 
     def reset(self, seed: int | None = None) -> None:
-        """Start an episode. With a seed, its draws are reproducible; without, they follow torch's global generator."""
+        """Start an episode. With a seed, sampling is reproducible; without one, it follows torch's global generator."""
         self._generator = None if seed is None else self._seeded(seed)
 
     def _seeded(self, seed: int) -> torch.Generator:
@@ -109,45 +109,46 @@ class Policy:
         num_inference_steps: int | None = None,
         seed: int | None = None,
     ) -> np.ndarray:
-        """Action chunks for one observation or a batch of them.
+        """Predict action chunks for one observation or a batch of them.
 
         Args:
             observation: {"image": [PIL images or HWC arrays], "lang": instruction, "state": (1, S) or (S,), optional}, in
                 robot units, or a list of these.
-            previous_chunk: for real-time chunking with the flow-matching frameworks, what was not yet executed of the previous
-                chunk when the observation was taken: (H', action_dim), robot units; (B, H', action_dim) for a list.
-            inference_delay: how many steps of it are executed before this call's chunk is ready. They are returned as
-                they are; execute the new chunk from step `inference_delay` on.
-            num_inference_steps: denoising steps, by default the policy's.
-            seed: of this call's noise, in place of the episode's: an observation's actions are then those that it has alone
-                after `reset(seed)`, whatever is predicted beside it.
+            previous_chunk: for real-time chunking with the flow-matching frameworks: the part of the previous chunk that was
+                not yet executed when the observation was taken, (H', action_dim) in robot units; (B, H', action_dim) for a
+                list.
+            inference_delay: how many of its steps are executed before this call's chunk is ready. They are returned
+                unchanged; execute the new chunk from step `inference_delay` on.
+            num_inference_steps: denoising steps; default: the policy's.
+            seed: seed of this call's noise, in place of the episode's. Each observation then gets the actions that it would
+                get alone after `reset(seed)`, whatever else is in the batch.
 
         Returns:
-            float32 array (action_horizon, action_dim) in robot units; (B, action_horizon, action_dim) for a list. Absolute also
-            where the policy was trained on actions relative to the state ([`hf_vla.robots.action_modes`]).
+            float32 array (action_horizon, action_dim) in robot units; (B, action_horizon, action_dim) for a list. The actions
+            are absolute even if the policy was trained on actions relative to the state ([`hf_vla.robots.action_modes`]).
 
         Raises:
-            ValueError: an observation lacks an image or the instruction, or something has another shape, type or value.
+            ValueError: an observation lacks an image or the instruction, or something has a wrong shape, type or value.
         """
         single = isinstance(observation, Mapping)
         batch = checked([observation] if single else observation)
         _check_counts(num_inference_steps=num_inference_steps)
         self._check_can_sample(num_inference_steps=num_inference_steps)
         generator = self._generator if seed is None else self._seeded(seed)
-        drawn = {"generator": generator, "num_inference_steps": num_inference_steps}
+        sampling = {"generator": generator, "num_inference_steps": num_inference_steps}
         if seed is not None and self.denoises:
-            drawn["noise"] = self._noise(1, generator).repeat(len(batch), 1, 1)
-        elif generator is not None and self.denoises:  # noise, as in `predict`, which then draws the same
+            sampling["noise"] = self._noise(1, generator).repeat(len(batch), 1, 1)
+        elif generator is not None and self.denoises:  # as in `predict`, so that both draw the same noise
             shape = (len(batch), self.action_horizon, self.model.config.action_dim)
-            drawn["noise"] = torch.randn(shape, generator=generator, device=self.model.device, dtype=torch.float32)
+            sampling["noise"] = torch.randn(shape, generator=generator, device=self.model.device, dtype=torch.float32)
         watch = Stopwatch(self.model.device)
         inputs = self._inputs(batch, watch)
         if previous_chunk is not None or inference_delay:
-            drawn["real_time_chunking"] = self._real_time_chunking(
+            sampling["real_time_chunking"] = self._real_time_chunking(
                 previous_chunk, inference_delay, states(batch), single
             )
         with watch.stage("model"):
-            normalized = self.model.predict_action(**inputs, **drawn)
+            normalized = self.model.predict_action(**inputs, **sampling)
         with watch.stage("unnormalize"):
             actions = self.processor.unnormalize_actions(normalized, self.unnorm_key, states(batch))
         self.seconds = watch.seconds
@@ -162,20 +163,20 @@ class Policy:
         seed: int | None = None,
         trace: bool = False,
     ) -> Prediction:
-        """Action chunks for one observation, and how they came about.
+        """Predict action chunks for one observation, and report how they were computed.
 
         Args:
-            observation: as in `infer`; one.
-            num_samples: chunks that are drawn for it. The backbone runs once, whatever their number; the action head runs on
-                all of them side by side.
-            num_inference_steps: denoising steps, by default the policy's.
-            seed: of the noise. The first sample is then what `infer` returns after `reset(seed)`, and the episode's own draws
-                are left alone; without a seed, the noise is the episode's next.
-            trace: keep the denoising steps, and where in the images the action head attends. The head's attention is written
-                out for it, which may change the actions in rounding.
+            observation: a single one, as in `infer`.
+            num_samples: number of chunks to sample. The backbone runs once, however many there are; the action head runs on
+                all of them as one batch.
+            num_inference_steps: denoising steps; default: the policy's.
+            seed: seed of the noise. The first sample is then what `infer` returns after `reset(seed)`, and the episode's own
+                generator does not advance; without a seed, the noise is the episode's next.
+            trace: record the denoising steps, and where in the images the action head attends. The head then computes its
+                attention weights explicitly, which may change the actions by rounding errors.
 
         Raises:
-            ValueError: as in `infer`; or a framework without denoising is asked for samples, steps or a trace.
+            ValueError: as in `infer`; or samples, steps or a trace are requested from a framework that does not denoise.
         """
         (observation,) = checked([observation])
         _check_counts(num_samples=num_samples, num_inference_steps=num_inference_steps)
@@ -186,16 +187,16 @@ class Policy:
         watch = Stopwatch(self.model.device)
         inputs = self._inputs([observation], watch)
         input_ids = inputs["input_ids"][0].cpu()
-        drawn = {"generator": generator, "num_inference_steps": num_inference_steps}
+        sampling = {"generator": generator, "num_inference_steps": num_inference_steps}
         if self.denoises:
-            drawn["noise"] = self._noise(num_samples, generator)
+            sampling["noise"] = self._noise(num_samples, generator)
         recorder = None
         if trace:
             (positions,) = self.processor.image_token_positions([views(observation["image"])], inputs["input_ids"])
             recorder = Recorder(positions)
-            drawn |= {"on_step": recorder, "output_attentions": True}
+            sampling |= {"on_step": recorder, "output_attentions": True}
         with watch.stage("model"), timed_by(watch.stage):
-            normalized = self.model.predict_action(**inputs, **drawn)
+            normalized = self.model.predict_action(**inputs, **sampling)
         if "backbone" in watch.seconds:
             watch.seconds["action head"] = watch.seconds["model"] - watch.seconds["backbone"]
         with watch.stage("unnormalize"):
@@ -217,7 +218,7 @@ class Policy:
         )
 
     def _inputs(self, batch: list[Mapping], watch: Stopwatch):
-        """The model's inputs, on its device."""
+        """Return the model's inputs, on its device."""
         if self.processor.statistics:
             mode = self.processor.action_mode(self.processor.resolve_key(self.unnorm_key))
             if mode.needs_state and states(batch) is None:
@@ -233,9 +234,9 @@ class Policy:
             ).to(self.model.device)
 
     def _noise(self, num_samples: int, generator: torch.Generator | None) -> torch.Tensor:
-        """(num_samples, action_horizon, action_dim)"""
+        """Draw noise, float32 (num_samples, action_horizon, action_dim)."""
         shape = (1, self.action_horizon, self.model.config.action_dim)
-        # One draw per sample, as a draw of several numbers at once depends on how many they are.
+        # One draw per sample: the numbers of a single draw for all samples would depend on how many there are.
         return torch.cat(
             [
                 torch.randn(shape, generator=generator, device=self.model.device, dtype=torch.float32)
@@ -244,7 +245,7 @@ class Policy:
         )
 
     def _check_can_sample(self, **given) -> None:
-        """Raise a ValueError if a framework is asked for what it does not have."""
+        """Raise a ValueError if the framework lacks a requested feature."""
         known = self.model.sampling_options
         if asked := [name for name, value in given.items() if value and _NEEDED_OPTION[name] not in known]:
             how = "does not denoise its actions as flow matching does" if known else "does not denoise its actions"
@@ -254,7 +255,7 @@ class Policy:
             )
 
     def _real_time_chunking(self, previous_chunk, inference_delay: int, state, single: bool) -> RealTimeChunking:
-        """The model's argument, made of a previous chunk in robot units."""
+        """Build the model's argument from a previous chunk in robot units."""
         self._check_can_sample(previous_chunk=previous_chunk is not None, inference_delay=inference_delay)
         if previous_chunk is not None:
             previous_chunk = np.asarray(previous_chunk, dtype=np.float32)
@@ -264,29 +265,29 @@ class Policy:
         return RealTimeChunking(previous_chunk, inference_delay)
 
     def _normalize_executed(self, actions: np.ndarray) -> np.ndarray:
-        """The inverse of un-normalising: robot units (…, action_dim), relative where the statistics are -> normalised.
+        """Invert un-normalisation: robot units (…, action_dim), relative if the statistics are -> normalised.
 
-        `Normalizer.normalize` clips in mode q99, for training; predictions beyond the clip are executed all the same.
-        Un-normalising is affine in every dimension (a binary one is 0 or 1 both ways): two points tell its inverse.
+        `Normalizer.normalize` clips in mode q99, for training, but predictions beyond the clip range are executed unclipped.
+        Un-normalisation is affine in every dimension (a binary one is 0 or 1 on both sides): two points determine its inverse.
         """
         normalizer = self.processor.normalizer(self.processor.resolve_key(self.unnorm_key), "action")
         as_in_training = normalizer.normalize(actions)
         zero, one = (normalizer.unnormalize(np.full(normalizer.dim, x)) for x in (0, 1))
-        constant = zero == one  # in robot units, whatever was predicted
+        constant = zero == one  # in robot units, whatever the prediction
         return np.where(constant, as_in_training, (actions - zero) / np.where(constant, 1, one - zero))
 
     def save_pretrained(self, folder: str) -> None:
-        """Save model and processor, and their model card."""
+        """Save the model, the processor and their model card."""
         self.model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
     def push_to_hub(self, repo_id: str, **options) -> None:
-        """Push model and processor, and their model card, to a Hub repository; options as for a model's `push_to_hub`."""
+        """Push the model, the processor and their model card to a Hub repository; `options` as in a model's `push_to_hub`."""
         self.model.push_to_hub(repo_id, **options)
         self.processor.push_to_hub(repo_id, **options)
 
     def untrained(self, seed: int = 0) -> "Policy":
-        """The same policy with new random weights: a baseline."""
+        """Return the same policy with new random weights, as a baseline."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(seed))
             model = type(self.model)(copy.deepcopy(self.model.config))

@@ -1,4 +1,4 @@
-"""What `Policy.predict` returns, and what it records on the way: time per stage, denoising steps, attention on the images."""
+"""The result of `Policy.predict`, and the recorders of its details: time per stage, denoising steps, attention on images."""
 
 import contextlib
 import time
@@ -11,23 +11,23 @@ import torch
 
 @dataclass
 class Prediction:
-    """One observation's action chunks, and how they came about.
+    """One observation's action chunks, and how they were computed.
 
     Args:
         actions: float32 (num_samples, action_horizon, action_dim), robot units.
-        action_names: one name a dimension.
-        unnorm_key: whose statistics were used.
-        prompt: the text that the model saw, special tokens included; a run of one of these is written once, with its length,
-            as in "<|image_pad|>×36".
-        input_ids: its tokens, integer (L,).
-        seconds: what each stage took: "processor", "model", "unnormalize"; and, of the model, where an action head follows
-            the backbone, "backbone" (all encoders of the observation) and "action head" (the rest).
+        action_names: one name per action dimension.
+        unnorm_key: the statistics key that was used.
+        prompt: the text that the model saw, special tokens included; a run of the same special token is written once, with
+            its length, as in "<|image_pad|>×36".
+        input_ids: the prompt's tokens, integer (L,).
+        seconds: seconds per stage: "processor", "model", "unnormalize"; if an action head follows the backbone, also the two
+            parts of "model", "backbone" (all encoders of the observation) and "action head" (the rest).
         chunks: with a trace, float32 (num_inference_steps + 1, num_samples, action_horizon, action_dim), robot units: the
-            noise, and the chunk after each denoising step. Normalisation applies to noise as to actions.
-        attention: with a trace, for each image of the observation a float32 array (blocks, num_inference_steps, rows,
-            columns): the weight that the block puts on each cell of the image's token grid, mean over samples, heads and
-            queries. Blocks are those of the action head that attend the backbone. The weights of a block's whole prompt sum
-            to 1 (in QwenDual, with those of DINO's patches, which are not in the maps).
+            noise, and the chunk after each denoising step. The noise is un-normalised like the actions.
+        attention: with a trace, one float32 array (blocks, num_inference_steps, rows, columns) per image of the observation:
+            the weight that a block puts on each cell of the image's token grid, averaged over samples, heads and queries.
+            Blocks are those of the action head that attend to the backbone. A block's weights over the whole prompt sum to 1
+            (in QwenDual, together with those of DINO's patches, which the maps leave out).
     """
 
     actions: np.ndarray
@@ -41,7 +41,7 @@ class Prediction:
 
 
 class Stopwatch:
-    """Seconds a stage, in `seconds`; the accelerator is done with a stage before its time is taken."""
+    """Measures seconds per stage, in `seconds`; the accelerator is synchronised before each reading."""
 
     def __init__(self, device: torch.device):
         self.seconds: dict[str, float] = {}
@@ -54,18 +54,18 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add what happens inside to a stage."""
+        """Add the time spent in the `with` block to a stage."""
         start = self._now()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - start
 
 
 class Recorder:
-    """An `on_step` of `predict_action` that keeps the chunks, and the attention on images.
+    """An `on_step` callback for `predict_action` that records the chunks and the attention on images.
 
     Args:
-        positions: for each image an integer array (rows, columns, layers), which tokens of the prompt cover a cell, as
-            `VLAProcessor.image_token_positions` gives them.
+        positions: one integer array (rows, columns, layers) per image: the prompt's tokens that cover each cell, as
+            `VLAProcessor.image_token_positions` returns them.
     """
 
     def __init__(self, positions: list[np.ndarray]):
@@ -77,15 +77,15 @@ class Recorder:
         if not self._chunks:
             self._chunks.append(step.noisy_actions)
         self._chunks.append(step.actions)
-        of_blocks = [weights.mean(dim=(0, 1, 2)) for weights in step.attention if weights is not None]
-        self._weights.append(torch.stack(of_blocks))
+        per_block = [weights.mean(dim=(0, 1, 2)) for weights in step.attention if weights is not None]
+        self._weights.append(torch.stack(per_block))
 
     def chunks(self) -> torch.Tensor:
-        """(steps + 1, num_samples, action_horizon, action_dim), normalised"""
+        """Return the chunks, normalised, (steps + 1, num_samples, action_horizon, action_dim)."""
         return torch.stack(self._chunks)
 
     def attention(self) -> list[np.ndarray]:
-        """For each image (blocks, steps, rows, columns); a token that covers several cells is shared between them."""
+        """Return one map (blocks, steps, rows, columns) per image; a token that covers several cells is split among them."""
         weights = torch.stack(self._weights, dim=1).cpu().numpy()  # (blocks, steps, keys)
         maps = []
         for positions in self._positions:

@@ -1,4 +1,4 @@
-"""A policy behind a WebSocket, for StarVLA's clients, openpi's, and ours. Names load when first used."""
+"""Serve policies over WebSocket, for StarVLA's clients, openpi's and ours. Names load on first use."""
 
 from typing import TYPE_CHECKING
 

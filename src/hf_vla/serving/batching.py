@@ -1,6 +1,7 @@
-"""Requests of several robots, predicted together.
+"""Batch the requests of several robots.
 
-While the policy is busy, requests wait; what has gathered by then is the next batch. A lone robot thus never waits for others.
+While the policy is busy, requests queue up; those waiting when it finishes form the next batch. A single robot thus never waits
+for a batch to fill.
 """
 
 import asyncio
@@ -27,36 +28,36 @@ class _Job:
     options: dict[str, Any]
     done: asyncio.Future = field(repr=False)
 
-    def goes_with(self, other: "_Job") -> bool:
-        """Whether one call of the policy can serve both."""
+    def can_batch_with(self, other: "_Job") -> bool:
+        """Return whether one call of the policy can serve both."""
         if {"previous_chunk", "inference_delay"} & {*self.options, *other.options}:
             return False
         return (self.unnorm_key, self.options) == (other.unnorm_key, other.options)
 
 
 def _checked(observations: Sequence[Mapping]) -> list[Mapping]:
-    """The observations, their images as PIL images. What can be known to be wrong is found before anybody waits with it."""
+    """Return the observations with their images as PIL images. Bad input fails here, before it is queued."""
     batch = checked(observations)
     states(batch)
     images = to_samples([views(observation["image"]) for observation in batch])
-    return [{**observation, "image": of_one} for observation, of_one in zip(batch, images, strict=True)]
+    return [{**observation, "image": own} for observation, own in zip(batch, images, strict=True)]
 
 
 class Stopping(Exception):
-    """The server stops before a request was answered."""
+    """Raised for requests that are unanswered when the server stops."""
 
 
 class Batcher:
-    """Calls a policy from one thread, with as many waiting observations at once as fit together.
+    """Calls a policy from a single thread, each time with as many compatible waiting observations as fit into a batch.
 
     Args:
-        policy: whose `infer` is called.
-        max_batch_size: observations a call. One request with more is served all the same.
+        policy: the policy whose `infer` is called.
+        max_batch_size: observations per call. A single request with more is still served, in one call.
 
     Attributes:
-        waiting: requests that no call has begun with.
-        busy: the requests of the call that runs.
-        calling: whether one runs.
+        waiting: requests that are in no call yet.
+        busy: requests of the running call.
+        calling: whether a call is running.
     """
 
     def __init__(self, policy: Policy, max_batch_size: int = 8) -> None:
@@ -65,8 +66,8 @@ class Batcher:
         self.max_batch_size = max_batch_size
         self._policies = {policy.unnorm_key: policy}
         self._policy = policy
-        # QwenDual attends padding as StarVLA does, unless told otherwise: its actions would depend on who else asks.
-        self._together = getattr(policy.model.config, "mask_padding", True)
+        # QwenDual attends to padding as StarVLA does, unless `mask_padding` is set: its actions would depend on the batch.
+        self._can_batch = getattr(policy.model.config, "mask_padding", True)
         self.waiting: deque[_Job] = deque()
         self.busy: list[_Job] = []
         self.calling = False
@@ -76,11 +77,11 @@ class Batcher:
     async def infer(
         self, observations: Sequence[Mapping], unnorm_key: str | None = None, **options: Any
     ) -> np.ndarray:
-        """Actions (B, T, D) as of `Policy.infer`, whose options these are.
+        """Predict actions (B, T, D), as `Policy.infer` does with the same options.
 
         Raises:
-            ValueError: as there, of this request alone, whatever it was predicted with.
-            Stopping: `close` came first.
+            ValueError: as in `Policy.infer`, and only for this request, whatever else was in its batch.
+            Stopping: `close` was called before the request was answered.
         """
         job = _Job(_checked(observations), unnorm_key, options, asyncio.get_running_loop().create_future())
         self.waiting.append(job)
@@ -89,7 +90,7 @@ class Batcher:
         return await job.done
 
     def close(self) -> None:
-        """Answer nobody any more; a call that runs goes on, for nobody."""
+        """Reject all pending requests; a running forward pass finishes and its result is dropped."""
         self._fail([*self.busy, *self.waiting], Stopping("the server is stopping"))
         self.waiting.clear()
         if self._worker is not None:
@@ -107,9 +108,9 @@ class Batcher:
                 for job, result in zip(self.busy, results, strict=True):
                     if isinstance(result, Exception):
                         self._fail([job], result)
-                    elif not job.done.done():  # the robot may have gone
+                    elif not job.done.done():  # the client may have disconnected
                         job.done.set_result(result)
-            except Exception as error:  # nobody may wait for ever, whatever is wrong here
+            except Exception as error:  # no request may wait forever, whatever goes wrong here
                 self._fail([*self.busy, *self.waiting], error)
                 self.waiting.clear()
             finally:
@@ -122,14 +123,14 @@ class Batcher:
                 job.done.set_exception(error)
 
     def _next_batch(self) -> list[_Job]:
-        """The longest waiting job, and those behind it that go with it, in order."""
+        """Dequeue the job that has waited longest, and those behind it that can join its batch, in order."""
         batch, left, size = [], deque(), 0
         for job in self.waiting:
             if job.done.done():
                 continue
             number = len(job.observations)
-            fits = self._together and size + number <= self.max_batch_size
-            if not batch or (fits and job.goes_with(batch[0])):
+            fits = self._can_batch and size + number <= self.max_batch_size
+            if not batch or (fits and job.can_batch_with(batch[0])):
                 batch.append(job)
                 size += number
             else:
@@ -153,8 +154,10 @@ class Batcher:
         except Exception as error:
             if len(jobs) == 1:
                 return [error]
-            # One bad observation must not spoil the others.
-            logger.warning("%d requests could not be predicted together, each is by itself: %s", len(jobs), error)
+            # One bad observation must not fail the other requests.
+            logger.warning(
+                "%d requests could not be predicted together; retrying each on its own: %s", len(jobs), error
+            )
             return [self._infer([job])[0] for job in jobs]
         return np.split(actions, np.cumsum([len(job.observations) for job in jobs])[:-1])
 

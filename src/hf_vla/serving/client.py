@@ -1,4 +1,4 @@
-"""`PolicyClient`: a policy that runs elsewhere, used as `hf_vla.Policy` is."""
+"""`PolicyClient`: use a policy on a server like a local `hf_vla.Policy`."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -16,20 +16,21 @@ from .packing import pack, unpack
 
 
 class PolicyClient:
-    """Asks a server of StarVLA's protocol, such as `hf-vla serve`, for actions.
+    """A client of a policy server that speaks StarVLA's protocol, such as `hf-vla serve`.
 
     Args:
-        host, port: of the server; or its whole address, "ws://host:port" or "wss://…", as `host`.
-        unnorm_key: which statistics, where a call names none. Default: the server's.
+        host, port: address of the server; `host` may also be a whole URL, "ws://host:port" or "wss://…".
+        unnorm_key: statistics key for calls that name none. Default: the server's.
         wait: seconds to wait for a server that is not up yet.
-        timeout: seconds to wait for an answer.
+        timeout: seconds to wait for a reply.
 
     Attributes:
-        metadata: what the server says of its policy.
+        metadata: the server's description of its policy.
 
     Raises:
-        ConnectionError: no server is there, or it goes away.
-        TimeoutError: it does not answer.
+        ValueError: `host` is not a valid address.
+        ConnectionError: there is no server, or it closes the connection.
+        TimeoutError: it does not reply in time.
 
     ```python
     >>> client = PolicyClient("gpu-machine")  # doctest: +SKIP
@@ -57,7 +58,7 @@ class PolicyClient:
                 break
             except InvalidURI as error:
                 raise ValueError(f"{self.address!r} is no address of a policy server; give ws://host:port") from error
-            except (OSError, EOFError, WebSocketException) as error:  # a tunnel is there before the server is
+            except (OSError, EOFError, WebSocketException) as error:  # a tunnel may be up before the server is
                 if time.monotonic() >= deadline:
                     raise ConnectionError(f"no policy server at {self.address}: {error}") from error
                 time.sleep(0.5)
@@ -73,7 +74,7 @@ class PolicyClient:
         return self.metadata["action_chunk_size"]
 
     def reset(self, seed: int | None = None) -> None:
-        """Start an episode. With a seed its draws are reproducible, though not those of `Policy.reset(seed)`."""
+        """Start an episode. With a seed, sampling is reproducible, but not the same as after `Policy.reset(seed)`."""
         if seed is not None and not is_integer(seed):
             raise ValueError(f"seed is {seed!r}; give a whole number")
         self._seeds = None if seed is None else np.random.default_rng(int(seed) % 2**64)
@@ -81,16 +82,16 @@ class PolicyClient:
     def infer(
         self, observation: Mapping | Sequence[Mapping], unnorm_key: str | None = None, **options: Any
     ) -> np.ndarray:
-        """Action chunks, as `Policy.infer` returns them: (T, D) for one observation, (B, T, D) for a list, robot units.
+        """Predict action chunks, as `Policy.infer` does: (T, D) for one observation, (B, T, D) for a list, robot units.
 
         Args:
             observation: {"image": [PIL images or HWC uint8 arrays], "lang": instruction, "state": (S,), optional}.
-            unnorm_key: which statistics; default: the client's.
+            unnorm_key: statistics key; default: the client's.
             options: `seed`, `num_inference_steps`, `previous_chunk`, `inference_delay`, see `Policy.infer`.
 
         Raises:
-            ValueError: the server refuses the request.
-            ConnectionError, TimeoutError: it is gone, or does not answer.
+            ValueError: the observation is bad, or the server rejects the request.
+            ConnectionError, TimeoutError: the server has closed the connection, or does not reply in time.
         """
         single = isinstance(observation, Mapping)
         examples = [_sendable(each) for each in checked([observation] if single else observation)]
@@ -103,7 +104,7 @@ class PolicyClient:
         return actions[0] if single else actions
 
     def ping(self) -> float:
-        """Seconds to the server and back."""
+        """Return the round-trip time to the server in seconds."""
         began = time.perf_counter()
         self._ask({"type": "ping"})
         return time.perf_counter() - began
@@ -133,7 +134,7 @@ class PolicyClient:
         except ConnectionClosed as error:
             raise ConnectionError(f"the policy server at {self.address} has gone: {error}") from error
         except TimeoutError as error:
-            # Its late answer would pass for the next one's.
+            # A late reply would be taken for that to the next request.
             self._connection.close()
             raise TimeoutError(
                 f"the policy server at {self.address} has not answered in {self.timeout:g} s"
@@ -144,7 +145,7 @@ class PolicyClient:
 
 
 def _sendable(observation: Mapping) -> dict[str, Any]:
-    """The observation with its images and state as arrays."""
+    """Return the observation with its images and state as arrays."""
     images = [np.asarray(i.convert("RGB")) if isinstance(i, Image.Image) else i for i in views(observation["image"])]
     sendable = {**observation, "image": images}
     if (state := states([observation])) is not None:

@@ -1,7 +1,7 @@
-"""msgpack with numpy arrays, as StarVLA's and openpi's clients and servers pack them.
+"""msgpack with numpy arrays, in the encoding of StarVLA's and openpi's clients and servers.
 
-An array is a map of the bytes keys `__ndarray__` (true), `data`, `dtype` and `shape`; a scalar one of `__npgeneric__` (true), `data`
-and `dtype`. Nothing that is unpacked can run code.
+An array becomes a map with the bytes keys `__ndarray__` (true), `data`, `dtype` and `shape`; a numpy scalar, one with
+`__npgeneric__` (true), `data` and `dtype`. Unpacking never runs code from a message.
 """
 
 from typing import Any
@@ -14,31 +14,31 @@ class _BadArray(ValueError):
     pass
 
 
-# Elements of a list or map. Images and chunks are arrays; millions of loose numbers would hold everybody up.
-_MOST = 100_000
+# Most elements that a list or map may have. Images and chunks are arrays; millions of single numbers would stall all clients.
+_MAX_ELEMENTS = 100_000
 _KINDS = "biuf"  # booleans, integers, floats: neither objects nor records
 
 
 def pack(value: Any) -> bytes:
-    """`value` (maps, lists, text, numbers, arrays of numbers) as bytes.
+    """Pack `value` (maps, lists, text, numbers, arrays of numbers) into bytes.
 
     Raises:
-        TypeError: something else in it.
+        TypeError: `value` holds anything else.
     """
     return msgpack.packb(value, default=_encoded)
 
 
 def unpack(message: bytes) -> Any:
-    """What was packed.
+    """Unpack a message.
 
     Raises:
-        ValueError: no msgpack, or an array that contradicts itself or is not of numbers.
+        ValueError: the message is not msgpack, or an array in it is inconsistent or does not hold numbers.
     """
     try:
-        return msgpack.unpackb(message, object_hook=_decoded, max_array_len=_MOST, max_map_len=_MOST)
+        return msgpack.unpackb(message, object_hook=_decoded, max_array_len=_MAX_ELEMENTS, max_map_len=_MAX_ELEMENTS)
     except _BadArray:
         raise
-    except Exception as error:  # msgpack's own errors have no common class but this
+    except Exception as error:  # msgpack's own errors have no other common base class
         raise ValueError(
             f"a message of {len(message)} bytes is no msgpack: {error or type(error).__name__}"
         ) from error
@@ -59,7 +59,7 @@ def _decoded(value: dict) -> Any:
     try:
         dtype = np.dtype(value[b"dtype"])
         if dtype.kind not in _KINDS:
-            raise ValueError(f"arrays of {dtype} are not taken")
+            raise ValueError(f"arrays of {dtype} are not accepted")
         if b"__npgeneric__" in value:
             return dtype.type(value[b"data"])
         return np.frombuffer(value[b"data"], dtype).reshape(value[b"shape"])

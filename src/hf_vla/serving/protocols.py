@@ -1,4 +1,4 @@
-"""What clients send and expect: StarVLA's messages and openpi's. Which one a message is of, it shows itself.
+"""The protocols of StarVLA's and openpi's clients. A message's keys show which protocol it belongs to.
 
 StarVLA: `{"type": "infer", "request_id", "payload": {"examples": [{"image": [...], "lang", "state"}], "unnorm_key"}}`, or a flat map
 without `payload`; openpi: one observation, flat keys such as `observation/image`, `observation/state`, `prompt`.
@@ -13,21 +13,22 @@ import numpy as np
 from ..data.checks import is_integer
 
 _INFER = ("infer", "predict_action")
-#: What `Policy.infer` takes beside observations, under these names in a StarVLA payload.
+#: Options of `Policy.infer`, under the same names in a StarVLA payload.
 _OPTIONS = ("seed", "num_inference_steps", "previous_chunk", "inference_delay")
-# What StarVLA's clients send along, and no framework here reads.
-_WITHOUT_MEANING = ("do_sample", "use_ddim", "num_ddim_steps", "cfg_scale")
-_USUAL_IMAGES = ("observation/image", "observation/wrist_image")
-_USUAL_STATE = "observation/state"
+# Fields that StarVLA's clients send but none of our frameworks reads.
+_IGNORED = ("do_sample", "use_ddim", "num_ddim_steps", "cfg_scale")
+_DEFAULT_IMAGES = ("observation/image", "observation/wrist_image")
+_DEFAULT_STATE = "observation/state"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be predicted.
+    """A request for a prediction.
 
     Attributes:
         observations: as `Policy.infer` takes them.
-        options: for `Policy.infer`.
+        unnorm_key: statistics key; None for the server's default.
+        options: further arguments of `Policy.infer`.
     """
 
     observations: list[Mapping]
@@ -37,9 +38,9 @@ class Request:
 
 @dataclass(frozen=True)
 class OpenpiKeys:
-    """Which keys of an openpi observation are cameras, in the policy's order, and which ones, joined, are the state.
+    """Which keys of an openpi observation are cameras, in the policy's order, and which ones, concatenated, are the state.
 
-    By default those of `observation/image` and `observation/wrist_image` that are there, and `observation/state` if it is.
+    Default: those of `observation/image` and `observation/wrist_image`, and `observation/state`, that the observation has.
     """
 
     images: tuple[str, ...] | None = None
@@ -51,10 +52,10 @@ def is_starvla(message: Mapping) -> bool:
 
 
 def read_starvla(message: Mapping) -> Request | None:
-    """The request in a message of StarVLA's protocol; None for a ping.
+    """Read the request in a message of StarVLA's protocol; None for a ping.
 
     Raises:
-        ValueError: an unknown type, no examples, or an unknown field.
+        ValueError: the type or a field is unknown, a value has a wrong type, or there are no examples.
     """
     kind = message.get("type", _INFER[0])
     if kind == "ping":
@@ -69,7 +70,7 @@ def read_starvla(message: Mapping) -> Request | None:
     examples = payload.get("examples")
     if not isinstance(examples, Sequence) or isinstance(examples, str | bytes) or not examples:
         raise ValueError(f"'examples' must be a list of observations, at least one; the payload has {_names(payload)}")
-    known = ("examples", "unnorm_key", *_OPTIONS, *_WITHOUT_MEANING)
+    known = ("examples", "unnorm_key", *_OPTIONS, *_IGNORED)
     if unknown := [name for name in payload if name not in known]:
         raise ValueError(f"unknown {unknown[0]!r} in the payload; it may have {', '.join(known)}")
     options = {name: payload[name] for name in _OPTIONS if payload.get(name) is not None}
@@ -83,7 +84,7 @@ def read_starvla(message: Mapping) -> Request | None:
 
 
 def answer_starvla(message: Mapping, actions: np.ndarray | None) -> dict[str, Any]:
-    """The reply to a prediction (B, T, D), or without one, to a ping."""
+    """Return the reply with a prediction (B, T, D), or if `actions` is None, the reply to a ping."""
     reply = {"status": "ok", "ok": True, "type": "ping", "request_id": message.get("request_id")}
     return reply if actions is None else reply | {"type": "inference_result", "data": {"actions": actions}}
 
@@ -99,24 +100,24 @@ def refuse_starvla(message: Mapping, error: Exception) -> dict[str, Any]:
 
 
 def read_openpi(message: Mapping, keys: OpenpiKeys) -> Request:
-    """The request in an observation of openpi's protocol.
+    """Read the request in an observation of openpi's protocol.
 
     Raises:
-        ValueError: no prompt, absent cameras or state, or something that no key is stated for.
+        ValueError: the prompt, a camera or the state is missing, or an entry of the observation would not be used.
     """
     if not isinstance(message.get("prompt"), str):
         raise ValueError(f"an observation needs 'prompt', the instruction; it has {_names(message)}")
-    images = keys.images or tuple(name for name in _USUAL_IMAGES if name in message)
-    state = keys.state or tuple(name for name in (_USUAL_STATE,) if name in message)
+    images = keys.images or tuple(name for name in _DEFAULT_IMAGES if name in message)
+    state = keys.state or tuple(name for name in (_DEFAULT_STATE,) if name in message)
     if not images:
         raise ValueError(
-            f"an observation needs {' or '.join(_USUAL_IMAGES)}; it has {_names(message)}: start the server with "
+            f"an observation needs {' or '.join(_DEFAULT_IMAGES)}; it has {_names(message)}: start the server with "
             "--openpi-images and the cameras in the policy's order"
         )
     if absent := [name for name in (*images, *state) if name not in message]:
         raise ValueError(f"the observation lacks {', '.join(absent)}; it has {_names(message)}")
     taken = {*images, *state, "prompt"}
-    if left := [name for name, value in message.items() if name not in taken and _matters(name, value)]:
+    if left := [name for name, value in message.items() if name not in taken and _is_input(name, value)]:
         raise ValueError(
             f"the observation's {', '.join(map(str, left))} would not be used; start the server with --openpi-images and "
             "--openpi-state, or leave it out"
@@ -127,7 +128,7 @@ def read_openpi(message: Mapping, keys: OpenpiKeys) -> Request:
     return Request([observation])
 
 
-def _matters(name: Any, value: Any) -> bool:
+def _is_input(name: Any, value: Any) -> bool:
     return isinstance(value, np.ndarray) or (isinstance(name, str) and name.startswith("observation/"))
 
 

@@ -1,4 +1,4 @@
-"""`PolicyServer`: a policy behind a WebSocket, for StarVLA's clients and openpi's on one port."""
+"""`PolicyServer`: serve a policy over WebSocket, to StarVLA's and openpi's clients on the same port."""
 
 import asyncio
 import http
@@ -31,19 +31,19 @@ _INTERNAL_ERROR = 1011
 
 
 class _Fatal(Exception):
-    """An error that openpi's clients learn of by a text frame and the end of the connection."""
+    """An error that is reported as openpi's clients expect: a text frame, then the connection closes."""
 
 
 class PolicyServer:
     """Answers observations with actions in robot units.
 
-    Every connection first gets `metadata`. Requests of several connections are predicted together, see `Batcher`. There is no
-    authentication: whoever reaches the port can use the policy.
+    Every connection first receives `metadata`. Requests of several connections are batched, see `Batcher`. There is no
+    authentication: anyone who can reach the port can use the policy.
 
     Args:
-        policy: with the statistics key that holds where a request names none.
-        name: of the policy, for `metadata`.
-        max_batch_size: observations predicted together.
+        policy: the policy; its statistics key is used if a request names none.
+        name: name of the policy, for `metadata`.
+        max_batch_size: observations per batch.
         openpi_keys: which keys of openpi's observations are cameras and state.
 
     ```python
@@ -66,14 +66,14 @@ class PolicyServer:
 
     @asynccontextmanager
     async def listen(self, host: str, port: int):
-        """The running server, a `websockets.asyncio.server.Server`; port 0 takes a free one.
+        """Run the server inside the context, which yields a `websockets.asyncio.server.Server`; port 0 picks a free port.
 
         Raises:
-            OSError: the port is taken.
+            OSError: the port is in use.
         """
-        # A thread that was closed takes no more work: each listening has its own.
+        # A batcher cannot be used again after `close`, so each call of `listen` makes a new one.
         self.batcher = Batcher(self.policy, self.batcher.max_batch_size)
-        # Camera images hardly get smaller by compression, which takes longer than a fast network.
+        # Compression hardly shrinks camera images, and takes longer than sending them over a fast network.
         listening = serve(
             self._serve,
             host,
@@ -87,11 +87,11 @@ class PolicyServer:
             try:
                 yield server
             finally:
-                self.batcher.close()  # first: closing the connections waits for their answers
+                self.batcher.close()  # first: closing the connections waits for their replies
 
     async def _serve(self, connection: ServerConnection) -> None:
-        robot = f"{connection.remote_address[0]}:{connection.remote_address[1]}"
-        logger.info("%s has connected", robot)
+        client = f"{connection.remote_address[0]}:{connection.remote_address[1]}"
+        logger.info("%s connected", client)
         try:
             await connection.send(pack(self.metadata))
             gone = asyncio.ensure_future(connection.wait_closed())
@@ -99,7 +99,7 @@ class PolicyServer:
                 async for message in connection:
                     answer = asyncio.ensure_future(self._answer(message))
                     await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
-                    if not answer.done():  # nobody is there to predict for
+                    if not answer.done():  # the client has disconnected
                         answer.cancel()
                         break
                     await connection.send(answer.result())
@@ -110,7 +110,7 @@ class PolicyServer:
                 gone.cancel()
         except ConnectionClosed:
             pass
-        logger.info("%s has gone", robot)
+        logger.info("%s disconnected", client)
 
     async def _answer(self, packed: bytes | str) -> bytes:
         began = time.perf_counter()
@@ -118,18 +118,18 @@ class PolicyServer:
             message = unpack(packed) if isinstance(packed, bytes) else packed
             if not isinstance(message, Mapping):
                 raise ValueError(f"a message must be a msgpack map, got a {type(message).__name__}")
-        except ValueError as error:  # whose protocol it is, nobody knows: both take a text frame for an error
+        except ValueError as error:  # the protocol is unknown, but clients of both treat a text frame as an error
             raise _Fatal(str(error)) from error
         if is_starvla(message):
             try:
                 request = read_starvla(message)
                 return pack(answer_starvla(message, None if request is None else await self._infer(request)))
             except Exception as error:
-                return pack(refuse_starvla(message, _told(error)))
+                return pack(refuse_starvla(message, _client_error(error)))
         try:
             actions = await self._infer(read_openpi(message, self.openpi_keys))
         except Exception as error:
-            raise _Fatal(str(_told(error))) from error
+            raise _Fatal(str(_client_error(error))) from error
         timing = {"infer_ms": 1e3 * (time.perf_counter() - began)}
         return pack({"actions": actions[0], "server_timing": timing})
 
@@ -137,8 +137,8 @@ class PolicyServer:
         return await self.batcher.infer(request.observations, request.unnorm_key, **request.options)
 
 
-def _told(error: Exception) -> Exception:
-    """What the client is told: its own mistake in full, of ours that it was ours; the log has the rest."""
+def _client_error(error: Exception) -> Exception:
+    """Return the error to report to the client: its own mistakes in full, ours only by type; the log has the rest."""
     if isinstance(error, ValueError):
         logger.warning("a request was refused: %s", error)
         return error
@@ -160,7 +160,7 @@ def _metadata(policy: Policy, name: str | None) -> dict[str, Any]:
         "action_names": {key: list(names) for key, names in policy.processor.action_names.items()},
         "available_unnorm_keys": keys,
         "default_unnorm_key": default,
-        # Height and width, as StarVLA has it; ours is width and height.
+        # StarVLA's order is height, width; ours is width, height.
         "training_obs_image_size": None if size is None else [int(size[1]), int(size[0])],
     }
 
