@@ -7,7 +7,6 @@ import importlib
 from typing import Any
 
 from .plugins import load_plugins
-from .transformers_internals import unregister_processor
 
 #: model_type -> stem of the class names; modules are modeling/T/{configuration,modeling,processing}_T.py
 FRAMEWORKS = {
@@ -51,6 +50,8 @@ def register_framework(model_type: str, config: type, model: type, processor: ty
             configuration's; the configuration is not the model's; or another framework has one of the mapping's names.
     """
     from transformers import AutoConfig, AutoModel, AutoProcessor
+
+    from .transformers_internals import unregister_processor
 
     if model_type in FRAMEWORKS:
         raise ValueError(f"{model_type!r} is a framework of hf_vla; give yours a name of its own")
