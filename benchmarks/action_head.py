@@ -1,4 +1,4 @@
-"""What the shared keys and values of our action head save against a head that works like StarVLA's, in one process.
+"""How much the shared keys and values of our action head save compared with a head that works like StarVLA's, in one process.
 
     python benchmarks/action_head.py
     python benchmarks/action_head.py --interleave
@@ -8,7 +8,7 @@ sample's noise draws are rows of a batch of their own, for which keys and values
 (training); and each denoising step computes them, and the AdaLN modulations, again (prediction). Same weights, same draws, same
 results; see `hf_vla/modeling/diffusion_transformer.py`.
 
-Both ways run in turn, and processor time is compared, which other work on the cores changes little.
+Both ways run in turn, and processor times are compared, which other work on the cores changes little.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from hf_vla.modeling.sampling import SamplingOptions
 
 
 def plain_velocity(head, noisy, bucket, conditioning):
-    """The velocity at `noisy` (N, H, action_dim) and `bucket` (N,), given states of N rows, as StarVLA computes it."""
+    """Return the velocity at `noisy` (N, H, action_dim) and `bucket` (N,), given states of N rows, as StarVLA computes it."""
     tokens = head.action_encoder(noisy[:, None], bucket[:, None])
     tokens = tokens + head.position_embedding.weight[: noisy.shape[1]]
     future = head.future_tokens.weight.expand(len(noisy), 1, -1, -1)
@@ -57,7 +57,7 @@ def plain_sample(head, conditioning, noise, num_steps):
 
 
 def median_seconds(functions: dict, repeats: int) -> dict[str, float]:
-    """Processor time of each function, called in turn."""
+    """Return the median processor time of each function, called in turn."""
     times = {name: [] for name in functions}
     for attempt in range(repeats + 1):
         for name, function in functions.items():

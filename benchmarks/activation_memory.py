@@ -1,4 +1,4 @@
-"""What a policy's training keeps of each sample for the backward pass: an estimate, without a GPU, for `memory.py`."""
+"""Estimate, without a GPU, what training a policy keeps per sample for the backward pass; for `memory.py`."""
 
 import contextlib
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ def _attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0
 
 
 class _Autocast(TorchFunctionMode):
-    """Autocast to bfloat16 for the meta device, which has none: matrix products in bfloat16, all else as it comes."""
+    """Autocast to bfloat16 for the meta device, which has none: matrix products in bfloat16, everything else unchanged."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function in (nn.functional.linear, torch.matmul, nn.functional.conv3d):
@@ -37,7 +37,7 @@ class _Autocast(TorchFunctionMode):
 
 
 class _Saved:
-    """Bytes that autograd saves, beside a module's weights and copies of them."""
+    """Count the bytes that autograd saves, apart from a module's weights and copies of them."""
 
     def __init__(self, module: nn.Module):
         self._weights = {p.untyped_storage()._cdata for p in module.parameters()}
@@ -57,7 +57,7 @@ class _Saved:
 
 
 def saved_bytes(module: nn.Module, call, autocast: bool) -> int:
-    """What autograd saves of `call()` beside `module`'s weights and their copies."""
+    """Return how many bytes autograd saves in `call()`, apart from `module`'s weights and their copies."""
     saved = _Saved(module)
     hooks = torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor)
     with hooks, _Autocast() if autocast else contextlib.nullcontext():
@@ -76,12 +76,12 @@ class Activations:
 def activations(
     policy: nn.Module, images: int, text_tokens: int, autocast: bool, backbone: bool = True
 ) -> Activations:
-    """An estimate for one sample, from the blocks of a policy on the meta device, each kind run once.
+    """Estimate them for one sample by running each kind of block of a policy on the meta device once.
 
     Args:
         policy: a QwenPI_v3 on the meta device, in bfloat16, or in float32 with `autocast`.
-        images, text_tokens: of a sample; images have 224 x 224 pixels.
-        backbone: whether it is trained; otherwise it keeps nothing.
+        images, text_tokens: the numbers in a sample; images have 224 x 224 pixels.
+        backbone: whether the backbone is trained; a frozen one keeps nothing.
     """
     AttentionInterface.register("estimate", _attend)
     policy.set_attn_implementation("estimate")
@@ -96,7 +96,7 @@ def activations(
         return torch.empty(*shape, device="meta", dtype=dtype, requires_grad=True)
 
     def first_block(blocks, x, *args, **kwargs) -> tuple[int, int, int]:
-        """How many there are, bytes of one's input, bytes that it saves."""
+        """Return the number of blocks, the bytes of one block's input, and the bytes that it saves."""
         return len(blocks), x.nbytes, saved_bytes(blocks[0], lambda: blocks[0](x, *args, **kwargs), autocast)
 
     kinds = []

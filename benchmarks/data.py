@@ -1,15 +1,15 @@
-"""Samples per second of `LeRobotDataset` in random order, beside a loader that opens the table and the videos per sample.
+"""Samples per second of `LeRobotDataset` in random order, against a loader that opens the table and the videos per sample.
 
     python benchmarks/data.py                       # makes its own data: 224 x 224, AV1 and H.264, 1, 2 and 4 cameras
     python benchmarks/data.py --codecs h264 --cameras 1 --seconds 5
-    python benchmarks/data.py --content simulator   # MetaWorld's pictures, in place of a texture that is harder to decode
+    python benchmarks/data.py --content simulator   # MetaWorld's images instead of a texture, which is harder to decode
     python benchmarks/data.py --dataset tests/reference/datasets/v21_video tests/reference/datasets/v20_bridge_like
 
 Both give the same frames and chunks of 16 actions. The other loader reads the episode's parquet file, opens its mp4, seeks to
 the key frame and decodes on from there, with one thread, as ours does. "tables" is without any camera. They are measured in
-turn; the ratio of CPU time, workers included, is the one that other work on the machine changes least. Afterwards: memory over
-some epochs, a dataset of more files than stay open, and the start-up of 50,000 episodes. "frame_cache" is every epoch but
-the first with that option: frames that are decoded already. "read only" leaves the images in the workers: how fast they read.
+turn; of the two ratios, that of CPU time, workers included, changes least with other work on the machine. Afterwards: memory
+over several epochs, a dataset with more files than stay open, and the start-up of 50,000 episodes. "frame_cache" is any epoch but
+the first with that option: all frames are decoded already. "read only" leaves the images in the workers: how fast they read.
 """
 
 import argparse
@@ -50,7 +50,7 @@ INFO = {
 
 
 def write_dataset(root: Path, codec: str, cameras: int, episodes: int, length: int, content: str = "texture") -> Path:
-    """A v2.1 dataset with LeRobot's encoder settings: a key frame every two frames, CRF 30."""
+    """Write a v2.1 dataset with LeRobot's encoder settings: a key frame every two frames, CRF 30."""
     names = [f"observation.images.camera_{camera}" for camera in range(cameras)]
     features = {name: {"dtype": "video", "shape": [SIZE, SIZE, 3]} for name in names}
     features |= {"observation.state": {"dtype": "float32", "shape": [8]}, "action": {"dtype": "float32", "shape": [7]}}
@@ -83,7 +83,7 @@ def write_dataset(root: Path, codec: str, cameras: int, episodes: int, length: i
 
 
 def textured_frames(length: int, seed: int) -> Iterator[np.ndarray]:
-    """A textured background with a square that moves, under changing light: more detail than pictures usually have."""
+    """Draw a textured background with a moving square under changing light: more detail than images usually have."""
     rng = np.random.default_rng(seed)
     texture = np.kron(rng.integers(0, 60, (28, 28, 3)), np.ones((8, 8, 1))) + rng.integers(0, 6, (SIZE, SIZE, 3))
     y, x = np.mgrid[:SIZE, :SIZE]
@@ -96,7 +96,7 @@ def textured_frames(length: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def simulator_frames(length: int, seed: int) -> Iterator[np.ndarray]:
-    """MetaWorld's expert opens a drawer."""
+    """Render MetaWorld's expert opening a drawer."""
     environment = make_environment("metaworld", "drawer-open", image_size=SIZE)
     observation = environment.reset(seed)
     for _ in range(length):
@@ -119,7 +119,7 @@ def encode(path: Path, frames: Iterable[np.ndarray], codec: str) -> None:
 
 
 class OpeningReader:
-    """The loader to compare with: a v2 dataset, every file opened for every sample."""
+    """The loader to compare with: it reads a v2 dataset and opens every file for every sample."""
 
     def __init__(self, root: Path, cameras: list[str]) -> None:
         self.root, self.cameras = root, cameras
@@ -154,14 +154,14 @@ class OpeningReader:
 
 
 def collate(items: list[dict]) -> dict:
-    """Tensors, as a collator makes them in the workers: they come back in shared memory, PIL images would be copied."""
+    """Make tensors, as a collator does in the workers: they come back in shared memory; PIL images would be copied."""
     batch = {name: default_collate([item[name] for item in items]) for name in ("action", "state")}
     images = [torch.from_numpy(np.array(image)) for item in items for image in item["image"]]
     return batch | ({"pixels": default_collate(images)} if images else {})
 
 
 def leave_pixels(items: list[dict]) -> dict:
-    """What a worker sends when its images are read and stay with it: the time of reading, without that of moving pixels."""
+    """Send back no images, so that only the time of reading counts, not that of moving pixels."""
     return {"action": np.stack([item["action"] for item in items])}
 
 
@@ -173,7 +173,7 @@ class Rates(NamedTuple):
 
 
 class Endless:
-    """A sampler that goes through one random order again and again: how fast a machine is, is not known before."""
+    """A sampler that repeats one random order without end, as it is not known beforehand how fast the machine is."""
 
     def __init__(self, size: int) -> None:
         self.order = np.random.default_rng(0).permutation(size).tolist()
@@ -183,7 +183,7 @@ class Endless:
 
 
 def measure(dataset, workers: int, seconds: float, collate_fn=collate) -> Rates:
-    """Batches of 16 in random order for at least `seconds`; files are open when time starts."""
+    """Read batches of 16 in random order for at least `seconds`; files are already open when the clock starts."""
     others = set(psutil.Process().children())
     batches = iter(DataLoader(dataset, 16, sampler=Endless(len(dataset)), num_workers=workers, collate_fn=collate_fn))
     for _ in range(8):
@@ -214,7 +214,7 @@ def compare(
 
 
 def many_files(root: Path, seconds: float, episodes: int = 600) -> None:
-    """One camera of more AV1 files than stay open: nearly every frame needs its file opened by either reader."""
+    """Measure one camera with more AV1 files than stay open: either reader has to open a file for nearly every frame."""
     write_dataset(root, "av1", cameras=1, episodes=1, length=80)
     line = json.loads((root / "meta/episodes.jsonl").read_text())
     lines = [json.dumps(line | {"episode_index": episode}) for episode in range(episodes)]
@@ -233,7 +233,7 @@ def many_files(root: Path, seconds: float, episodes: int = 600) -> None:
 
 
 def startup_seconds(root: Path, episodes: int = 50_000, length: int = 100) -> float:
-    """Opening a v2.1 dataset whose files, one table and two videos an episode, all exist and are checked for."""
+    """Time opening a v2.1 dataset whose files, one table and two videos per episode, all exist and are checked for."""
     features = {name: {"dtype": "video", "shape": [SIZE, SIZE, 3]} for name in ("front", "wrist")}
     features |= {"action": {"dtype": "float32", "shape": [7]}}
     (root / "meta").mkdir(parents=True)
@@ -255,7 +255,7 @@ def startup_seconds(root: Path, episodes: int = 50_000, length: int = 100) -> fl
 
 
 def resident_megabytes(dataset: LeRobotDataset, epochs: int) -> list[float]:
-    """Memory of this process after each of some epochs in random order."""
+    """Return this process's memory after each of several epochs in random order."""
     megabytes, rng = [], np.random.default_rng(0)
     for _ in range(epochs):
         for index in rng.permutation(len(dataset)).tolist():

@@ -1,4 +1,4 @@
-"""How many files of this package one has to read to follow a native load, a prediction, and a training run.
+"""Count the files of this package that one has to read to follow a native load, a prediction and a training run.
 
     python benchmarks/files_entered.py [--list]
 
@@ -53,7 +53,7 @@ OF = {name: {"q01": [-1.0] * dim, "q99": [1.0] * dim} for name, dim in (("action
 
 @contextlib.contextmanager
 def entered(files: set):
-    """Collect the package's files in which functions are called, in all threads."""
+    """Collect the package's files in which functions are called, in any thread."""
 
     def profile(frame, event, argument):
         code = frame.f_code

@@ -1,9 +1,9 @@
-"""Every framework on the quickstart's data with the quickstart's backbone and number of steps, beside its blind control.
+"""Train every framework on the quickstart's data, with its backbone and number of steps, and evaluate it beside a blind control.
 
     make quickstart
     python benchmarks/frameworks.py --demonstrations outputs/quickstart/demonstrations --output outputs/frameworks
 
-Each is trained by one process of one thread by the recipes quickstart_* and evaluated on seeds that no demonstration used.
+Each is trained by the recipes quickstart_*, in one process with one thread, and evaluated on seeds that no demonstration used.
 Writes frameworks.csv and prints its rows as a table.
 """
 
@@ -30,7 +30,7 @@ RECIPES = {
 
 
 def run(command: str, *arguments) -> tuple[float, float]:
-    """Run `hf-vla COMMAND`; return its minutes by the clock, and of processor time (which a busy machine hardly changes)."""
+    """Run `hf-vla COMMAND`; return its minutes of wall-clock and of processor time (which a busy machine hardly changes)."""
     start, before = time.monotonic(), os.times()
     subprocess.run([sys.executable, "-m", "hf_vla", command, *map(str, arguments)], check=True)
     after = os.times()

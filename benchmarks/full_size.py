@@ -4,7 +4,7 @@
     python -m torch.distributed.run --standalone --nproc_per_node gpu benchmarks/full_size.py --fsdp # a step under FSDP2
     python benchmarks/full_size.py --tiny                                               # the same code on a small model, anywhere
 
-Prints one line a measurement. Times are medians; the device is synchronised around each.
+Prints one line per measurement. Times are medians; the device is synchronised before and after each call.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def shrink(config: dict) -> dict:
 
 
 def batch_of(size: int, device, dtype, text_tokens: int = 60) -> dict[str, torch.Tensor]:
-    """One 224x224 image (49 tokens) and a prompt a sample, with the sizes that the processor gives."""
+    """Make a batch of samples of one 224x224 image (49 tokens) and a prompt, with the sizes that the processor gives."""
     image = [VISION_START, *[IMAGE_TOKEN] * 49, VISION_END]
     row = torch.tensor([*image, *range(1000, 1000 + text_tokens)], device=device)
     return {

@@ -1,11 +1,11 @@
 """What hf_vla does on a GPU: correctness, latency, compilation, attention kernels, training, FSDP2. Random weights, no network.
 
-    bash benchmarks/gpu.sh                     # every part in a process of its own, within a time limit each
-    bash benchmarks/gpu.sh --tiny              # the same code on small models, on a CPU too
+    bash benchmarks/gpu.sh                     # every part in its own process, each with a time limit
+    bash benchmarks/gpu.sh --tiny              # the same code with small models, also on a CPU
     python benchmarks/gpu.py --parts latency   # one part
 
 Each part yields rows (dictionaries), which are written to `OUTPUT/results.json` as they come, and to `OUTPUT/results.md` as
-tables. A measurement that fails is a row with its error. A new part is a generator function in PARTS.
+tables. A measurement that fails becomes a row with its error. A new part is a generator function in PARTS.
 
 Full size is QwenPI_v3 on a backbone of Qwen3-VL-4B's sizes in bfloat16; an observation is 1 or 3 views of 64 image tokens and 60
 text tokens. Latencies are wall-clock times of calls with the device synchronised before and after.
@@ -38,7 +38,7 @@ PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "L40S": 362, "RTX 4090": 1
 
 
 def environment(a):
-    """The card and the versions; the rates that a large matrix product and a large copy reach."""
+    """Report the card and the versions, and the rates that a large matrix product and a large copy reach."""
     yield {"what": "torch", "value": torch.__version__}
     for name in ("transformers", "accelerate", "peft", "flash_attn", "liger_kernel", "triton"):
         try:
@@ -60,7 +60,7 @@ def environment(a):
 
 
 def correctness(a):
-    """The same float32 weights and inputs on the CPU and on the device; and bfloat16 on the device beside them."""
+    """Compare the same float32 weights and inputs on the CPU and on the device, and with bfloat16 on the device."""
     torch.backends.cudnn.allow_tf32 = False  # the patch embedding is a convolution
     for framework in FRAMEWORKS:
         yield attempt({"framework": framework}, lambda f=framework: compare(f))
@@ -99,7 +99,7 @@ def compare(framework: str) -> dict:
 
 
 def latency(a):
-    """`predict_action`, four denoising steps; and its stages, called one by one."""
+    """Time `predict_action` with four denoising steps, and its stages, called one by one."""
     for framework in ("qwen_pi_v3", "qwen_gr00t", "qwen_oft"):
         start = time.perf_counter()
         policy = full_policy(a, framework)
@@ -126,7 +126,7 @@ def latency(a):
 
 
 def stages(policy, inputs: dict) -> dict:
-    """Calls of the vision tower, of the whole backbone (with the projectors), and of the head's sampler."""
+    """Return calls of the vision tower, of the whole backbone (with the projectors), and of the head's sampler."""
     pixels, grid = inputs["pixel_values"], inputs["image_grid_thw"]
     with torch.no_grad():
         conditioning = policy._condition(**inputs)
@@ -139,7 +139,7 @@ def stages(policy, inputs: dict) -> dict:
 
 
 def compiled(a):
-    """torch.compile of the head's sampler, of the transformer blocks one by one, and of `predict_action`, as they are."""
+    """Compile the head's sampler, the transformer blocks one by one, and `predict_action`, all as they are."""
     policy = full_policy(a)
     inputs = observations(1, config=policy.config)
     with torch.no_grad():
@@ -197,7 +197,7 @@ def compile_time(call, a, expected) -> dict:
 
 
 def attention(a):
-    """Attention implementations of backbone and head, with the prompt's mask and without one."""
+    """Compare attention implementations of backbone and head, with the prompt's mask and without one."""
     policy, many = full_policy(a), 2 if a.tiny else 8
     for implementation in ("sdpa", "eager", "flash_attention_2"):
         labels = {"implementation": implementation}
@@ -216,7 +216,7 @@ def attention(a):
 
 
 def training(a):
-    """Steps of a plain loop with fused AdamW, bfloat16 weights, 16 noise draws a sample; LoRA with activation checkpointing."""
+    """Time steps of a plain loop with fused AdamW, bfloat16 weights and 16 noise draws per sample; LoRA with checkpointing."""
     from hf_vla.training.lora import add_adapter
     from hf_vla.training.parameter_groups import freeze
     from hf_vla.training_args.peft import PeftArguments
@@ -263,12 +263,13 @@ def training(a):
 
 
 def training_flops(policy, inputs: dict, lora: bool) -> float:
-    """Floating-point operations of a training step for one sample: of matrix products, recomputation not counted.
+    """Return the floating-point operations of a training step per sample: matrix products only, without recomputation.
 
-    A matrix of P parameters takes 2 P operations a token in the forward pass, as many for the gradient of its input and as
-    many for its own: language model 2 P (head only) or 4 P (LoRA) a text or image token, vision tower 2 P a patch, projectors
-    and the head's key and value matrices 6 P a token, the head's other matrices 6 P for each of R * H noisy actions. Attention
-    takes 4 * queries * keys * width more in the forward pass of each layer, all keys counted, and twice that in the backward.
+    A matrix of P parameters takes 2 P operations per token in the forward pass, as many for the gradient of its input and as
+    many for its own: the language model 2 P (head only) or 4 P (LoRA) per text or image token, the vision tower 2 P per patch,
+    projectors and the head's key and value matrices 6 P per token, the head's other matrices 6 P for each of R * H noisy
+    actions. Attention takes 4 * queries * keys * width more in each layer's forward pass, counting all keys, and twice that in
+    the backward pass.
     """
     config = policy.config
     text, vision = config.vlm_config.text_config, config.vlm_config.vision_config
@@ -301,7 +302,7 @@ def training_flops(policy, inputs: dict, lora: bool) -> float:
 
 
 def fsdp2(a):
-    """A run of 8 steps by `VLATrainer` with launch_configs/fsdp2.yaml on one device, saved at 5, and resumed from there."""
+    """Run 8 steps of `VLATrainer` with launch_configs/fsdp2.yaml on one device, save at step 5, and resume from there."""
     launch = [
         sys.executable,
         "-m",
@@ -328,7 +329,7 @@ def fsdp2(a):
 
 
 def train(a) -> None:
-    """One run of `fsdp2`, in a process that accelerate has launched."""
+    """Make one run of `fsdp2`, in a process that accelerate has launched."""
     policy, processor = tiny_policy("qwen_pi_v3") if a.tiny else tiny_policy("qwen_pi_v3", layers=12, width=1024)
     parameters = policy.num_parameters()
     args = hf_vla.VLATrainingArguments(

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All parts of benchmarks/gpu.py, the most telling first, each in a process of its own within a time limit in seconds:
+# Run all parts of benchmarks/gpu.py, the most informative first, each in its own process with a time limit in seconds:
 #   bash benchmarks/gpu.sh [--tiny] [--output DIR]
 # Tables: OUTPUT/results.md (outputs/gpu). LIMITS="latency=60 compiled=0" changes limits; 0 leaves a part out.
 cd "$(dirname "$0")/.." || exit

@@ -1,4 +1,4 @@
-"""How `gpu.py` measures: time, launches, memory; rows that are written as they come, as JSON and as tables."""
+"""How `gpu.py` measures time, launches and memory, and writes rows as they come, as JSON and as tables."""
 
 import gc
 import json
@@ -17,7 +17,7 @@ CUDA = DEVICE.type == "cuda"
 
 
 def attempt(labels: dict, measure) -> dict:
-    """`labels` with what `measure()` returns, or with its error."""
+    """Return `labels` with what `measure()` returns, or with its error."""
     try:
         return labels | measure()
     except Exception as error:  # noqa: BLE001 - the other measurements go on
@@ -26,7 +26,7 @@ def attempt(labels: dict, measure) -> dict:
 
 
 def timed(call, a, repeats: int | None = None, warmup: int = 5) -> dict:
-    """Median and 99th percentile of `call`'s wall-clock time."""
+    """Return the median and the 99th percentile of `call`'s wall-clock time."""
     repeats = repeats or (3 if a.tiny else 50)
     times = []
     for index in range(-(1 if a.tiny else warmup), repeats):
@@ -41,7 +41,7 @@ def timed(call, a, repeats: int | None = None, warmup: int = 5) -> dict:
 
 
 def launches(call) -> dict:
-    """What one call asks of the device: kernels, waits for it, copies to the host, and how long its kernels run."""
+    """Return what one call asks of the device: kernels, waits, copies to the host, and how long its kernels run."""
     call()
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * CUDA
     with profile(activities=activities) as profiler:

@@ -15,7 +15,7 @@ TEXT_TOKENS, OFT_TOKEN = 60, 1500
 
 
 def tiny_policy(framework: str, layers: int = 2, width: int = 64):
-    """A policy and its processor, with a tokenizer made here."""
+    """Make a small policy and its processor, with a tokenizer made here."""
     vlm = shrink(QWEN3_VL_4B)
     if width != 64:
         vlm["text_config"] |= {"hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers}
@@ -54,7 +54,7 @@ def tiny_policy(framework: str, layers: int = 2, width: int = 64):
 
 
 def samples(number: int) -> list[dict]:
-    """Dataset items of the tiny policies' robot."""
+    """Make dataset items of the tiny policies' robot."""
     rng = np.random.default_rng(0)
     return [
         {
@@ -69,7 +69,7 @@ def samples(number: int) -> list[dict]:
 
 
 def full_policy(a, framework: str = "qwen_pi_v3", **options):
-    """A policy of full size (of a small one with --tiny), made on the device."""
+    """Make a policy of full size (or a small one with --tiny) on the device."""
     own = {"action_token_id": OFT_TOKEN} if framework == "qwen_oft" else {}
     if a.tiny and framework != "qwen_oft":
         own |= {"action_hidden_size": 64, **({"num_action_layers": 2} if framework == "qwen_gr00t" else {})}
@@ -81,7 +81,7 @@ def full_policy(a, framework: str = "qwen_pi_v3", **options):
 
 
 def observations(batch: int, views: int = 1, side: int = 16, config=None, actions: bool = False) -> dict:
-    """Inputs as a processor makes them, of `views` images of `side` x `side` patches and a prompt."""
+    """Make inputs like a processor's, for `views` images of `side` x `side` patches and a prompt."""
     image = [VISION_START, *[IMAGE_TOKEN] * (side * side // 4), VISION_END]
     row = torch.tensor([*image * views, *range(1000, 1000 + TEXT_TOKENS)], device=DEVICE)
     model_type = getattr(config, "model_type", None)

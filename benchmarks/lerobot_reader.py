@@ -1,14 +1,15 @@
-"""Samples per second of `LeRobotDataset` on a v3.0 dataset, beside LeRobot's own reader, or what that does for the same sample.
+"""Samples per second of `LeRobotDataset` on a v3.0 dataset, against LeRobot's own reader or a stand-in for it.
 
     python benchmarks/lerobot_reader.py                        # makes its own: two 224 x 224 AV1 cameras, 20 x 75 frames
     python benchmarks/lerobot_reader.py --dataset datasets/my-robot --samples 500
-    python benchmarks/lerobot_reader.py --lerobot ~/lerobot-environment/bin/python    # beside LeRobot itself
+    python benchmarks/lerobot_reader.py --lerobot ~/lerobot-environment/bin/python    # against LeRobot itself
 
-LeRobot's requirements exclude this package's, so that it runs in an environment of its own (`--lerobot` names that one's
-interpreter), in a process that waits between its rounds. Without it there is a stand-in, which does what LeRobot 0.4's reader does in its cheapest way: a row of the tables through
-`datasets` as tensors, the rows of 16 actions likewise, the episode's row twice, and each camera's frame from a torchcodec
-decoder that stays open, made a float tensor. Without torchcodec our own decoder stands in for it. One process, one thread,
-random order; measured in turn by CPU time, so that other work on the machine changes little.
+LeRobot's requirements conflict with this package's, so it runs in an environment of its own (`--lerobot` names its
+interpreter), in a process that waits between its rounds. Without `--lerobot`, a stand-in does what LeRobot 0.4's reader does, in
+the cheapest way: a row of the tables through `datasets` as tensors, the rows of 16 actions likewise, the episode's row twice, and
+each camera's frame from a torchcodec decoder that stays open, turned into a float tensor. Without torchcodec, our own decoder is
+used instead. One process, one thread, random order; both are measured in turn by CPU time, which other work on the machine
+changes little.
 """
 
 import argparse
@@ -44,7 +45,7 @@ VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 
 
 def write_dataset(root: Path, episodes: int, length: int) -> Path:
-    """A v3.0 dataset in one data file and one video file a camera, with LeRobot's encoder settings."""
+    """Write a v3.0 dataset with one data file and one video file per camera, with LeRobot's encoder settings."""
     rng, frames = np.random.default_rng(0), episodes * length
     place = {"chunk_index": 0, "file_index": 0}
     features = {camera: {"dtype": "video", "shape": [SIZE, SIZE, 3], "names": None} for camera in CAMERAS}
@@ -127,7 +128,7 @@ class LeRobotItself:
 
 
 class StandIn:
-    """What LeRobot's reader does for one sample of a v3.0 dataset."""
+    """Do what LeRobot's reader does for one sample of a v3.0 dataset."""
 
     def __init__(self, root: Path, cameras: list[str]) -> None:
         self.root, self.cameras = root, cameras

@@ -3,8 +3,8 @@
     python benchmarks/libero_tasks.py
     python benchmarks/libero_tasks.py --compare    # and compare with LIBERO's own environment, pixel for pixel
 
-With --compare, the images and the state after the waiting steps have to equal those of LIBERO's `OffScreenRenderEnv`, made
-for this episode alone; ours is reset for it after another episode with random actions.
+With --compare, the images and the state after the waiting steps must equal those of LIBERO's `OffScreenRenderEnv`, which is made
+for this episode alone, while ours is reset after another episode with random actions.
 """
 
 import argparse
@@ -22,7 +22,7 @@ EPISODE = 7
 
 
 def reference(task: str) -> dict[str, np.ndarray]:
-    """What LIBERO's own environment observes at the start of the episode."""
+    """Return what LIBERO's own environment observes at the start of the episode."""
     from libero.libero import benchmark, get_libero_path
     from libero.libero.envs import OffScreenRenderEnv
 

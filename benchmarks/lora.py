@@ -1,10 +1,10 @@
-"""A policy trained on some tasks, adapted to another by LoRA from its checkpoint: success before and after.
+"""Train a policy on some tasks and adapt it to another by LoRA from its checkpoint: success before and after.
 
     python benchmarks/lora.py --output outputs/lora
 
 Records demonstrations of the first tasks and of the new one, trains the quickstart's policy on the first, evaluates it, trains
 an adapter on the new one (the recipe quickstart_lora), and evaluates the adapter's folder, on seeds that no demonstration
-used. A stage whose output is there is not run again. Writes result.json and prints a table.
+used. A stage whose output exists is not run again. Writes result.json and prints a table.
 
 The policy's vocabulary is made from the first tasks' instructions, so that it spells the words of the new one in bytes.
 """
@@ -27,7 +27,7 @@ def parameters(folder: Path, file: str) -> int:
 
 
 class Stages:
-    """Runs commands whose output is not there yet; records their minutes by the clock and of processor time."""
+    """Run commands whose output does not exist yet, and record their minutes of wall-clock and of processor time."""
 
     def __init__(self, folder: Path):
         self.file = folder / "minutes.json"

@@ -3,7 +3,7 @@
     python benchmarks/memory.py                               # both tables, computed from the model on the meta device
     python benchmarks/memory.py --images 2 --text-tokens 100  # samples of another size
 
-Weights, gradients and optimizer states are exact; tests compare them with the bytes of real training steps. What is in flight
+Weights, gradients and optimizer states are exact; tests compare them with the bytes of real training steps. Temporary memory
 (gathered weights, autocast's copies, DDP's buckets) and activations are estimates; their formulas are in docs/scaling.md.
 """
 
@@ -28,15 +28,16 @@ ZERO3_LIVE = ZERO3_GROUP = 10**9
 
 @dataclass(frozen=True)
 class Setup:
-    """Bytes a parameter, and which of them are split over the GPUs.
+    """Bytes per parameter, and which of them are split over the GPUs.
 
     Args:
-        trained: "all", "head" (the backbone is frozen) or "lora" (adapters, and all outside the backbone in full).
-        weights, gradients, states: of a trained parameter: the weight, its gradient, Adam's two moments and master weights.
-        copies: autocast's copies of trained weights in the computing dtype.
-        buckets: DDP's, per trained parameter, with two GPUs or more.
+        trained: "all", "head" (the backbone is frozen) or "lora" (adapters, and everything outside the backbone in full).
+        weights, gradients, states: bytes of a trained parameter's weight, of its gradient, and of Adam's two moments and master
+            weights.
+        copies: bytes of autocast's copies of trained weights in the computing dtype.
+        buckets: bytes of DDP's buckets per trained parameter, with two GPUs or more.
         split: which of weights, gradients and states are divided by the number of GPUs.
-        engine: what it gathers: "", "fsdp2", "zero2", "zero3" or "offload" (all that is split is in the CPU's memory).
+        engine: decides what is gathered: "", "fsdp2", "zero2", "zero3" or "offload" (everything split is in CPU memory).
     """
 
     name: str
@@ -76,7 +77,7 @@ SETUPS = [
 
 @dataclass
 class Sizes:
-    """A policy's parameters: of the backbone, of all else, LoRA's; outside of transformer blocks, and in the largest block."""
+    """Parameter counts: the backbone, the rest, LoRA; outside the transformer blocks, and in the largest block."""
 
     backbone: int
     head: int
@@ -98,7 +99,7 @@ def count(module: nn.Module) -> int:
 
 
 def static_bytes(setup: Setup, sizes: Sizes, gpus: int = 1) -> dict[str, float]:
-    """Weights, gradients and optimizer states on each GPU; what is offloaded is not there."""
+    """Return the bytes of weights, gradients and optimizer states on each GPU; offloaded ones are not on it."""
     trained = {"all": sizes.backbone + sizes.head, "head": sizes.head, "lora": sizes.head + sizes.lora}[setup.trained]
     frozen = {"all": 0, "head": sizes.backbone, "lora": sizes.backbone + sizes.head}[setup.trained]
     parts = {name: trained * getattr(setup, name) for name in ("weights", "gradients", "states")}
@@ -112,7 +113,7 @@ def static_bytes(setup: Setup, sizes: Sizes, gpus: int = 1) -> dict[str, float]:
 
 
 def working_bytes(setup: Setup, sizes: Sizes, gpus: int = 1) -> float:
-    """An estimate of what is there for a while in each step: copies, buckets, gathered weights, gradients on their way."""
+    """Estimate the temporary memory of a step: copies, buckets, gathered weights, gradients being reduced."""
     total = sizes.backbone + sizes.head
     trained = {"all": total, "head": sizes.head, "lora": sizes.head + sizes.lora}[setup.trained]
     flight = trained * setup.copies + (trained * setup.buckets if gpus > 1 else 0)
@@ -127,13 +128,13 @@ def working_bytes(setup: Setup, sizes: Sizes, gpus: int = 1) -> float:
 
 
 def full_size(dtype: torch.dtype = torch.float32) -> QwenPIV3ForActionPrediction:
-    """QwenPI_v3 on Qwen3-VL-4B-Instruct, without memory."""
+    """Return QwenPI_v3 on Qwen3-VL-4B-Instruct on the meta device, which takes no memory."""
     with torch.device("meta"):
         return QwenPIV3ForActionPrediction._from_config(QwenPIV3Config(vlm_config=QWEN3_VL_4B), dtype=dtype).train()
 
 
 def needs(setup: Setup, sizes: Sizes, gpus: int) -> tuple[float, float]:
-    """Bytes on each GPU: what stays, what is in flight; activations apart."""
+    """Return the bytes on each GPU, permanent and temporary, without activations."""
     return sum(static_bytes(setup, sizes, gpus).values()), working_bytes(setup, sizes, gpus)
 
 
@@ -147,7 +148,7 @@ def memory_table(sizes: Sizes) -> str:
 
 
 def batch_table(sizes: Sizes, kept: dict[tuple[bool, bool], Activations]) -> str:
-    """`kept`: activations by (autocast, backbone trained)."""
+    """Return the table of batch sizes; `kept` holds activations by (autocast, backbone trained)."""
     cards = " | ".join(f"{card} GB" for card in CARDS)
     rows = [f"| trained | 1 GPU of {cards} | 8 GPUs of {cards} |", "|" + "---|" * (1 + 2 * len(CARDS))]
     for setup in SETUPS:
@@ -164,7 +165,7 @@ def _batch(setup: Setup, sizes: Sizes, gpus: int, card: int, own: Activations) -
 
 
 def tables(images: int = 1, text_tokens: int = 60) -> str:
-    """Both tables, and what a sample keeps, in Markdown."""
+    """Return both tables, and what a sample keeps, in Markdown."""
     policies = {autocast: full_size(torch.float32 if autocast else torch.bfloat16) for autocast in (True, False)}
     kept = {
         (autocast, backbone): activations(policies[autocast], images, text_tokens, autocast, backbone)

@@ -1,9 +1,9 @@
-"""What several samples and a trace cost beside one prediction, as ratios in one run.
+"""What several samples and a trace cost relative to one prediction, as ratios in one run.
 
     python benchmarks/prediction.py
 
-A policy with random weights; `--width`, `--layers` and `--image` set its size. Samples share one run of the backbone, and in the
-action head one set of keys and values; a trace writes the head's attention out and keeps it.
+The policy has random weights; `--width`, `--layers` and `--image` set its size. Samples share one run of the backbone and, in the
+action head, one set of keys and values; for a trace, the head computes its attention weights explicitly and keeps them.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python benchmarks/real_time_chunking.py
 
 Seams: a small action head learns two modes (circles to the left and to the right) without being told which, once with blocks
-that attend the action tokens (as in PI, GR00T, Dual) and once without (PI_v3). It draws a chunk, 3 actions of it are executed,
-2 more while the next chunk is computed; that one is drawn from other noise. Cost: a larger head, the backbone apart.
+that attend to the action tokens (as in PI, GR00T, Dual) and once without (PI_v3). It draws a chunk, of which 3 actions are executed,
+and 2 more while the next chunk is computed, which is drawn from different noise. Cost: a larger head, without the backbone.
 """
 
 import argparse
@@ -24,7 +24,7 @@ HORIZON, EXECUTED, DELAY, PAIRS = 8, 3, 2, 512
 
 
 def build(interleave: bool, horizon: int, dim: int, width: int, layers: int, tokens: int):
-    """A head and the states of one observation."""
+    """Make a head and the states of one observation."""
     config = QwenGR00TConfig(
         action_dim=dim,
         state_dim=0,
@@ -79,7 +79,7 @@ def seams(head, state: torch.Tensor, weight: float) -> dict[str, float]:
 
 @torch.no_grad()
 def seconds(head, state: torch.Tensor, repeats: int) -> list[float]:
-    """Of a prediction without and with guidance: the least of several, taken by turns, as other work slows some."""
+    """Return the time of a prediction without and with guidance: the least of several, in turn, as other work slows some."""
     horizon, dim = head.config.action_horizon, head.config.action_dim
     guidance = SamplingOptions(real_time_chunking=RealTimeChunking(torch.randn(1, horizon // 2, dim), 2))
     best = [math.inf, math.inf]

@@ -1,10 +1,10 @@
-"""Memory and time of one training step with and without what saves memory: activation checkpointing, LoRA, 8 and 4 bits.
+"""Memory and time of a training step with and without ways to save memory: activation checkpointing, LoRA, 8 and 4 bits.
 
     python benchmarks/savers.py                  # on the GPU if there is one, else in the CPU's memory (Linux)
     python benchmarks/savers.py --full-size      # QwenPI_v3 on a backbone of Qwen3-VL-4B's sizes, random weights; a GPU of 141 GB
 
-Each row is a process of its own that loads the same policy, float32, and takes AdamW steps with the same batch. "weights" is
-what loading it has added, "step" the most that the steps have added to that. Times are medians, and ratios to the first row.
+Each row is a process of its own that loads the same policy in float32 and takes AdamW steps with the same batch. "weights" is
+the memory that loading it added, "step" the most that the steps added to that. Times are medians, also relative to the first row.
 """
 
 import argparse
@@ -71,7 +71,7 @@ CASES = {
 
 
 class Memory:
-    """Bytes in use, and the most since `start`: of the GPU's allocator, or of this process."""
+    """Bytes in use, and the peak since `start`, of the GPU's allocator or of this process."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -158,7 +158,9 @@ def main() -> None:
         print(f"{policy.num_parameters():,} parameters, batch {a.batch_size}, {torch.get_num_threads()} threads\n")
         policy.save_pretrained(folder)
         del policy
-        print("| | trained parameters | weights, MB | step, MB | time | to the first |\n|---|---|---|---|---|---|")
+        print(
+            "| | trained parameters | weights, MB | step, MB | time | relative to the first |\n|---|---|---|---|---|---|"
+        )
         first = None
         for name in a.cases:
             command = [sys.executable, __file__, "--case", name, "--folder", folder]

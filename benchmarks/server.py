@@ -1,9 +1,9 @@
-"""What serving costs: a policy asked in process, and by robots over the policy server, one by one and together.
+"""What serving costs: a policy called in process, and by robots over the policy server, one by one and together.
 
     python benchmarks/server.py --model outputs/quickstart/policy
     python benchmarks/server.py --model outputs/quickstart/policy --robots 1 2 4 8 --image-size 224 --cameras 2
 
-Each robot sends its next observation when it has its answer. All is on this machine: a network comes on top.
+Each robot sends its next observation once it has its answer. Everything runs on this machine: a network would add to that.
 """
 
 import argparse
@@ -27,7 +27,7 @@ SERVER = Path(__file__).resolve().parents[1] / "scripts" / "run_server.py"
 
 
 def timed(infer, observation: dict, seconds: float) -> list[float]:
-    """Seconds of each call."""
+    """Return the seconds that each call takes."""
     for _ in range(3):
         infer(observation)
     taken, end = [], time.perf_counter() + seconds

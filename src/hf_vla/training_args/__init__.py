@@ -1,1 +1,1 @@
-"""Training: arguments, parameter groups, trainer, recipes."""
+"""Arguments of a training run: training, policy, data, adapter and evaluation; conversion of StarVLA's configurations."""

@@ -1,4 +1,4 @@
-"""`VLATrainingArguments`: transformers' `TrainingArguments`, and what policies need in addition."""
+"""`VLATrainingArguments`: transformers' `TrainingArguments` plus what policies need in addition."""
 
 import importlib.util
 import math
@@ -24,13 +24,13 @@ class VLATrainingArguments(TrainingArguments):
     r"""
     Arguments of [`VLATrainer`], in addition to those of [`transformers.TrainingArguments`].
 
-    Parameters that control what is trained, and how fast:
+    Parameters that control what is trained, and at which rate:
         module_learning_rates (`dict[str, float]`, *optional*):
             Regular expression -> learning rate. A parameter takes the rate of the first pattern that `re.search` finds in
             its name, else `learning_rate`. A pattern that matches no parameter, or only frozen ones and those of earlier
-            patterns, is an error. Every group follows the schedule by its own rate.
+            patterns, is an error. Every group follows the schedule from its own rate.
         freeze_modules (`list[str]`, *optional*):
-            Regular expressions; parameters whose names match one are not trained. Modules that are frozen as a whole stay in
+            Regular expressions; parameters whose names match one are not trained. Modules that are fully frozen stay in
             evaluation mode, without dropout.
 
     Parameters that control where training starts:
@@ -43,7 +43,7 @@ class VLATrainingArguments(TrainingArguments):
         vlm_loss_scale (`float`, *optional*, defaults to 0.1):
             Weight of the language-model loss in co-training; the action loss has weight 1.
         repeated_diffusion_steps (`int`, *optional*):
-            Noise draws of each sample in one training step, instead of the number in the policy's configuration.
+            Noise draws per sample in one training step, instead of the number in the policy's configuration.
 
     Parameters that control the averaged weights:
         ema_decay (`float`, *optional*):
@@ -54,15 +54,15 @@ class VLATrainingArguments(TrainingArguments):
 
     Parameters that control co-training, for `VLATrainer(vlm_dataset=…)`:
         vlm_per_device_train_batch_size (`int`, *optional*):
-            Conversations in a batch, beside `per_device_train_batch_size` robot samples. By default as many.
+            Conversations per batch, beside `per_device_train_batch_size` robot samples. By default the same number.
 
     Parameters that control batches and the output folder:
         global_batch_size (`int`, *optional*):
-            Samples of an optimizer step over all processes; `gradient_accumulation_steps` follows from it.
+            Samples per optimizer step over all processes; `gradient_accumulation_steps` follows from it.
         overwrite_output_dir (`bool`, *optional*, defaults to `False`):
-            `hf-vla train` removes the checkpoints of an earlier run in `output_dir`; else it refuses to mix runs.
+            Let `hf-vla train` remove the checkpoints of an earlier run in `output_dir`; otherwise it refuses to mix runs.
 
-    With `lr_scheduler_type="cosine_with_min_lr"`, every parameter group ends at `lr_scheduler_kwargs["min_lr"]` itself.
+    With `lr_scheduler_type="cosine_with_min_lr"`, every parameter group ends at exactly `lr_scheduler_kwargs["min_lr"]`.
     """
 
     _VALID_DICT_FIELDS = TrainingArguments._VALID_DICT_FIELDS + ["module_learning_rates", "liger_kernel_config"]
@@ -77,26 +77,27 @@ class VLATrainingArguments(TrainingArguments):
         default=None, metadata={"help": "policy (folder or Hub repository) whose weights are loaded first"}
     )
     reload_modules: list[str] | None = field(
-        default=None, metadata={"help": "regexes: which of pretrained_checkpoint's parameters are loaded; default all"}
+        default=None,
+        metadata={"help": "regexes: which of pretrained_checkpoint's parameters are loaded; default: all"},
     )
     vlm_loss_scale: float = field(default=0.1, metadata={"help": "weight of the language-model loss in co-training"})
     repeated_diffusion_steps: int | None = field(
-        default=None, metadata={"help": "noise draws of each sample in a step; default the policy's"}
+        default=None, metadata={"help": "noise draws per sample in a step; default: the policy's"}
     )
     ema_decay: float | None = field(
         default=None,
-        metadata={"help": "decay of the moving average of the weights, such as 0.999; default none is kept"},
+        metadata={"help": "decay of the moving average of the weights, such as 0.999; default: no average"},
     )
     ema_update_every: int = field(default=1, metadata={"help": "optimizer steps between updates of the average"})
-    # transformers' own can't be given as a flag.
+    # Redefined because transformers' own can't be given as a flag.
     liger_kernel_config: dict | str | None = field(
         default=None, metadata={"help": "JSON: which of Liger's kernels the backbone gets, with use_liger_kernel"}
     )
     vlm_per_device_train_batch_size: int | None = field(
-        default=None, metadata={"help": "conversations in a batch of co-training; default as many as robot samples"}
+        default=None, metadata={"help": "conversations per batch in co-training; default: as many as robot samples"}
     )
     global_batch_size: int | None = field(
-        default=None, metadata={"help": "samples of a step over all processes; sets gradient_accumulation_steps"}
+        default=None, metadata={"help": "samples per step over all processes; sets gradient_accumulation_steps"}
     )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "remove the checkpoints of an earlier run in output_dir"}
@@ -117,9 +118,9 @@ class VLATrainingArguments(TrainingArguments):
         check_report_to(self.report_to)
         best = self.metric_for_best_model or ""
         if self.greater_is_better is None and best.removeprefix("eval_").startswith("action_error"):
-            self.greater_is_better = False  # the Trainer assumes that all metrics but losses are to be maximised
+            self.greater_is_better = False  # the Trainer assumes that all metrics except losses are to be maximised
         if isinstance(self.fsdp, str) and self.fsdp.lower() in ("true", "false"):
-            self.fsdp = self.fsdp.lower() == "true"  # as recipes say it; transformers 5.23 knows the bare flag only
+            self.fsdp = self.fsdp.lower() == "true"  # as recipes write it; transformers 5.23 only knows the bare flag
         super().__post_init__()
         batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
         if self.global_batch_size not in (None, batch):
@@ -161,7 +162,7 @@ class VLATrainingArguments(TrainingArguments):
 
 
 def check_report_to(report_to: str | Sequence[str] | None) -> None:
-    """Raise an ImportError if a package that `report_to` needs is not installed: now, not when training begins."""
+    """Raise an ImportError now, not when training begins, if a package that `report_to` needs is not installed."""
     for name in [report_to] if isinstance(report_to, str) else report_to or ():
         packages = REPORT_PACKAGES.get(name, ())
         if packages and not any(importlib.util.find_spec(package) for package in packages):
@@ -172,10 +173,10 @@ def check_report_to(report_to: str | Sequence[str] | None) -> None:
 
 
 def accumulation_steps(global_batch: int, per_device: int, given: int = 1) -> int:
-    """Return the gradient accumulation steps that make the global batch, with the launcher's number of processes.
+    """Return the gradient accumulation steps that make up the global batch with the launcher's number of processes.
 
     Raises:
-        ValueError: the global batch is not divisible, or `given` steps, other than 1, make another one.
+        ValueError: the global batch is not divisible, or `given` is neither 1 nor the number of steps that makes it up.
     """
     processes = int(os.environ.get("WORLD_SIZE", 1))
     together = per_device * processes
@@ -195,7 +196,7 @@ def accumulation_steps(global_batch: int, per_device: int, given: int = 1) -> in
 
 
 def _number(value):
-    """YAML reads 5e-7 as text: it wants 5.0e-7."""
+    """Return text such as 5e-7 as a number: YAML only reads it as one when written 5.0e-7."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:

@@ -1,4 +1,4 @@
-"""What `hf-vla train` reads about evaluation while training; when it happens is `eval_strategy` and `eval_steps`."""
+"""Arguments for evaluation during training; `eval_strategy` and `eval_steps` say when it happens."""
 
 from dataclasses import dataclass, field
 
@@ -10,18 +10,19 @@ class EvaluationArguments:
     """What a policy is evaluated on while it is trained; see docs/training.md.
 
     Args:
-        eval_episodes: episodes of each training dataset that are held out, a number of them or a fraction below 1: not
+        eval_episodes: episodes of each training dataset to hold out, as a number or a fraction below 1. They are not
             trained on, not counted in the statistics, and evaluated on in open loop.
-        eval_split: which ones: "random", or "last".
-        eval_split_seed: of the random choice; it does not follow `seed`, so that runs of several seeds are evaluated alike.
-        eval_dataset: LeRobot datasets to evaluate on as a whole, in open loop.
-        eval_samples: evaluate on so many frames, evenly spread over all that there are; by default on all.
+        eval_split: which episodes to hold out: "random" or "last".
+        eval_split_seed: seed of the random choice. It is independent of `seed`, so that runs with different seeds are
+            evaluated on the same episodes.
+        eval_dataset: LeRobot datasets to evaluate on in full, in open loop.
+        eval_samples: the number of frames to evaluate on, evenly spread over all of them; by default all.
         eval_env: simulator to evaluate in, in closed loop.
-        eval_tasks: its tasks.
-        eval_env_episodes: episodes of each task.
+        eval_tasks: tasks of the simulator.
+        eval_env_episodes: episodes per task.
         eval_env_config: further settings of the simulator, such as image_size.
-        eval_execute_steps: actions of a chunk to execute; by default as hf-vla eval.
-        eval_unnorm_key: whose statistics the simulated robot has, where the policy has several.
+        eval_execute_steps: how many actions of a chunk to execute; by default as in `hf-vla eval`.
+        eval_unnorm_key: statistics key of the simulated robot, needed if the policy has several.
     """
 
     eval_episodes: float | None = field(
@@ -30,18 +31,18 @@ class EvaluationArguments:
     eval_split: str = field(default="random", metadata={"help": "which episodes to hold out: random or last"})
     eval_split_seed: int = field(default=0, metadata={"help": "seed of the random choice of held-out episodes"})
     eval_dataset: list[str] | None = field(default=None, metadata={"help": "LeRobot datasets to evaluate on"})
-    eval_samples: int | None = field(default=None, metadata={"help": "evaluate on so many frames; default all"})
+    eval_samples: int | None = field(default=None, metadata={"help": "number of frames to evaluate on; default: all"})
     eval_env: str | None = field(default=None, metadata={"help": "simulator to evaluate in, in closed loop"})
     eval_tasks: list[str] | None = field(default=None, metadata={"help": "tasks of eval_env"})
-    eval_env_episodes: int = field(default=10, metadata={"help": "episodes of each of eval_tasks"})
+    eval_env_episodes: int = field(default=10, metadata={"help": "episodes per task of eval_tasks"})
     eval_env_config: dict | str | None = field(
         default=None, metadata={"help": "JSON: further settings of eval_env, such as image_size"}
     )
     eval_execute_steps: int | None = field(
-        default=None, metadata={"help": "actions of a chunk to execute in eval_env; default: 5, or the chunk's"}
+        default=None, metadata={"help": "actions of a chunk to execute in eval_env; default: 5, or all if fewer"}
     )
     eval_unnorm_key: str | None = field(
-        default=None, metadata={"help": "whose statistics the robot of eval_env has, where the policy has several"}
+        default=None, metadata={"help": "statistics key of eval_env's robot, if the policy has several"}
     )
 
     def __post_init__(self):
@@ -70,10 +71,11 @@ class EvaluationArguments:
 
     @property
     def open_loop(self) -> bool:
+        """Whether there are episodes or datasets to evaluate on in open loop."""
         return self.eval_episodes is not None or bool(self.eval_dataset)
 
     def check_strategy(self, eval_strategy: str) -> None:
-        """Raise a ValueError if `eval_strategy` evaluates and there is nothing to evaluate on, or the reverse."""
+        """Raise a ValueError if `eval_strategy` evaluates but there is nothing to evaluate on, or the reverse."""
         something = self.open_loop or bool(self.eval_env)
         if something and eval_strategy == "no":
             named = [n for n in ("eval_episodes", "eval_dataset", "eval_env") if getattr(self, n)]

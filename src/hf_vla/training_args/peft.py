@@ -11,16 +11,18 @@ from ..checkpoints.quantization import check_bitsandbytes
 
 @dataclass
 class PeftArguments:
-    """
+    """Train an adapter (LoRA), optionally on a quantised backbone.
+
     Args:
         use_peft: train an adapter of the policy, or of the backbone of a new policy; the adapted weights stay as they are.
         lora_r, lora_alpha, lora_dropout: rank, scale (the update is multiplied by alpha / r) and dropout of LoRA.
-        lora_target_modules: what gets LoRA: ends of module names ("q_proj"), or "all-linear" for all linear layers of the
-            backbone. By default those of the backbone's language model, not of its vision tower.
-        modules_to_save: what is trained in full and saved with the adapter: ends of module names. By default everything
-            outside the backbone. QwenFAST, which has nothing there, always trains the vectors of its action tokens.
-        use_rslora: divide by the root of the rank instead (Kalajdzievski 2023, arXiv 2312.03732).
-        use_dora: learn magnitude and direction apart (Liu et al. 2024, arXiv 2402.09353).
+        lora_target_modules: the modules that get LoRA: endings of module names ("q_proj"), or "all-linear" for all linear
+            layers of the backbone. By default those of the backbone's language model, not of its vision tower.
+        modules_to_save: the modules that are trained in full and saved with the adapter: endings of module names. By default
+            everything outside the backbone. QwenFAST, which has nothing there, always trains the embeddings of its action
+            tokens.
+        use_rslora: divide by the square root of the rank instead (Kalajdzievski 2023, arXiv 2312.03732).
+        use_dora: learn magnitude and direction separately (Liu et al. 2024, arXiv 2402.09353).
         load_in_4bit, load_in_8bit: hold the backbone in 4 bits (NF4, Dettmers et al. 2023, arXiv 2305.14314) or 8 bits.
     """
 
@@ -30,13 +32,13 @@ class PeftArguments:
     lora_dropout: float = field(default=0.05, metadata={"help": "dropout of LoRA's input"})
     lora_target_modules: list[str] | None = field(
         default=None,
-        metadata={"help": "ends of module names, or all-linear; default: linear layers of the language model"},
+        metadata={"help": "endings of module names, or all-linear; default: linear layers of the language model"},
     )
     modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "modules trained in full; default: all outside the backbone"}
+        default=None, metadata={"help": "modules trained in full; default: everything outside the backbone"}
     )
     use_rslora: bool = field(default=False, metadata={"help": "scale by lora_alpha / sqrt(lora_r)"})
-    use_dora: bool = field(default=False, metadata={"help": "learn magnitude and direction apart"})
+    use_dora: bool = field(default=False, metadata={"help": "learn magnitude and direction separately"})
     load_in_4bit: bool = field(default=False, metadata={"help": "backbone in 4 bits (bitsandbytes), with use_peft"})
     load_in_8bit: bool = field(default=False, metadata={"help": "backbone in 8 bits (bitsandbytes), with use_peft"})
 
@@ -62,7 +64,7 @@ class PeftArguments:
 
         Raises:
             ValueError: settings that can't be used together.
-            ImportError: bitsandbytes is needed and not installed.
+            ImportError: bitsandbytes is needed but not installed.
         """
         if not self.use_peft:
             return {}

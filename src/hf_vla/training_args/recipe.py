@@ -1,4 +1,4 @@
-"""What `hf-vla train` reads besides the training arguments: which policy, which data; and how both are built."""
+"""The arguments of `hf-vla train` besides the training arguments: which policy and which data, and how both are built."""
 
 import json
 import tempfile
@@ -40,20 +40,22 @@ class PolicyArguments:
 
     Args:
         policy: continue from this policy (folder or Hub repository): its configuration, weights and processor.
-        robot_type: the robot type that `policy` was trained on, by name or as a YAML file, if its checkpoint does not tell it.
+        robot_type: the robot type that `policy` was trained on, by name or as a YAML file, if its checkpoint does not say.
         framework: the framework of a new policy, by default qwen_pi_v3.
         base_vlm: a new policy's backbone (folder or Hub repository) with its weights, tokenizer and image processor.
-        vlm_config: a new policy's backbone, from scratch: fields of its configuration. Its vocabulary is made from the data's
-            instructions and conversations.
+        vlm_config: fields of the configuration of a new policy's backbone that is trained from scratch. Its vocabulary is made
+            from the data's instructions and conversations.
         policy_config: fields of the new policy's configuration, and settings of its processor.
-        image_processor_config: fields of the image processor of a backbone from scratch, or to change in that of base_vlm.
+        image_processor_config: fields of the image processor of a backbone from scratch, or fields to change in that of
+            base_vlm.
+        dtype: dtype of the trained weights, "float32" or "bfloat16".
     """
 
     policy: str | None = field(default=None, metadata={"help": "continue from this policy (folder or Hub repository)"})
     robot_type: str | None = field(
-        default=None, metadata={"help": "robot type that policy was trained on, if its checkpoint does not tell it"}
+        default=None, metadata={"help": "robot type that policy was trained on, if its checkpoint does not say"}
     )
-    framework: str | None = field(default=None, metadata={"help": f"of a new policy: {', '.join(FRAMEWORKS)}"})
+    framework: str | None = field(default=None, metadata={"help": f"for a new policy: {', '.join(FRAMEWORKS)}"})
     base_vlm: str | None = field(default=None, metadata={"help": "backbone of a new policy (folder or repository)"})
     vlm_config: dict | str | None = field(
         default=None, metadata={"help": "JSON: configuration of a new policy's backbone from scratch"}
@@ -65,7 +67,7 @@ class PolicyArguments:
         default=None, metadata={"help": "JSON: fields of a new policy's image processor"}
     )
 
-    dtype: str = field(default="float32", metadata={"help": "of the trained weights: float32 or bfloat16"})
+    dtype: str = field(default="float32", metadata={"help": "dtype of the trained weights: float32 or bfloat16"})
 
     def __post_init__(self):
         if self.dtype not in ("float32", "bfloat16"):
@@ -99,39 +101,40 @@ _NORMALIZATIONS = ("q99", "min_max", "mean_std")
 
 @dataclass
 class DataArguments:
-    """The demonstrations.
+    """The demonstrations to train on, and the conversations to co-train with.
 
     Args:
         dataset: LeRobot datasets (folders or Hub repositories) …
-        mixture, data_root: … or a mixture's name or YAML file, and the folder that its datasets are in.
-        dataset_weights: how often each dataset is drawn from, relative to the others; by default as its frames.
+        mixture, data_root: … or a mixture's name or YAML file, and the folder that contains its datasets.
+        dataset_weights: how often each dataset is drawn from, relative to the others; by default in proportion to its frames.
         balance_by_size: multiply the weights, here or in the mixture's file, by the datasets' numbers of frames.
-        robot: the robot type of `dataset`, by name or as a YAML file; see docs/your_dataset.md.
-        cameras: names of the cameras, in the order the policy sees them; by default the robot type's, or all.
+        robot: the robot type of `dataset`, by name or as a YAML file; see docs/data.md.
+        cameras: names of the cameras, in the order in which the policy sees them; by default the robot type's, or all.
         columns: YAML file that says which columns are state, action, images and instruction; see docs/data.md.
-        image_size: [width, height] to which images are resized; by default they are left alone.
-        prompt_template: text around the instruction, "{instruction}" in it.
+        image_size: [width, height] to which images are resized; by default they are not resized.
+        prompt_template: text around the instruction, containing "{instruction}".
         use_state: whether the policy is given the robot's state.
-        action_mode: "stored"; or "delta" or "relative", made of stored absolute actions; see docs/data.md. By default the
-            robot type's, or "stored".
+        action_mode: "stored"; or "delta" or "relative", computed from stored absolute actions; see docs/data.md. By default
+            the robot type's, or "stored".
         absolute_dims: action dimensions, such as the gripper's, that action_mode leaves as they are.
-        action_normalization, state_normalization: one mode, one per dimension, or {name of a dimension: mode, …}, of q99,
-            min_max, mean_std, binary and none. By default the robot type's, or q99.
-        binary_threshold: above it, a binary dimension is 1; by default the robot type's, or 0.5.
+        action_normalization, state_normalization: one mode, one per dimension, or {name of a dimension: mode, …}; the modes
+            are q99, min_max, mean_std, binary and none. By default the robot type's, or q99.
+        binary_threshold: a binary dimension is 1 above it; by default the robot type's, or 0.5.
         augmentation: fields of `hf_vla.data.ImageAugmentation`; by default images are not changed.
-        on_error: "raise", or "skip" frames that can't be read, which is counted and logged.
+        on_error: "raise", or "skip" to skip frames that can't be read, which is counted and logged.
         frame_cache: folder in which decoded video frames are kept for later epochs and runs; see docs/data.md.
-        vlm_dataset: conversations to co-train with, files of LLaVA's JSON; see [`~hf_vla.data.LlavaDataset`].
-        vlm_image_root: the folder that their images' paths are relative to; by default each file's own.
+        vlm_dataset: conversations to co-train with, as files in LLaVA's JSON format; see [`~hf_vla.data.LlavaDataset`].
+        vlm_image_root: the folder that the paths of their images are relative to; by default each file's own.
+        state_mode: the old name of state_normalization.
     """
 
     dataset: list[str] | None = field(default=None, metadata={"help": "LeRobot datasets (folders or repositories)"})
-    mixture: str | None = field(default=None, metadata={"help": "in place of dataset: a mixture's name or YAML file"})
+    mixture: str | None = field(default=None, metadata={"help": "instead of dataset: a mixture's name or YAML file"})
     data_root: str | None = field(default=None, metadata={"help": "folder of the mixture's datasets"})
     dataset_weights: list[float] | None = field(default=None, metadata={"help": "one weight per dataset"})
     balance_by_size: bool = field(default=False, metadata={"help": "multiply weights by datasets' numbers of frames"})
     robot: str | None = field(default=None, metadata={"help": "robot type of dataset: a name or a YAML file"})
-    cameras: list[str] | None = field(default=None, metadata={"help": "cameras in the policy's order; default all"})
+    cameras: list[str] | None = field(default=None, metadata={"help": "cameras in the policy's order; default: all"})
     columns: str | None = field(default=None, metadata={"help": "YAML file: which columns are state, action, images"})
     image_size: list[int] | None = field(default=None, metadata={"help": "width and height of images"})
     prompt_template: str | None = field(default=None, metadata={"help": "text around {instruction}"})
@@ -144,15 +147,15 @@ class DataArguments:
     )
     action_normalization: list[str] | None = field(
         default=None,
-        metadata={"help": "of actions: one mode, or one per dimension: q99, min_max, mean_std, binary, none"},
+        metadata={"help": "for actions: one mode, or one per dimension: q99, min_max, mean_std, binary, none"},
     )
-    state_normalization: list[str] | None = field(default=None, metadata={"help": "of states, likewise"})
-    binary_threshold: float | None = field(default=None, metadata={"help": "above it, a binary dimension is 1"})
+    state_normalization: list[str] | None = field(default=None, metadata={"help": "for states, likewise"})
+    binary_threshold: float | None = field(default=None, metadata={"help": "a binary dimension is 1 above it"})
     augmentation: dict | str | None = field(default=None, metadata={"help": "JSON: fields of ImageAugmentation"})
     on_error: str = field(default="raise", metadata={"help": "raise, or skip frames that can't be read"})
     frame_cache: str | None = field(default=None, metadata={"help": "folder that keeps decoded video frames"})
     vlm_dataset: list[str] | None = field(
-        default=None, metadata={"help": "conversations to co-train with: files of LLaVA's JSON"}
+        default=None, metadata={"help": "conversations to co-train with: files in LLaVA's JSON format"}
     )
     vlm_image_root: str | None = field(default=None, metadata={"help": "folder of vlm_dataset's images"})
     state_mode: str | None = field(default=None, metadata={"help": "the old name of state_normalization"})
@@ -185,7 +188,7 @@ class DataArguments:
             raise ValueError(f"augmentation has no {', '.join(sorted(unknown))}; it has {known}")
 
     def _take_old_names(self) -> None:
-        """Read `action_mode: q99` and `state_mode` of older recipes as the normalisations that they are now called."""
+        """Read `action_mode: q99` and `state_mode` of older recipes under their new names, as normalisations."""
         given = {"state_mode": self.state_mode, "state_normalization": self.state_normalization}
         if self.action_mode in _NORMALIZATIONS:
             given |= {"action_mode": self.action_mode, "action_normalization": self.action_normalization}
@@ -197,7 +200,7 @@ class DataArguments:
         self.state_mode = None
 
     def _modes(self, modality: str, dataset: LeRobotDataset | None = None) -> str | list[str] | None:
-        """Return the recipe's normalisation of a dataset's "action" or "state", or None; without a dataset only check it."""
+        """Return the recipe's normalisation of a dataset's "action" or "state", or None; without a dataset, only check it."""
         names = dataset and (dataset.action_names if modality == "action" else dataset.state_names)
         given = getattr(self, f"{modality}_normalization")
         if isinstance(given, list) and len(given) == 1:
@@ -211,16 +214,16 @@ class DataArguments:
                 f"{modality}_normalization names dimensions, but those of {dataset.name} have no names; list one mode per "
                 "dimension instead"
             )
-        # A robot type's description is checked, and so is this.
+        # Building a robot type of it makes the same checks as for robot types' files.
         keys = {} if not isinstance(given, dict) else {f"{modality}_keys": names or list(given)}
         robot = robot_from_mapping("recipe", {f"{modality}_normalization": given, **keys}, "the recipe")
         layout = robot.layout(modality)
         return layout.modes(layout.dim) if isinstance(given, dict) else given
 
     def normalization(self, dataset: LeRobotDataset, statistics: dict) -> tuple[dict, dict]:
-        """Return how a dataset is normalised: modes by modality, and what a `Normalizer` must know besides them.
+        """Return how a dataset is normalised: modes by modality, and the other options of a `Normalizer`.
 
-        What the recipe says comes first, then the robot type, then q99.
+        The recipe takes precedence over the robot type, and the robot type over q99.
 
         Raises:
             ValueError: modes that do not fit the dataset, or a binary dimension whose values are not 0 and 1.
@@ -237,7 +240,7 @@ class DataArguments:
             options["binary_threshold"] = self.binary_threshold
         modes = {modality: modes[modality] for modality in modes if modality in statistics}
         for modality in modes:
-            _normalizer(dataset, statistics, modality, modes, options)  # which checks them
+            _normalizer(dataset, statistics, modality, modes, options)  # checks the modes
             _check_binary(dataset, statistics, modality, modes[modality], options, self.binary_threshold is not None)
         return modes, options
 
@@ -248,7 +251,7 @@ class DataArguments:
         return [LlavaDataset(file, self.vlm_image_root, on_error=self.on_error) for file in files] or None
 
     def build(self, action_horizon: int, seed: int, hold_out: Callable | None = None) -> DatasetMixture:
-        """Build the training dataset; `hold_out`, if given, makes each member the part of it that is trained on."""
+        """Build the training dataset; `hold_out`, if given, reduces each member to the part that is trained on."""
 
         def mix(members, weights, **options):
             if self.on_error == "skip":
@@ -315,7 +318,8 @@ def _new_policy(policy: PolicyArguments, data: DataArguments, datasets: list[LeR
     with tempfile.TemporaryDirectory() as folder:
         write_new_backbone(Path(folder), policy.vlm_config, texts, policy.image_processor_config)
         model, processor = model_class.from_vlm(folder, random_init=True, dtype=getattr(torch, policy.dtype), **fields)
-    model.config.vlm_name_or_path, model.config.vlm_config.name_or_path = None, ""  # it came from nowhere
+    # The backbone's folder was temporary.
+    model.config.vlm_name_or_path, model.config.vlm_config.name_or_path = None, ""
     return model, processor
 
 
@@ -335,9 +339,9 @@ def _action_chunks(datasets: list[LeRobotDataset], data: DataArguments) -> Itera
 def _check_binary(
     dataset: LeRobotDataset, statistics: dict, modality: str, modes: str | list[str], options: dict, chosen: bool
 ) -> None:
-    """Raise if a binary dimension's values are not 0 and 1, or all lie on one side of the threshold.
+    """Raise a ValueError if a binary dimension's values lie outside [0, 1], or all lie on one side of the threshold.
 
-    A threshold that the recipe sets is enough for other values, which become 0 and 1.
+    Values outside [0, 1] are allowed if the recipe sets the threshold (`chosen`); they become 0 and 1.
     """
     threshold, of_modality = options.get("binary_threshold", 0.5), statistics[modality]
     names = (dataset.action_names if modality == "action" else dataset.state_names) or range(len(of_modality["mean"]))

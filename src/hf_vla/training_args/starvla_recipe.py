@@ -27,7 +27,7 @@ class ConvertedRecipe:
         settings: the recipe.
         notes: dotted key → why it is not in the recipe, or what is different there.
         unknown: dotted keys that neither side is known to read.
-        values: of the keys of `notes` and `unknown`, if the file has them.
+        values: the values of the keys in `notes` and `unknown`, if the file has them.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -36,7 +36,7 @@ class ConvertedRecipe:
     values: dict[str, Any] = field(default_factory=dict)
 
     def report(self) -> list[str]:
-        """Return one line for each note and unknown key."""
+        """Return one line per note and unknown key."""
         lines = [f"{self._named(key)}: {note}" for key, note in self.notes.items()]
         return lines + [f"{self._named(key)}: unknown, left out" for key in self.unknown]
 
@@ -55,16 +55,16 @@ class ConvertedRecipe:
 
 
 def convert_recipe(content: Any, source: str = "the file", vlm_dataset: list[str] | None = None) -> ConvertedRecipe:
-    """Return the recipe that trains as a StarVLA configuration says.
+    """Return the recipe that trains in the way that a StarVLA configuration describes.
 
     Args:
-        content: of the YAML file.
-        source: its name, for errors.
-        vlm_dataset: files of LLaVA's JSON to co-train with, as StarVLA's co-training script does; the configuration names
-            them by names in StarVLA's code.
+        content: the content of the YAML file.
+        source: the file's name, for errors.
+        vlm_dataset: files in LLaVA's JSON format to co-train with, as StarVLA's co-training script does; the configuration
+            refers to them by names in StarVLA's code.
 
     Raises:
-        ValueError: no StarVLA configuration, an unknown framework, or a value that it cannot have.
+        ValueError: not a StarVLA configuration, an unknown framework, or an impossible value.
     """
     if not isinstance(content, dict) or "framework" not in content:
         raise ValueError(f"{source} is not a StarVLA training configuration: it has no key 'framework'")
@@ -138,7 +138,7 @@ def _data(tree: Tree, found: ConvertedRecipe, vlm_dataset: list[str] | None) -> 
     if root := data.get("data_root_dir"):
         settings["data_root"] = str(root)
     robots = _robots(settings["mixture"], found)
-    # Its loader resizes to 224 x 224 unless the file says otherwise.
+    # StarVLA's loader resizes to 224 x 224 unless the file says otherwise.
     settings["image_size"] = list(data.get("obs_image_size") or data.get("image_size") or (224, 224))
     if prompt := data.get("CoT_prompt"):
         settings["prompt_template"] = prompt
@@ -175,7 +175,7 @@ def _data(tree: Tree, found: ConvertedRecipe, vlm_dataset: list[str] | None) -> 
 
 
 def _robots(mixture: str, found: ConvertedRecipe) -> list[RobotType]:
-    """Return the robot types of a mixture; none if it, or one of them, is not known."""
+    """Return the robot types of a mixture, or an empty list if the mixture or one of them is unknown."""
     if mixture not in mixture_names():
         found.notes["datasets.vla_data.data_mix"] = (
             f"not a mixture of ours ({', '.join(mixture_names())}); write its datasets into a YAML file, see docs/data.md, and "
@@ -192,7 +192,8 @@ def _action_mode(data: Tree, found: ConvertedRecipe, robots: list[RobotType]) ->
     StarVLA pairs keys of the action with keys of the state, by name or by `action_mode_state_map`; a key without a partner
     stays absolute. Here dimension d of the action belongs to dimension d of the state.
     """
-    mode = ACTION_MODES.get(str(data.get("action_mode") or "abs").lower(), "stored")  # as StarVLA takes any other word
+    # StarVLA, too, takes any other word for "abs".
+    mode = ACTION_MODES.get(str(data.get("action_mode") or "abs").lower(), "stored")
     chosen = {str(key).removeprefix("action.") for key in data.get("action_mode_apply_keys") or ()}
     mapped = data.get("action_mode_state_map") or {}
     partners = {key.removeprefix("action."): str(mapped[key]).removeprefix("state.") for key in mapped}
@@ -305,7 +306,7 @@ def _optimisation(tree: Tree, found: ConvertedRecipe) -> None:
 
 
 def _left_out(key: str) -> str | None:
-    """Return why a key of StarVLA's is not taken over, by the longest path in `LEFT_OUT` that leads to it."""
+    """Return why a key of StarVLA's is left out, from the longest path in `LEFT_OUT` that contains it, or None."""
     parts = key.split(".")
     paths = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
     return next((LEFT_OUT[path] for path in paths if path in LEFT_OUT), None)

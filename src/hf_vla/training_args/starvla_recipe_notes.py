@@ -1,10 +1,10 @@
-"""Keys of StarVLA's training configurations that are not taken over into a recipe, and why."""
+"""Keys of StarVLA's training configurations that are left out of recipes, and why."""
 
 _NOT_READ = "StarVLA does not read it"
 _OF_THE_BACKBONE = "follows from the backbone and the framework"
 _LOADER = "of StarVLA's data loader; ours reads any LeRobot dataset"
 
-#: dotted path of a key or of all keys below → reason; the longest path counts
+#: dotted path of a key, or of all keys below it → reason; the longest path counts
 LEFT_OUT = {
     "is_debug": "no effect on training",
     "version_id": "of StarVLA's own files",

@@ -1,11 +1,11 @@
-"""A StarVLA configuration that records which keys were read; references and numbers are resolved as by OmegaConf."""
+"""A StarVLA configuration that records which keys are read; references and numbers are resolved as in OmegaConf."""
 
 import re
 from typing import Any
 
 from ..checkpoints.starvla_mapping import lookup
 
-# YAML 1.1 takes 1e-05, without a dot, for text; OmegaConf takes it for a number.
+# YAML 1.1 reads 1e-05, without a dot, as text; OmegaConf reads it as a number.
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
@@ -27,7 +27,7 @@ class Tree(dict):
         return self[name] if name in self else default
 
     def leaves(self) -> dict[str, Any]:
-        """Return by dotted path all values that are not mappings, or are empty ones."""
+        """Return all values that are not mappings, and all empty mappings, by dotted path."""
         found: dict[str, Any] = {}
         for name, value in self.items():
             found |= value.leaves() if isinstance(value, Tree) and value else {self.path + name: value}
@@ -35,7 +35,7 @@ class Tree(dict):
 
 
 def resolve(content: Any, root: dict | None = None, depth: int = 0) -> Any:
-    """Replace OmegaConf's references `${a.b}` by what they refer to, and numbers that YAML reads as text by numbers."""
+    """Replace OmegaConf's references `${a.b}` by their targets, and numbers that YAML reads as text by numbers."""
     root = content if root is None else root
     if depth > 20:
         raise ValueError("the configuration's references ${…} go round in a circle")
