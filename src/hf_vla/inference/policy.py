@@ -88,7 +88,7 @@ class Policy:
 
     @property
     def denoises(self) -> bool:
-        """Whether actions are sampled by flow matching, with noise, denoising steps and real-time chunking."""
+        """Whether actions are sampled by denoising, with noise, denoising steps and real-time chunking."""
         return "noise" in self.model.sampling_options
 
     def reset(self, seed: int | None = None) -> None:
