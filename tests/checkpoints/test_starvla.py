@@ -114,6 +114,77 @@ def test_config_variants(run, base_vlm, edit, field, expected):
     assert getattr(AutoConfig.from_pretrained(run, base_vlm=base_vlm), field) == expected
 
 
+class TestInterleave:
+    """Layer-wise checkpoints from before 2026-06-16 attend the backbone in every block, whatever their YAML says."""
+
+    @pytest.fixture
+    def flagged(self, run):
+        """The run of a configuration that says to interleave."""
+
+        def make(name: str = "run", **diffusion) -> Path:
+            edit_config(
+                run,
+                lambda t: t["framework"]["action_model"]["diffusion_model_cfg"].update(
+                    {"interleave_self_attention": True, "use_canonical_forward": None} | diffusion
+                ),
+            )
+            return run.rename(run.with_name(name))
+
+        return make
+
+    @pytest.fixture
+    def warnings(self, monkeypatch) -> list[str]:
+        told = []
+        monkeypatch.setattr("hf_vla.checkpoints.starvla.logger.warning_once", told.append)
+        return told
+
+    def test_the_flag_alone_is_believed_and_both_possibilities_are_told(self, flagged, base_vlm, warnings):
+        assert AutoConfig.from_pretrained(flagged(), base_vlm=base_vlm).interleave_self_attention
+        assert "interleave_self_attention=False" in warnings[0] and "2026-06-16" in warnings[0]
+
+    @pytest.mark.parametrize("choice", [False, True])
+    def test_the_caller_decides(self, flagged, base_vlm, warnings, choice):
+        folder = flagged("Qwen-FM-Bridge-RT-1")
+        model = AutoModel.from_pretrained(folder, base_vlm=base_vlm, interleave_self_attention=choice)
+        assert model.config.interleave_self_attention is choice and not warnings
+        assert model.action_head.transformer.interleave_self_attention is choice
+
+    @pytest.mark.parametrize("canonical", [False, True])
+    def test_canonical_forward_counts_before_the_table(self, flagged, base_vlm, warnings, canonical):
+        folder = flagged("Qwen-FM-Bridge-RT-1", use_canonical_forward=canonical)
+        assert AutoConfig.from_pretrained(folder, base_vlm=base_vlm).interleave_self_attention is canonical
+        assert not warnings
+
+    @pytest.mark.parametrize(
+        ("repository", "trained"),
+        [
+            ("StarVLA/Qwen-FM-Bridge-RT-1", False),
+            ("StarVLA/Qwen3VL-PI_v3-Bridge-RT-1", False),
+            ("StarVLA/Qwen3-VL-PI-LIBERO-4in1", False),
+            ("StarVLA/StarVLA-Qwen3vl4b-PIv3-RoboDojo", True),
+            ("robotcpp/starvla-qwen3-pi-v3-bridge-bf16", False),
+        ],
+    )
+    @pytest.mark.parametrize("flag", [False, True])
+    def test_released_repositories(self, flagged, base_vlm, warnings, monkeypatch, repository, trained, flag):
+        """By the name on the Hub, whose files are taken from the folder; and by the folder's own."""
+        folder = flagged(interleave_self_attention=flag)
+        checkpoint = open_checkpoint(folder, base_vlm=base_vlm)
+        monkeypatch.setattr(checkpoint.files, "name", repository)
+        checkpoint.tree  # noqa: B018 - read while the files are still a folder's
+        monkeypatch.setattr(checkpoint.files, "folder", None)
+        monkeypatch.setattr(checkpoint.files, "hub", {})
+        assert checkpoint.config().interleave_self_attention is trained
+        assert bool(warnings) == (flag != trained)
+        named = folder.rename(folder.with_name(repository.split("/")[1]))
+        assert AutoConfig.from_pretrained(named, base_vlm=base_vlm).interleave_self_attention is trained
+
+    def test_what_was_decided_is_kept(self, flagged, base_vlm, tmp_path):
+        config = AutoConfig.from_pretrained(flagged("Qwen-FM-Bridge-RT-1"), base_vlm=base_vlm)
+        config.save_pretrained(tmp_path / "ours")
+        assert not AutoConfig.from_pretrained(tmp_path / "ours").interleave_self_attention
+
+
 def test_null_width_means_the_backbones_and_no_projectors(run, base_vlm):
     edit_config(
         run, lambda t: t["framework"]["action_model"]["diffusion_model_cfg"].update(action_dit_hidden_dim=None)

@@ -7,6 +7,7 @@ How a framework's configuration and tensors map to ours is in its folder, see
 import copy
 import re
 from functools import cached_property
+from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -218,9 +219,36 @@ class StarVLACheckpoint(Checkpoint):
         for name, value in kwargs.items():
             is_field = name in own_class.__dataclass_fields__ and (name, value) != ("dtype", "auto")
             (fields if is_field else unused)[name] = value
+        if self.mapping.ignored_interleave and "interleave_self_attention" not in kwargs:
+            fields["interleave_self_attention"] = self._interleaves(fields["interleave_self_attention"])
         config = own_class(**{"vlm_name_or_path": self.base_vlm, "architectures": None, **fields})
         config.name_or_path = self.name
         return (config, unused) if return_unused_kwargs else config
+
+    def _interleaves(self, flag: bool) -> bool:
+        """Whether blocks of a layer-wise head attend the action-side tokens, given what the YAML says.
+
+        Before 2026-06-16 StarVLA did not read `interleave_self_attention`; `use_canonical_forward` has always counted.
+        """
+        if lookup(self.tree, "framework.action_model.diffusion_model_cfg.use_canonical_forward") is not None:
+            return flag
+        released = yaml.safe_load(files("hf_vla.checkpoints").joinpath("released.yaml").read_text(encoding="utf-8"))
+        if self.files.folder is not None:  # a repository that was downloaded into a folder of its name
+            released = {repository.split("/")[1]: trained for repository, trained in released.items()}
+        name = self.files.name if self.files.folder is None else self.files.folder.name
+        known = next((released[spelling] for spelling in _spellings(name) if spelling in released), None)
+        if known is None and flag:
+            logger.warning_once(
+                f"{self.name} says interleave_self_attention, which StarVLA did not read before 2026-06-16: if it was trained "
+                "before, load it with interleave_self_attention=False; if after, with interleave_self_attention=True, which "
+                "is what is assumed now"
+            )
+        if known not in (None, flag):
+            logger.warning_once(
+                f"{self.name} says interleave_self_attention={flag}, but was trained with {known}, which is used; to choose "
+                "otherwise, pass interleave_self_attention="
+            )
+        return flag if known is None else known
 
     # ------------------------------------------------------------ processor
 

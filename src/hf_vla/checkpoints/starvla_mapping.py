@@ -42,6 +42,8 @@ class StarVLAMapping:
     #: Fields of the configuration that `framework.action_model` holds as they are -> (StarVLA's name, its default)
     action_model_fields: ClassVar[dict[str, tuple[str, Any]]] = {}
     default_horizon: ClassVar[int] = 16
+    #: Whether older checkpoints were trained with every block as cross-attention, whatever their YAML says.
+    ignored_interleave: ClassVar[bool] = False
 
     def to_config(self, tree: dict) -> dict[str, Any]:
         """Return the fields of our configuration that StarVLA's YAML tree gives, the backbone's apart.

@@ -102,8 +102,14 @@ class FlowMatchingMapping(DenoisingMapping):
 class LayerwiseMapping(FlowMatchingMapping):
     """Base of the mappings of PI and PI_v3, whose head has one block per layer of the backbone."""
 
+    ignored_interleave = True
+
     def action_model(self, config) -> dict[str, Any]:
         return {"action_model_type": "LayerwiseFM", **super().action_model(config)}
+
+    def diffusion_model(self, config) -> dict[str, Any]:
+        # Unlike interleave_self_attention, it has always meant what it says.
+        return {**super().diffusion_model(config), "use_canonical_forward": config.interleave_self_attention}
 
 
 #: `action_model_type` of GR00T's head -> width, width of an attention head
