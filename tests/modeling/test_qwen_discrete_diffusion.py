@@ -145,6 +145,8 @@ def test_a_previous_chunk_is_known_from_the_start():
     chunk = policy.predict_action(**inputs_of(processor), previous_chunk=previous, inference_delay=1)
     assert torch.equal(chunk[:, :1], previous[:, :1])
     assert (chunk[:, 1:2] - previous[:, 1:]).abs().max() <= 1 / BINS
+    with pytest.raises(ValueError, match="max_guidance_weight is 2.0, but discrete diffusion is not guided"):
+        policy.predict_action(**inputs_of(processor), previous_chunk=previous, max_guidance_weight=2.0)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from ..backbone import build_backbone
 from ..denoising_policy import DenoisingPolicy
 from ..diffusion_transformer import Conditioning
 from ..losses import ActionTargets
+from ..real_time_chunking import RealTimeChunking
 from ..sampling import SamplingOptions
 from .configuration_qwen_discrete_diffusion import QwenDiscreteDiffusionConfig
 
@@ -121,12 +122,15 @@ class DiscreteDiffusionActionHead(DenoisingActionHead):
         device, batch = conditioning.states[0].device, len(conditioning.states[0])
         shape = (batch, config.action_horizon, config.action_dim)
         noise, real_time = self.given_noise(options, shape), options.real_time_chunking
-        rows, number = (
-            batch if noise is None else len(noise),
-            options.num_inference_steps or config.num_inference_steps,
-        )
+        rows = batch if noise is None else len(noise)
+        number = options.num_inference_steps or config.num_inference_steps
         tokens = torch.full((rows, *shape[1:]), config.num_bins, device=device)
         if real_time is not None:
+            if real_time.max_guidance_weight != RealTimeChunking.max_guidance_weight:
+                raise ValueError(
+                    f"max_guidance_weight is {real_time.max_guidance_weight}, but discrete diffusion is not guided: it keeps the "
+                    "previous chunk's bins as they are. Leave it out, or pass fewer steps of previous_chunk to leave more free"
+                )
             real_time = real_time.for_chunks(shape, rows // batch, device)
             overlap = real_time.previous_chunk.shape[1]
             tokens[:, :overlap] = self.encode(real_time.previous_chunk)
