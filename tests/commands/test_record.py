@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from hf_vla.commands.record import main
-from hf_vla.evaluation.demonstrations import collect_demonstrations, record_demonstration
-from hf_vla.evaluation.environments import make_environment
+from hf_vla.evaluation import environments
+from hf_vla.evaluation.demonstrations import collect_demonstrations, record_dataset, record_demonstration
+from hf_vla.evaluation.environments import Environment, StepResult, make_environment
 
 TASKS = ["handle-press", "coffee-button"]  # the experts' shortest
 CAMERA = "observation.images.corner2"
@@ -112,6 +114,76 @@ def test_failed_seeds_are_replaced_and_told(monkeypatch):
     monkeypatch.setattr("hf_vla.evaluation.demonstrations.record_demonstration", lambda *args, **kwargs: None)
     with pytest.raises(ValueError, match="solved only 0 of 15 episodes of 'drawer-open'"):
         list(collect_demonstrations("metaworld", ["drawer-open"], 2))
+
+
+class Dial(Environment):
+    """Turns to its target; the simulator fails in an episode for which the class is told so."""
+
+    name, task, instruction = "dial", "turn", "turn the dial"
+    action_low, action_high = np.array([-1, -1], np.float32), np.array([1, 1], np.float32)
+    action_names, state_names, camera_names = ("turn", "grip"), ("angle",), ("front",)
+    fps, max_steps, robot_type = 10, 9, "dial"
+    breaks_at, resets = None, []
+
+    def __init__(self, task="turn"):
+        self.task = task
+
+    @classmethod
+    def task_names(cls):
+        return ["turn", "press"]
+
+    def reset(self, seed):
+        self.resets.append((self.task, seed))
+        if (self.task, seed) == self.breaks_at:
+            raise RuntimeError("the simulator broke")
+        self.angle, self.target, self.steps = 0.0, 1.5 if seed % 4 else 99.0, 0
+        return self.observation()
+
+    def observation(self):
+        image = Image.new("RGB", (64, 64), (int(20 * self.angle) + 100, 0, 9))
+        return {"image": [image], "lang": self.instruction, "state": np.array([[self.angle]], np.float32)}
+
+    def step(self, action):
+        self.angle, self.steps = self.angle + float(action[0]) / 2, self.steps + 1
+        return StepResult(0.0, False, self.steps == self.max_steps, self.angle > self.target, {})
+
+    def expert_action(self):
+        return np.array([1, 0], np.float32)
+
+    def render(self, size=None):
+        raise NotImplementedError
+
+    def close(self):
+        pass
+
+
+def test_an_interrupted_recording_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setitem(environments._REGISTERED, "dial", Dial)
+    monkeypatch.setattr(Dial, "resets", [])
+
+    def record(folder, episodes=3, noise=0.1):
+        Dial.resets.clear()
+        record_dataset(tmp_path / folder, "dial", ["turn", "press"], episodes, noise=noise, progress=False)
+        return Dial.resets[1:]  # without that of the example, whose images say how large they are
+
+    whole = record("whole")
+    assert whole == [(task, seed) for task in ("turn", "press") for seed in range(4)]  # the expert fails on seed 0
+    monkeypatch.setattr(Dial, "breaks_at", ("press", 2))
+    with pytest.raises(RuntimeError, match="broke"):
+        record("broken")
+    assert not (tmp_path / "broken").exists() and (tmp_path / "broken.partial" / "recording.json").is_file()
+    monkeypatch.setattr(Dial, "breaks_at", None)
+    with pytest.raises(
+        FileExistsError, match=r"unfinished recording with other settings: noise was 0.1 and is now 0.2"
+    ):
+        record("broken", noise=0.2)
+    left = tmp_path / ".broken.0a0a0a0a.partial"  # of a process that was killed
+    left.mkdir()
+    assert record("broken") == [("press", 2), ("press", 3)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "whole"]
+    files = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*") if path.is_file()]
+    for file in files:
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "broken" / file).read_bytes(), file
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,11 @@ class _Inner:
     def __init__(self, simulator):
         self._simulator, self.hard_reset, self.object_property_initializers = simulator, True, []
         self.failures = 0
+        names = simulator.names
+        self.parsed_problem = {
+            "objects": {name.rpartition("_")[0]: [name] for name in names},
+            "goal_state": [["in", name, "basket_1_contain_region"] for name in names[:1]],
+        }
 
     def reset(self):
         if self.failures:
@@ -61,6 +66,8 @@ class _Inner:
 
 class OffScreenRenderEnv:
     made = []
+    #: the objects of the scene, the task's own first
+    names = ()
 
     def __init__(self, bddl_file_name, **settings):
         self.file, self.settings = bddl_file_name, settings

@@ -10,6 +10,7 @@ from toy import SightedPolicy, ToyEnvironment
 
 from hf_vla.evaluation import EvaluationSettings, environments, evaluate_with_controls
 from hf_vla.evaluation.benchmark import score_lines
+from hf_vla.evaluation.comparison import read_policies
 from hf_vla.evaluation.ensembling import EnsembledPolicy
 from hf_vla.evaluation.report import summarize
 from hf_vla.evaluation.results import Outcome
@@ -74,6 +75,42 @@ def test_policy_and_controls(tmp_path):
         "suite-0-seed-0.mp4",
         "suite-1-seed-0.mp4",
     ]
+
+
+def test_the_wrong_instruction_is_a_control(tmp_path, monkeypatch):
+    class Obedient(SightedPolicy):
+        """Moves only if it is told to reach."""
+
+        def infer(self, observation):
+            chunk = super().infer(observation)
+            return chunk if observation["lang"] == "reach the target" else 0 * chunk
+
+    class Scene(ToyEnvironment):
+        @classmethod
+        def task_names(cls):
+            return ["reach", "touch"]
+
+        def __init__(self, task="reach", max_steps=30):
+            super().__init__(max_steps=max_steps)
+            self.instruction = "reach the target" if task == "reach" else "touch it"
+
+    monkeypatch.setitem(environments._REGISTERED, "scene", Scene)
+    settings = EvaluationSettings(
+        env="scene", tasks=["reach", "touch"], episodes=2, wrong_instruction=True, untrained=False
+    )
+    rows = evaluate_with_controls(Obedient, tmp_path / "both", settings, policy_name="mine", progress=False)
+    assert [(row.policy, row.control, row.task, row.successes) for row in rows] == [
+        ("mine", "none", "reach", 2),
+        ("mine", "none", "touch", 0),
+        ("mine (wrong instruction)", "wrong instruction", "reach", 0),
+        ("mine (wrong instruction)", "wrong instruction", "touch", 2),
+    ]
+    names = {policy.name for policy in read_policies([tmp_path / "both"], controls=True)}
+    assert names == {"mine", "mine (wrong instruction)"}
+    alone = EvaluationSettings(env="scene", tasks=["reach"], episodes=2, wrong_instruction=True)
+    with pytest.raises(ValueError, match="reach is the only task, and scene knows no other instruction"):
+        evaluate_with_controls(Obedient, tmp_path / "one", alone, progress=False)
+    assert not (tmp_path / "one").exists()
 
 
 class Ensemble:

@@ -166,7 +166,9 @@ def test_success_and_the_step_limit():
         ({"max_steps": 0}, "max_steps is 0"),
         ({"waiting_steps": -1}, "waiting_steps is -1"),
         ({"initial_states": "officials"}, "initial_states is 'officials'; possible: official, random"),
-        ({"quality": "best"}, "quality is 'best'; possible: official, fast"),
+        ({"quality": "best"}, "quality is 'best'; possible: official, smooth, fast"),
+        ({"targets": "all"}, "targets is 'all'; possible: task, any"),
+        ({"targets": "any"}, "does not name one object of several to move"),
     ],
 )
 def test_bad_settings(settings, message):
@@ -187,6 +189,38 @@ def test_fast_quality_renders_without_multisampling_and_shadows(simulator):
     assert vars(simulator().sim.model.vis.quality) == {"offsamples": 0, "shadowsize": 0}
     make()
     assert vars(simulator().sim.model.vis.quality) == {"offsamples": 4, "shadowsize": 4096}
+
+
+def test_smooth_quality_renders_at_twice_the_size(simulator):
+    image = make(quality="smooth", cameras="image", image_size=16).reset(0)["image"][0]
+    assert simulator().rendered == [("agentview", 32, 32)]
+    assert vars(simulator().sim.model.vis.quality) == {"offsamples": 0, "shadowsize": 0}
+    # One of the corner's four pixels is white: (255 + 3 * 40) / 4.
+    assert image.size == (16, 16) and image.getpixel((15, 15)) == (94, 94, 94) and image.getpixel((0, 0))[0] == 40
+
+
+def test_the_seed_says_which_object_of_the_scene_is_to_be_moved(simulator, monkeypatch):
+    names = ("put_1", "basket_1", "red_mug_1", "plate_1")
+    monkeypatch.setattr(fake_libero.OffScreenRenderEnv, "names", names)
+    environment = make("libero_object/3", targets="any", initial_states="random")
+    goal = simulator().env.parsed_problem
+    for seed, (words, name) in enumerate([("put", "put_1"), ("red mug", "red_mug_1"), ("plate", "plate_1")] * 2):
+        observation = environment.reset(seed)
+        assert observation["lang"] == environment.instruction == f"object 3 {words} it down"
+        assert goal["goal_state"] == [["in", name, "basket_1_contain_region"]]
+    assert environment.settings()["targets"] == "any"
+    # Which others could be asked for is known without that setting, too.
+    task = make("libero_object/3")
+    assert task.instruction == "object 3 put it down"
+    assert task.other_instructions() == ["object 3 red mug it down", "object 3 plate it down"]
+
+
+@pytest.mark.parametrize(
+    "names", [(), ("put_1",), ("bowl_1", "plate_1"), ("put_1", "basket_1")], ids=["goal", "alone", "unnamed", "place"]
+)
+def test_scenes_without_another_object_to_ask_for(names, monkeypatch):
+    monkeypatch.setattr(fake_libero.OffScreenRenderEnv, "names", names)
+    assert make("libero_object/3").other_instructions() == []
 
 
 def test_what_to_install_is_said(monkeypatch):

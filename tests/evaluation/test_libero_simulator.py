@@ -111,6 +111,17 @@ def test_demonstrations_recover_from_noise():
     assert np.abs(actions[:, :6]).max() <= 1 and demonstration.states.shape[1] == 8
 
 
+def test_another_object_of_the_scene_is_the_target():
+    """The seed chooses it, and instruction, expert and success are this object's."""
+    settings = {"cameras": "image", "image_size": 32, "quality": "smooth", "targets": "any"}
+    environment = make_environment("libero", "libero_object/3", **settings, **LiberoEnvironment.practice_settings)
+    demonstration = record_demonstration(environment, seed=2)  # the third of six
+    others = environment.other_instructions()
+    environment.close()
+    assert demonstration.instruction == "pick up the ketchup and place it in the basket" and demonstration.success[-1]
+    assert "pick up the bbq sauce and place it in the basket" in others and len(others) == 5
+
+
 def test_recordings_fit_the_recipes_for_libero(tmp_path):
     recorded = tmp_path / "recorded"
     seeds = record_dataset(

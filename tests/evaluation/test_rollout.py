@@ -52,6 +52,33 @@ def test_blind_images_are_gray_and_of_the_same_size():
     assert policy.seen[0]["lang"] == "reach the target"
 
 
+def test_wrong_instructions_are_those_of_the_scene_or_else_of_other_tasks():
+    class Scene(ToyEnvironment):
+        def __init__(self, instruction="reach the target", others=()):
+            super().__init__(max_steps=1)
+            self.instruction, self.others = instruction, list(others)
+
+        def other_instructions(self):
+            return self.others
+
+    def told(environments, seeds=range(3)):
+        policy = SightedPolicy()
+        episodes = [Episode("policy", "scene", seed, wrong_instruction=True) for seed in seeds]
+        run_episodes(episodes, {"policy": policy}, environments, progress=False)
+        return [observation["lang"] for observation in policy.seen]
+
+    push = functools.partial(Scene, "push the target")
+    assert told({"scene": functools.partial(Scene, others=["turn", "lift"]), "push": push}) == ["turn", "lift", "turn"]
+    pull = functools.partial(Scene, "pull it")
+    assert told({"scene": Scene, "push": push, "again": Scene, "pull": pull}) == [
+        "push the target",
+        "pull it",
+        "push the target",
+    ]
+    with pytest.raises(ValueError, match="there is no wrong instruction for scene: .* give several tasks"):
+        told({"scene": Scene, "again": Scene})
+
+
 @pytest.mark.parametrize(
     ("chunk", "execute_steps", "message"),
     [

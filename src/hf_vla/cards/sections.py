@@ -143,6 +143,7 @@ def results(folder: Path) -> str | None:
     )
     controls = {
         "blind": "blind: its images replaced by a constant",
+        "wrong instruction": "wrong instruction: that of another task, while success is that of the task itself",
         "untrained": "untrained: its weights random",
     }
     described = "; ".join(text for name, text in controls.items() if any(row["control"] == name for row in rows))

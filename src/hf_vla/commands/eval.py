@@ -3,10 +3,10 @@
     hf-vla eval --model outputs/policy --env metaworld --task drawer-open --episodes 20 \\
         --output outputs/evaluation
 
-Several tasks, with a control whose images are blanked and without the untrained one:
+Several tasks, with controls whose images are blanked or whose instruction is another one, and without the untrained one:
 
     hf-vla eval --model outputs/policy --task drawer-open,window-open --episodes 20 --blind \\
-        --no-untrained-baseline --output outputs/evaluation
+        --wrong-instruction --no-untrained-baseline --output outputs/evaluation
 
 A policy that hf-vla serve serves, perhaps on another machine:
 
@@ -69,6 +69,12 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--device", help="device of the policy, such as cpu or cuda; default: a GPU if there is one")
     parser.add_argument(
         "--blind", action="store_true", help="also evaluate with images replaced by gray, as a control"
+    )
+    parser.add_argument(
+        "--wrong-instruction",
+        action="store_true",
+        help="also evaluate with the instruction of another object of the scene or of another of the tasks, as a control; "
+        "what counts is the task itself",
     )
     parser.add_argument(
         "--untrained-baseline",
@@ -136,6 +142,7 @@ def main(argv: list[str] | None = None, load=load_policy) -> None:
         first_seed=arguments.seed_start,
         execute_steps=arguments.execute_steps,
         blind=arguments.blind,
+        wrong_instruction=arguments.wrong_instruction,
         untrained=arguments.untrained_baseline,
         num_videos=arguments.num_videos,
         environment=environment_settings(arguments),

@@ -10,7 +10,8 @@ Several tasks into one dataset, with noise on the executed actions so that the d
         --episodes 60 --noise 0.1 --output outputs/three-tasks
 
 Seeds place the objects. Recording takes seeds from 0 upwards; hf-vla eval starts at 10000, so that no policy is
-evaluated on what it was shown. Only episodes that the expert solves are kept: the next seed replaces a failed one.
+evaluated on what it was shown. Only episodes that the expert solves are kept: the next seed replaces a failed one. A
+recording that was interrupted goes on with the same command; its finished episodes are in OUTPUT.partial until then.
 """
 
 import os

@@ -29,6 +29,8 @@ __all__ = ["EvaluationSettings", "evaluate_with_controls", "score_lines"]
 
 logger = logging.getLogger(__name__)
 
+_WRONG_INSTRUCTION = "wrong instruction"
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
@@ -42,6 +44,8 @@ class EvaluationSettings:
             Default: the simulator's `first_evaluation_seed`.
         execute_steps: actions executed per chunk; see `run_episode`.
         blind: also evaluate with images replaced by a constant gray.
+        wrong_instruction: also evaluate with the instruction of another object of the scene, if the simulator knows which
+            there are (LIBERO), else of another of the tasks; success is still that of the task itself.
         untrained: also evaluate the policy with random weights.
         num_videos: episodes per task to film.
         environment: further settings of the simulator, for `make_environment`.
@@ -59,6 +63,7 @@ class EvaluationSettings:
     first_seed: int | None = None
     execute_steps: int | None = None
     blind: bool = False
+    wrong_instruction: bool = False
     untrained: bool = True
     num_videos: int = 0
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -155,10 +160,11 @@ def evaluate_with_controls(
         training_step: the step of its training at which the policy was saved, for `raw_success.txt`.
 
     Returns:
-        One row per control and task: first the policy itself (control "none"), then "blind", then "untrained".
+        One row per control and task: first the policy itself (control "none"), then "blind", "wrong instruction" and
+        "untrained".
 
     Raises:
-        ValueError: the simulator does not accept a setting, or the policy is another one than in the part of the evaluation
+        ValueError: the simulator does not accept a setting, there is no wrong instruction, or the policy is another one than in the part of the evaluation
             that is finished.
         FileExistsError: `output` is a file, holds results of other settings, or another process is writing to it.
     """
@@ -169,7 +175,14 @@ def evaluate_with_controls(
     }
     # Made once here, so that a setting that the simulator rejects fails before a policy is loaded.
     environment = environments[settings.tasks[0]]()
-    environment.close()
+    try:
+        if settings.wrong_instruction and len(settings.tasks) == 1 and not environment.other_instructions():
+            raise ValueError(
+                f"wrong_instruction: {settings.tasks[0]} is the only task, and {settings.env} knows no other instruction for its "
+                "scene; evaluate several tasks together"
+            )
+    finally:
+        environment.close()
     if environment.num_episodes is not None:
         for task in settings.tasks:
             _check_episodes(settings, task, environment)
@@ -179,6 +192,8 @@ def evaluate_with_controls(
     names = {"none": policy_name}
     if settings.blind:
         names["blind"] = f"{policy_name} (blind)"
+    if settings.wrong_instruction:
+        names[_WRONG_INSTRUCTION] = f"{policy_name} ({_WRONG_INSTRUCTION})"
     if settings.untrained:
         names["untrained"] = f"{policy_name} (untrained)"
     planned = [
@@ -187,6 +202,7 @@ def evaluate_with_controls(
             environment=task,
             seed=seed,
             blind=control == "blind",
+            wrong_instruction=control == _WRONG_INSTRUCTION,
             video=_video(output, task, seed) if control == "none" and number < settings.num_videos else None,
         )
         for control in names
@@ -287,4 +303,5 @@ def _load_untrained(load_policy: Callable[[], Any]) -> RolloutPolicy:
 
 def _key(episode: Episode) -> EpisodeKey:
     control = "blind" if episode.blind else "untrained" if episode.policy == "untrained" else "none"
+    control = _WRONG_INSTRUCTION if episode.wrong_instruction else control
     return EpisodeKey(control, episode.environment, episode.seed)

@@ -61,6 +61,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--blind", action="store_true", help="also evaluate with images replaced by gray, as a control"
     )
+    parser.add_argument(
+        "--wrong-instruction",
+        action="store_true",
+        help="also evaluate with the instruction of another object of the scene or of another of the tasks, as a control",
+    )
     parser.add_argument("--num-videos", type=int, default=0, help="episodes per task to film; needs PyAV; default: 0")
     parser.add_argument("--num-workers", type=int, default=1, help="processes, each with a simulator; default: 1")
     parser.add_argument(
@@ -103,6 +108,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         first_seed=arguments.seed_start,
         execute_steps=arguments.execute_steps,
         blind=arguments.blind,
+        wrong_instruction=arguments.wrong_instruction,
         untrained=False,
         num_videos=arguments.num_videos,
         environment=environment,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import multiprocessing
+import shutil
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,6 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from hf_vla.evaluation.environments import Environment, canonical_task, environment_class, make_environment
+from hf_vla.evaluation.results import differences
+from hf_vla.utils.files import atomic_write
 
 __all__ = ["Demonstration", "collect_demonstrations", "record_dataset", "record_demonstration"]
 
@@ -105,12 +109,14 @@ def collect_demonstrations(
     first_seed: int = 0,
     noise: float = 0.0,
     num_workers: int = 1,
+    keep: str | Path | None = None,
     **environment_arguments: Any,
 ) -> Iterator[tuple[str, int, Demonstration | None]]:
     """Yield `(task, seed, demonstration)` by task and ascending seed until every task has `episodes` demonstrations.
 
     The demonstration is None for a seed on which the expert failed; the next seed then takes its place. Order and
-    content do not depend on `num_workers`.
+    content do not depend on `num_workers`. With `keep`, a folder, each episode is written there as soon as it is finished,
+    and one that is there is read instead of recorded.
 
     Raises:
         ValueError: the expert solves too few seeds of a task.
@@ -118,7 +124,7 @@ def collect_demonstrations(
     pool = _pool(num_workers)
     try:
         for task in tasks:
-            job = (name, task, environment_arguments, noise)
+            job = (name, task, environment_arguments, noise, keep)
             pending: deque = deque()
             next_seed, found = first_seed, 0
             while found < episodes:
@@ -153,7 +159,10 @@ def record_dataset(
     progress: bool = True,
     **environment_arguments: Any,
 ) -> dict[str, dict[str, list[int]]]:
-    """Record `episodes` demonstrations of each task into one LeRobot v3.0 dataset.
+    """Record `episodes` demonstrations of each task into one LeRobot v3.0 dataset, or finish a recording that was interrupted.
+
+    The episodes of an unfinished recording are in the folder `output` with ".partial" appended; with the same arguments (but
+    for `num_workers` and `episodes`) they are not recorded again. The folder is removed when the dataset is whole.
 
     `info.json` gets an entry "environment" with the simulator, its settings, the noise, the tasks and their seeds, so that
     an evaluation can avoid these seeds.
@@ -174,7 +183,7 @@ def record_dataset(
 
     Raises:
         ValueError: the simulator or a task is unknown, a number is out of range, or the expert fails too often.
-        FileExistsError: `output` exists and is not empty.
+        FileExistsError: `output` exists and is not empty, or an unfinished recording there has other settings.
     """
     if episodes < 1 or first_seed < 0 or num_workers < 1:
         raise ValueError(
@@ -183,6 +192,9 @@ def record_dataset(
         )
     if not 0 <= noise <= 1:
         raise ValueError(f"noise is {noise}; possible: 0 to 1, in units of the action's half range")
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{output} exists and is not empty; choose another output or remove it")
     tasks = [canonical_task(name, task) for task in tasks]
     if not tasks or len(set(tasks)) != len(tasks):
         raise ValueError(f"tasks are {list(tasks)}; give at least one, and each once")
@@ -205,6 +217,7 @@ def record_dataset(
     features["next.done"] = {"dtype": "bool", "shape": (1,)}
     example.close()
 
+    unfinished = _unfinished(output, {"name": name, "settings": settings, "noise": noise})
     seeds = {task: {"seeds": [], "failed_seeds": []} for task in tasks}
     info = {"environment": {"name": name, "settings": settings, "noise": noise, "tasks": seeds}}
     with (
@@ -218,6 +231,7 @@ def record_dataset(
             first_seed=first_seed,
             noise=noise,
             num_workers=num_workers,
+            keep=unfinished,
             **environment_arguments,
         ):
             bar.set_description(task, refresh=False)
@@ -228,7 +242,30 @@ def record_dataset(
             _write(writer, cameras, demonstration)
             seeds[task]["seeds"].append(seed)
             bar.update()
+    shutil.rmtree(unfinished)
     return seeds
+
+
+def _unfinished(output: Path, recording: dict[str, Any]) -> Path:
+    """Return the folder of finished episodes of a recording that is not finished; it is made if there is none."""
+    folder = output.with_name(f"{output.name}.partial")
+    about = folder / "recording.json"
+    recording = json.loads(json.dumps(recording))
+    if about.exists():
+        before = json.loads(about.read_text(encoding="utf-8"))
+        if before != recording:
+            raise FileExistsError(
+                f"{folder} holds an unfinished recording with other settings: {differences(before, recording)}; repeat its "
+                "command to finish it, remove it, or choose another output"
+            )
+        for left in output.parent.glob(f".{output.name}.*.partial"):  # by a writer that was killed
+            shutil.rmtree(left)
+        logger.info("%s: %d finished episodes are there", folder, len(list(folder.glob("*.npz"))))
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(about) as partial:
+        partial.write_text(json.dumps(recording, indent=2), encoding="utf-8")
+    return folder
 
 
 def _write(writer: Any, cameras: Sequence[str], demonstration: Demonstration) -> None:
@@ -278,11 +315,49 @@ _environment: tuple[tuple, Environment] | None = None
 def _record_in_worker(job: tuple, seed: int) -> Demonstration | None:
     """Record in this process's environment, which is replaced if the job differs from the last one."""
     global _environment
+    name, task, arguments, noise, keep = job
+    file = None if keep is None else Path(keep) / f"{task.replace('/', '-')}-seed-{seed}.npz"
+    if file is not None and file.exists():
+        return _read_demonstration(file)
     if _environment is None or _environment[0] != job:
         _close_environment()
-        name, task, arguments, _ = job
         _environment = (job, make_environment(name, task, **arguments))
-    return record_demonstration(_environment[1], seed, noise=job[3])
+    demonstration = record_demonstration(_environment[1], seed, noise=noise)
+    if file is not None:
+        with atomic_write(file) as partial:
+            _write_demonstration(partial, demonstration)
+    return demonstration
+
+
+def _write_demonstration(file: Path, demonstration: Demonstration | None) -> None:
+    """Write a demonstration, or that the expert failed."""
+    arrays = {}
+    if demonstration is not None:
+        arrays = {
+            name: getattr(demonstration, name) for name in ("states", "actions", "success", "seed", "instruction")
+        }
+        for number, images in enumerate(demonstration.images):
+            # Differences, modulo 256, between frames: most are zero, which is fast to compress.
+            arrays[f"images-{number}"] = np.diff(images, axis=0, prepend=np.zeros_like(images[:1]))
+    with file.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)
+
+
+def _read_demonstration(file: Path) -> Demonstration | None:
+    with np.load(file) as arrays:
+        if not arrays.files:
+            return None
+        images = [
+            np.cumsum(arrays[name], axis=0, dtype=np.uint8) for name in arrays.files if name.startswith("images-")
+        ]
+        return Demonstration(
+            seed=int(arrays["seed"]),
+            instruction=str(arrays["instruction"]),
+            images=tuple(images),
+            states=arrays["states"],
+            actions=arrays["actions"],
+            success=arrays["success"],
+        )
 
 
 def _close_environment() -> None:

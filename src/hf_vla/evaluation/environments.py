@@ -195,6 +195,10 @@ class Environment(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no scripted expert")
 
+    def other_instructions(self) -> list[str]:
+        """Return instructions of other tasks that could be asked for in this scene; none if that is not known."""
+        return []
+
     def settings(self) -> dict[str, Any]:
         """Return the keyword arguments that make the same environment again; they are written into datasets."""
         return {}

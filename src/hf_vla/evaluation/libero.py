@@ -61,7 +61,12 @@ class LiberoEnvironment(Environment):
         waiting_steps: steps without motion at the start of an episode, while the objects settle.
         fixture_seed: seed of the positions of cabinets and stoves, which official states do not contain; by default the
             number of the episode.
-        quality: "official", or "fast" without multisampling and shadows, which takes half of a CPU's time.
+        quality: "official", or "fast" without multisampling and shadows, which takes half of a CPU's time. "smooth" is
+            as fast: it renders without them at twice the size and takes the mean of four pixels, which is closer to
+            what a policy sees that shrinks official images to this size.
+        targets: "task", or "any": the seed's remainder says which of the scene's objects is to be moved (0: the task's
+            own), and instruction, expert and success are this object's. For tasks of one object that the instruction
+            names: demonstrations that can't be followed without the instruction.
         protocol: "current" or "published": images, fixtures and step limits exactly as in StarVLA's evaluation. Without it images
             are as the demonstrations have them, and fixtures are placed anew in every episode.
 
@@ -97,6 +102,7 @@ class LiberoEnvironment(Environment):
         fixture_seed: int | None = None,
         quality: str = "official",
         protocol: str | None = None,
+        targets: str = "task",
     ):
         self.protocol = protocol
         benchmark = load_record("libero", protocol)
@@ -124,7 +130,8 @@ class LiberoEnvironment(Environment):
                 raise ValueError(f"{setting} is {value}; possible: {low} to {high}")
         for setting, value, possible in (
             ("initial_states", initial_states, ("official", "random")),
-            ("quality", quality, ("official", "fast")),
+            ("quality", quality, ("official", "smooth", "fast")),
+            ("targets", targets, ("task", "any")),
         ):
             if value not in possible:
                 raise ValueError(f"{setting} is {value!r}; possible: {', '.join(possible)}")
@@ -137,7 +144,7 @@ class LiberoEnvironment(Environment):
             )
         self.camera_names, self.image_size, self.max_steps = cameras, image_size, max_steps
         self.initial_states, self.waiting_steps = initial_states, waiting_steps
-        self.fixture_seed, self.quality = fixture_seed, quality
+        self.fixture_seed, self.quality, self.targets = fixture_seed, quality, targets
         self.instruction, self.task_name = record.language, record.name
 
         self._states = _official_states(suite, int(number)) if initial_states == "official" else None
@@ -145,6 +152,12 @@ class LiberoEnvironment(Environment):
         self._command = ActionProcessor(benchmark.action["steps"])
         self._simulator = _make_simulator(suite, record.bddl_file, horizon=max_steps + waiting_steps + 1)
         self._prepare_rendering()
+        self._scene_tasks = _scene_tasks(self._simulator, self.instruction) if targets == "any" else []
+        if targets == "any" and not self._scene_tasks:
+            raise ValueError(
+                f'targets is "any", but {self.task} ({self.instruction!r}) does not name one object of several to move; '
+                "possible: tasks such as those of libero_object"
+            )
         self._images: list[Image.Image] | None = None
         self._steps = -1
 
@@ -197,6 +210,9 @@ class LiberoEnvironment(Environment):
                 '(initial_states="random" takes any seed)'
             )
         simulator = self._simulator
+        if self.targets == "any":
+            self.instruction, goal = self._scene_tasks[seed % len(self._scene_tasks)]
+            simulator.env.parsed_problem["goal_state"] = [goal]
         with _own_numpy_randomness(int(seed) if self.fixture_seed is None else self.fixture_seed):
             _reset(simulator)
         if self._states is not None:
@@ -248,6 +264,11 @@ class LiberoEnvironment(Environment):
             self._expert = PickAndPlaceExpert(self._simulator)
         return self._expert.action(self._steps).astype(np.float32)
 
+    def other_instructions(self) -> list[str]:
+        """Return the instructions for the other objects of the scene, if the task's names one of several."""
+        tasks = self._scene_tasks or _scene_tasks(self._simulator, self.instruction)
+        return [instruction for instruction, _ in tasks if instruction != self.instruction]
+
     def settings(self) -> dict[str, Any]:
         return {
             "cameras": list(self.camera_names),
@@ -258,6 +279,7 @@ class LiberoEnvironment(Environment):
             "fixture_seed": self.fixture_seed,
             "quality": self.quality,
             "protocol": self.protocol,
+            "targets": self.targets,
         }
 
     def modality(self) -> dict[str, Any]:
@@ -292,17 +314,22 @@ class LiberoEnvironment(Environment):
         sim = self._simulator.sim
         # Another environment of this process may have rendered in between.
         sim._render_context_offscreen.gl_ctx.make_current()
-        return sim.render(camera_name=CAMERAS[camera], width=size, height=size)
+        if self.quality != "smooth":
+            return sim.render(camera_name=CAMERAS[camera], width=size, height=size)
+        frame = sim.render(camera_name=CAMERAS[camera], width=2 * size, height=2 * size)
+        sums = frame.reshape(size, 2, size, 2, 3).sum(axis=(1, 3), dtype=np.uint16)
+        return ((sums + 2) // 4).astype(np.uint8)
 
     def _prepare_rendering(self) -> None:
         """Render with the quality that was asked for, into a buffer no larger than the images."""
         sim = self._simulator.sim
         context = sim._render_context_offscreen
         context.gl_ctx.make_current()
-        if self.quality == "fast":
+        if self.quality != "official":
             sim.model.vis.quality.offsamples = 0
             sim.model.vis.quality.shadowsize = 0
-        context.update_offscreen_size(self.image_size, self.image_size)
+        size = self.image_size * (2 if self.quality == "smooth" else 1)
+        context.update_offscreen_size(size, size)
 
 
 @cache
@@ -353,6 +380,32 @@ def _make_simulator(suite: str, bddl_file: str, horizon: int) -> Any:
     simulator.env.hard_reset = False
     simulator.env.object_property_initializers *= 2
     return simulator
+
+
+def _scene_tasks(simulator: Any, instruction: str) -> list[tuple[str, list[str]]]:
+    """Return instruction and goal for each object that the task's could be exchanged for, the task's own first.
+
+    Empty if the goal is not one object in or on something, if the instruction does not name it, or if there is no other.
+    """
+    problem = simulator.env.parsed_problem
+    goal, names = problem["goal_state"], [name for group in problem["objects"].values() for name in group]
+    kinds = [name.rpartition("_")[0] for name in names]
+    if len(goal) != 1 or goal[0][0] not in ("in", "on") or goal[0][1] not in names:
+        return []
+    predicate, own, place = goal[0]
+    words = own.rpartition("_")[0].replace("_", " ")
+    if words not in instruction:
+        return []
+    others = [
+        name
+        for name, kind in zip(names, kinds, strict=True)
+        if name != own and not place.startswith(name) and kinds.count(kind) == 1
+    ]
+    return [
+        (instruction.replace(words, name.rpartition("_")[0].replace("_", " ")), [predicate, name, place])
+        for name in [own, *others]
+        if others
+    ]
 
 
 def _reset(simulator: Any) -> None:

@@ -43,8 +43,8 @@ class SummaryRow:
         success_rate: successes / episodes.
         mean_length: mean number of executed steps per episode.
         wilson_low, wilson_high: 95 % confidence interval of the success rate.
-        control: "none" for the policy itself, else the control: "untrained" (random weights) or "blind" (images
-            replaced by a constant).
+        control: "none" for the policy itself, else the control: "untrained" (random weights), "blind" (images
+            replaced by a constant) or "wrong instruction" (that of another task).
         seeds: of the episodes, such as "10000-10019".
         mean_score: mean of the benchmark's own score per episode, if it has one beside success.
     """

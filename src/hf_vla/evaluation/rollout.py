@@ -75,6 +75,9 @@ class Episode:
         environment: key of the environment among those given to `run_episodes`.
         seed: places the objects and seeds the policy.
         blind: replace all images by a constant gray of the same size, as a control of how much is solved without seeing.
+        wrong_instruction: give the policy the instruction of another task, as a control of how much is solved without
+            the language: the environment's `other_instructions()` in turn by seed or, if it knows none, those of the
+            other environments. Success stays that of the environment's own task.
         video: path of the mp4 to write, or None.
     """
 
@@ -82,6 +85,7 @@ class Episode:
     environment: str
     seed: int
     blind: bool = False
+    wrong_instruction: bool = False
     video: Path | None = None
 
 
@@ -130,6 +134,7 @@ def stream_episode(
     *,
     execute_steps: int | None = None,
     blind: bool = False,
+    instruction: str | None = None,
     stop_on_success: bool = True,
 ) -> Iterator[RolloutStep]:
     """Run one episode in closed loop, yielding at its start and after every step; see `run_episode` for the arguments.
@@ -145,15 +150,17 @@ def stream_episode(
         if blind:
             images = [Image.new("RGB", image.size, _BLIND_GRAY) for image in observation["image"]]
             observation = {**observation, "image": images}
+        if instruction is not None:
+            observation = {**observation, "lang": instruction}
         chunk = _checked_chunk(policy.infer(given(observation)), environment, execute_steps)
-        instruction = environment.instruction
+        asked = environment.instruction
         for action in np.clip(chunk, environment.action_low, environment.action_high):
             result = environment.step(action)
             number += 1
             succeeded |= result.success
             done = result.terminated or result.truncated or (result.success and stop_on_success)
             yield RolloutStep(number, action, succeeded, done, result.info.get("score") if result.info else None)
-            if done or environment.instruction != instruction:  # a chunk is for one instruction
+            if done or environment.instruction != asked:  # a chunk is for one instruction
                 break
         if not done:
             observation = environment.observation()
@@ -166,6 +173,7 @@ def run_episode(
     *,
     execute_steps: int | None = None,
     blind: bool = False,
+    instruction: str | None = None,
     stop_on_success: bool = True,
     video: str | Path | None = None,
 ) -> tuple[bool, int]:
@@ -178,6 +186,7 @@ def run_episode(
         execute_steps: actions executed per chunk before the policy is asked for the next one; None is 5, or the whole
             chunk if it is shorter. Actions are clipped to the environment's limits.
         blind: see `Episode`.
+        instruction: what the policy is told instead of the environment's instruction.
         stop_on_success: end the episode at the first success instead of at the step limit.
         video: path of the mp4 to write, in real time: 256 x 256 pixels, and below them what `captioned` draws.
 
@@ -195,21 +204,28 @@ def run_episode(
         video,
         execute_steps=execute_steps,
         blind=blind,
+        instruction=instruction,
         stop_on_success=stop_on_success,
     )
     return step.success, step.number
 
 
 def _last_step(
-    policy: RolloutPolicy, environment: Environment, seed: int, video: str | Path | None, **settings: Any
+    policy: RolloutPolicy,
+    environment: Environment,
+    seed: int,
+    video: str | Path | None,
+    instruction: str | None,
+    **settings: Any,
 ) -> RolloutStep:
     """Run an episode, and film it if `video` is a path; see `run_episode`."""
     frames = []
-    for step in stream_episode(policy, environment, seed, **settings):
+    for step in stream_episode(policy, environment, seed, instruction=instruction, **settings):
         if video is not None and (step.number % _VIDEO_STRIDE == 0 or step.done):
             limits = environment.action_low, environment.action_high
             view = environment.render(_VIDEO_SIZE)
-            told = captioned(view, environment.instruction, step.number, step.action, *limits, step.success)
+            asked = environment.instruction if instruction is None else instruction
+            told = captioned(view, asked, step.number, step.action, *limits, step.success)
             frames.append(told)
     if video is not None:
         # PyAV is installed only with the extras for recording and evaluation.
@@ -310,7 +326,11 @@ def evaluate(
         raise ValueError(f"num_videos is {num_videos} but no video_folder is given")
     episodes = [
         Episode(
-            "policy", "environment", seed, blind, Path(video_folder) / f"seed-{seed}.mp4" if i < num_videos else None
+            "policy",
+            "environment",
+            seed,
+            blind,
+            video=Path(video_folder) / f"seed-{seed}.mp4" if i < num_videos else None,
         )
         for i, seed in enumerate(seeds)
     ]
@@ -367,6 +387,7 @@ class _Worker:
     def run(self, episode: Episode) -> EpisodeResult:
         environment = self._environment(episode.environment)
         policy = self._policy(episode.policy)
+        instruction = self._wrong_instruction(episode) if episode.wrong_instruction else None
         for repeat in range(_MOST_REPEATS + 1):
             try:
                 last = _last_step(
@@ -376,6 +397,7 @@ class _Worker:
                     episode.video,
                     execute_steps=self._execute_steps,
                     blind=episode.blind,
+                    instruction=instruction,
                     stop_on_success=self._stop_on_success,
                 )
                 # A client may have found its server again by itself.
@@ -440,6 +462,19 @@ class _Worker:
                 "evaluate the same policy to continue, or choose another output"
             )
         return now
+
+    def _wrong_instruction(self, episode: Episode) -> str:
+        environment = self._environment(episode.environment)
+        others = environment.other_instructions()
+        if not others:
+            tasks = dict.fromkeys(self._environment(key).instruction for key in self._environments)
+            others = [instruction for instruction in tasks if instruction != environment.instruction]
+        if not others:
+            raise ValueError(
+                f"there is no wrong instruction for {episode.environment}: its scene has no other task that is known, and no other "
+                "environment is given; give several tasks"
+            )
+        return others[episode.seed % len(others)]
 
     def _environment(self, key: str) -> Environment:
         if key not in self._made:
