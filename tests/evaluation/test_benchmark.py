@@ -1,7 +1,6 @@
 """Evaluations with controls: defaults of the simulator, files, what is refused."""
 
 import csv
-import pickle
 
 import fake_simulators
 import numpy as np
@@ -11,9 +10,9 @@ from toy import SightedPolicy, ToyEnvironment
 from hf_vla.evaluation import EvaluationSettings, environments, evaluate_with_controls
 from hf_vla.evaluation.benchmark import score_lines
 from hf_vla.evaluation.comparison import read_policies
-from hf_vla.evaluation.ensembling import EnsembledPolicy
 from hf_vla.evaluation.report import summarize
 from hf_vla.evaluation.results import Outcome
+from hf_vla.inference import ChunkRule
 from hf_vla.processing.input_contract import InputContract
 
 
@@ -132,10 +131,18 @@ class Ensemble:
 
 def test_a_record_decides_what_is_not_said(monkeypatch):
     settings = EvaluationSettings(env="simplerenv", tasks=["stack_cube"])
-    assert (settings.execute_steps, settings.ensemble, settings.seeds) == (1, {"length": 7, "alpha": 0.1}, range(24))
-    assert settings.protocol["ensemble"] == {"length": 7, "alpha": 0.1}
+    ensemble = ChunkRule("adaptive_ensemble", execute=1, length=7, alpha=0.1)
+    assert (settings.execute_steps, settings.chunk_rule, settings.seeds) == (1, ensemble, range(24))
+    assert settings.protocol["chunk"] == {"mode": "adaptive_ensemble", "execute": 1, "length": 7, "alpha": 0.1}
     own = EvaluationSettings(env="simplerenv", tasks=["stack_cube"], execute_steps=4, episodes=3)
-    assert (own.execute_steps, own.ensemble, own.seeds) == (4, None, range(3))
+    assert (own.execute_steps, own.chunk_rule, own.seeds) == (4, ChunkRule(execute=4), range(3))
+    assert "chunk" not in own.protocol
+    late = EvaluationSettings(env="simplerenv", tasks=["stack_cube"], chunk={"inference_delay": 2, "length": 3})
+    assert late.chunk_rule == ChunkRule("adaptive_ensemble", 1, 2, length=3, alpha=0.1)
+    other = EvaluationSettings(env="simplerenv", tasks=["stack_cube"], chunk={"mode": "temporal_ensemble"})
+    assert other.chunk_rule == ChunkRule("temporal_ensemble")
+    with pytest.raises(ValueError, match="decay belongs to the chunk mode temporal_ensemble"):
+        EvaluationSettings(env="simplerenv", tasks=["stack_cube"], chunk={"decay": 0.1})
     tasks = ["google_visual_matching/move_near.urdf_default", "google_visual_matching/open_top_drawer.urdf_default"]
     google = EvaluationSettings(env="simplerenv", tasks=tasks)
     assert [len(google.seeds_of(task)) for task in tasks] == [60, 9]
@@ -163,12 +170,6 @@ def test_an_ensemble_of_a_benchmark(monkeypatch, tmp_path):
     for simulator in make.made:
         # Equal directions have equal weights: the plain mean of 1; 1 and 2; 1, 2 and 3. Then clipped to 1 metre.
         assert [action[0] for action in simulator.actions] == [1, 1, 1]
-    chunks = EnsembledPolicy(Ensemble(), 7, 0.1)
-    chunks.reset(0)
-    means = [float(chunks.infer({"lang": "go"})[0, 0]) for _ in range(4)]
-    assert means == pytest.approx([1, 1.5, 2, 3])  # three steps ahead: the first is no longer there at the fourth
-    assert float(chunks.infer({"lang": "stop"})[0, 0]) == 5  # a new instruction starts anew
-    assert (chunks.asked, pickle.loads(pickle.dumps(chunks)).asked) == (5, 5)
 
 
 def test_scores_of_whole_suites():

@@ -8,7 +8,6 @@ from PIL import Image
 
 from hf_vla.evaluation.protocol_steps import (
     ActionProcessor,
-    AdaptiveEnsemble,
     RelativeGripper,
     SuccessRule,
     centre_crop,
@@ -197,30 +196,6 @@ def test_an_action_processor_leaves_the_action_alone_and_forgets_at_a_reset():
 def test_chunk_refreshes():
     assert refresh_steps(20, 8) == [0, 8, 16]
     assert refresh_steps(720, 12)[-1] == 708 and len(refresh_steps(720, 12)) == 60
-
-
-def test_ensemble_weights():
-    ensemble = AdaptiveEnsemble(length=2, alpha=0.1)
-    first = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    second = np.array([[0.0, 1.0], [1.0, 0.0]])
-    third = np.array([[2.0, 0.0], [0.0, 0.0]])
-    assert ensemble.add(first).tolist() == [[1, 0]]
-    # The first chunk's prediction for now, (1, 0), is orthogonal to the newest: weights exp(0) and exp(0.1).
-    weight = math.exp(0.1)
-    np.testing.assert_allclose(ensemble.add(second), [[1 / (1 + weight), weight / (1 + weight)]], rtol=1e-6)
-    # Two chunks at most: the first has gone. The second's, (1, 0), points the same way: equal weights.
-    np.testing.assert_allclose(ensemble.add(third), [[1.5, 0]], rtol=1e-6)
-    ensemble.reset()
-    assert ensemble.add(second).tolist() == [[0, 1]]
-
-
-def test_an_ensemble_of_chunks():
-    ensemble = AdaptiveEnsemble(length=None, alpha=0.0)  # a plain mean
-    assert ensemble.add(np.array([[0.0], [1], [2], [3]]), steps=2).tolist() == [[0], [1]]
-    assert ensemble.add(np.array([[4.0], [5], [6]]), steps=2).tolist() == [[3], [4]]
-    assert ensemble.add(np.array([[8.0], [9]]), steps=2).tolist() == [[7], [9]]
-    with pytest.raises(ValueError, match="3 actions are asked for, and the policy predicts 2"):
-        ensemble.add(np.array([[8.0], [9]]), steps=3)
 
 
 def test_success_rules():

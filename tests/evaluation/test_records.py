@@ -90,7 +90,7 @@ def test_googles_other_cameras_are_run_and_do_not_count():
     [
         ({"gripper": 1}, "unknown key 'gripper' in the record; possible: .*action"),
         ({"name": "liberty"}, "its name is 'liberty', and the file's 'libero'"),
-        ({"chunk": {"excute": 8}}, "unknown key 'excute' in chunk; possible: execute"),
+        ({"chunk": {"excute": 8}}, "unknown key 'excute' in a chunk rule; possible: execute"),
         ({"success": {"rule": "never"}}, "unknown success rule 'never'"),
         ({"seeds": {"first": 0}}, "it needs first and rule"),
         ({"views": [{"name": "image", "source": "x", "size": [8, 8], "steps": ["rotate_90"]}]}, "step 'rotate_90'; possible: rotate_180"),

@@ -10,7 +10,8 @@ from toy import ConstantPolicy, IdlePolicy, MetaWorldExpert, SightedPolicy, ToyE
 
 from hf_vla.evaluation.captions import captioned
 from hf_vla.evaluation.environments import make_environment
-from hf_vla.evaluation.rollout import Episode, evaluate, run_episode, run_episodes
+from hf_vla.evaluation.rollout import Episode, evaluate, run_episode, run_episodes, stream_episode
+from hf_vla.inference import ChunkRule
 
 
 def test_a_policy_that_sees_solves_and_stops_at_success():
@@ -146,14 +147,53 @@ def test_the_number_of_workers_changes_nothing():
     assert [result.success for result in one] == [True] * 3 + [False] * 3
 
 
+@pytest.mark.parametrize(
+    ("rule", "asked"),
+    [
+        (ChunkRule(execute=2, inference_delay=2), [0, 2, 4, 6, 8, 10]),
+        (ChunkRule("temporal_ensemble"), list(range(12))),
+        (ChunkRule("real_time_chunking", execute=3, inference_delay=1), [0, 3, 6, 9]),
+    ],
+)
+def test_other_chunk_rules(rule, asked):
+    """Only the observations that the policy is asked with are drawn, and a delayed policy's last words are not waited for."""
+    policy, environment = IdlePolicy(), ToyEnvironment(max_steps=12)
+    steps = list(stream_episode(policy, environment, 0, chunk_rule=rule))
+    assert len(policy.seen) == environment.observations_drawn == len(asked)
+    late = [step for step in asked if step + (rule.inference_delay or 0) < 12 and step]
+    new = [1, *(step + (rule.inference_delay or 0) + 1 for step in late)]
+    assert [step.number for step in steps if step.new_chunk] == new
+
+
+def test_a_delay_is_as_on_a_robot():
+    """A policy that repeats what is right for now overshoots by as many steps as it is late.
+
+    With a delay of two it is asked at every second step only: at step 7 it sees one more step to go, which is executed at 9 and 10.
+    """
+
+    class Repeating(SightedPolicy):
+        def infer(self, observation):
+            return np.repeat(super().infer(observation)[:1], 8, axis=0)
+
+    furthest = []
+    for delay in (0, 1, 2):
+        environment = ToyEnvironment()
+        rule = ChunkRule(execute=1, inference_delay=delay)
+        run_episode(Repeating(), environment, 5, chunk_rule=rule, stop_on_success=False)
+        furthest.append(np.cumsum(environment.executed).max() - environment.target)
+    assert furthest == [0, 1, 3]
+
+
 def test_unknown_keys_and_numbers():
     episode = Episode("a", "toy", 0)
     with pytest.raises(ValueError, match=r"policies: \['b'\]"):
         run_episodes([episode], {"b": IdlePolicy}, {"toy": ToyEnvironment})
-    with pytest.raises(ValueError, match="both start at 1"):
+    with pytest.raises(ValueError, match="num_workers is 0; give a whole number from 1"):
         run_episodes([episode], {"a": IdlePolicy}, {"toy": ToyEnvironment}, num_workers=0)
-    with pytest.raises(ValueError, match="both start at 1"):
+    with pytest.raises(ValueError, match="execute is 0; give a whole number from 1"):
         run_episodes([episode], {"a": IdlePolicy}, {"toy": ToyEnvironment}, execute_steps=0)
+    with pytest.raises(ValueError, match="execute_steps is 3 and chunk_rule .*; give one of them"):
+        run_episodes([episode], {"a": IdlePolicy}, {"toy": ToyEnvironment}, execute_steps=3, chunk_rule=ChunkRule())
 
 
 def test_metaworlds_expert_in_closed_loop(tmp_path):

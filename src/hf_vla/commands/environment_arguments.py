@@ -2,9 +2,9 @@
 
 import argparse
 import inspect
-import json
 from typing import Any
 
+from ..evaluation.arguments import json_object
 from ..evaluation.environments import environment_class, environment_names, suite_tasks
 
 __all__ = ["add_environment_arguments", "chosen_tasks", "environment_settings"]
@@ -19,7 +19,9 @@ def add_environment_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--image-size", type=int, help="width and height of the images; default: the simulator's")
     parser.add_argument("--camera", nargs="+", help="the simulator's camera or cameras; default: the simulator's")
-    parser.add_argument("--env-config", type=_mapping, help="JSON: further settings of the simulator")
+    parser.add_argument(
+        "--env-config", type=json_object('{"image_size": 128}'), help="JSON: further settings of the simulator"
+    )
 
 
 def chosen_tasks(arguments: argparse.Namespace) -> list[str]:
@@ -58,13 +60,3 @@ def environment_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 def _or_suites(env: str) -> str:
     suites = environment_class(env).suites()
     return f", or suites by --suite: {', '.join(suites)}" if suites else ""
-
-
-def _mapping(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f'{text!r} is not a JSON object such as {{"image_size": 128}}')
-    return value

@@ -16,6 +16,11 @@ LIBERO's protocol: all tasks of a suite, 50 official initial states each:
 
     hf-vla eval --model outputs/policy --env libero --suite libero_object --execute-steps 8 --output outputs/evaluation
 
+Real-time chunking, as on a robot whose policy takes three control steps:
+
+    hf-vla eval --model outputs/policy --task drawer-open --execute-steps 4 --chunk-mode real_time_chunking \\
+        --inference-delay 3 --output outputs/evaluation
+
 Writes success_summary.csv, success_summary.png, episodes.csv, raw_success.txt, success_summary/ and videos/ into the
 output folder. Each episode is on the disk as soon as it is finished: if the evaluation is interrupted, the same command
 runs what is missing. hf-vla compare tells whether two evaluations differ by more than noise. Seeds place the objects; they start at 10000, apart from hf-vla record, which starts at 0. For benchmarks with official initial states
@@ -31,6 +36,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from ..evaluation.arguments import add_chunk_arguments, chunk_settings
 from .command import command
 from .environment_arguments import add_environment_arguments, chosen_tasks, environment_settings
 from .parser import ArgumentParser, log_to_console
@@ -52,11 +58,7 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument("--name", help="the policy's name in table and figure; default: the model's last part")
     parser.add_argument("--seed-start", type=int, help="first seed, of objects and policy; default: the simulator's")
-    parser.add_argument(
-        "--execute-steps",
-        type=int,
-        help="actions of a chunk to execute; default: the benchmark's, else 5, or the chunk's",
-    )
+    add_chunk_arguments(parser)
     parser.add_argument(
         "--as",
         dest="benchmark_protocol",
@@ -141,6 +143,7 @@ def main(argv: list[str] | None = None, load=load_policy) -> None:
         episodes=arguments.episodes,
         first_seed=arguments.seed_start,
         execute_steps=arguments.execute_steps,
+        chunk=chunk_settings(arguments),
         blind=arguments.blind,
         wrong_instruction=arguments.wrong_instruction,
         untrained=arguments.untrained_baseline,

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_vla.evaluation.ensembling import EnsembledPolicy
 from hf_vla.evaluation.environments import canonical_task, environment_class, make_environment
 from hf_vla.evaluation.report import (
     SummaryRow,
@@ -24,6 +23,7 @@ from hf_vla.evaluation.report import (
 )
 from hf_vla.evaluation.results import EpisodeKey, Outcome, ResultsFolder
 from hf_vla.evaluation.rollout import Episode, EpisodeResult, RolloutPolicy, run_episodes
+from hf_vla.inference.chunk_rules import ChunkRule
 
 __all__ = ["EvaluationSettings", "evaluate_with_controls", "score_lines"]
 
@@ -42,7 +42,9 @@ class EvaluationSettings:
         episodes: episodes per task; default: the simulator's `evaluation_episodes`.
         first_seed: seed of the first episode of each task, for objects and policy; later episodes count up from it.
             Default: the simulator's `first_evaluation_seed`.
-        execute_steps: actions executed per chunk; see `run_episode`.
+        execute_steps: actions executed per chunk, instead of the whole chunk rule of the benchmark's record.
+        chunk: fields of the `ChunkRule` that are other than in the record; if "mode" is one of them, the record's rule does not
+            count at all.
         blind: also evaluate with images replaced by a constant gray.
         wrong_instruction: also evaluate with the instruction of another object of the scene, if the simulator knows which
             there are (LIBERO), else of another of the tasks; success is still that of the task itself.
@@ -50,7 +52,7 @@ class EvaluationSettings:
         num_videos: episodes per task to film.
         environment: further settings of the simulator, for `make_environment`.
         benchmark_protocol: "current" or "published": evaluate exactly as StarVLA does or did, by the benchmark's record. Without
-            it the simulator's defaults hold, and the chunk rule of the record unless `execute_steps` is given.
+            it the simulator's defaults hold, and the chunk rule of the record.
 
     Raises:
         ValueError: the simulator or a task is unknown, there are no tasks, a number is out of range, the benchmark has no
@@ -62,6 +64,7 @@ class EvaluationSettings:
     episodes: int | None = None
     first_seed: int | None = None
     execute_steps: int | None = None
+    chunk: Mapping[str, Any] = field(default_factory=dict)
     blind: bool = False
     wrong_instruction: bool = False
     untrained: bool = True
@@ -88,22 +91,22 @@ class EvaluationSettings:
                 raise ValueError(f"{self.env} has no record of a protocol; leave out {self.benchmark_protocol!r}")
             chosen = {**self.environment, "protocol": self.benchmark_protocol}
             object.__setattr__(self, "environment", chosen)
-        rules = [record.chunk if record is not None else {} for record in records]
-        if self.execute_steps is None:
-            if any(rule != rules[0] for rule in rules):
-                raise ValueError(
-                    f"the tasks {', '.join(tasks[:5])} have different chunk rules; evaluate them one after the other, or give "
-                    "execute_steps"
-                )
-            object.__setattr__(self, "execute_steps", rules[0].get("execute"))
-            object.__setattr__(self, "_ensemble", rules[0].get("ensemble"))
-        else:
-            object.__setattr__(self, "_ensemble", None)
+        rules = {ChunkRule() if record is None else record.chunk for record in records}
+        if self.execute_steps is not None or "mode" in self.chunk:
+            rules = {ChunkRule(execute=self.execute_steps)}
+        if len(rules) > 1:
+            raise ValueError(
+                f"the tasks {', '.join(tasks[:5])} have different chunk rules; evaluate them one after the other, or give "
+                "execute_steps"
+            )
+        rule = ChunkRule.from_dict({**rules.pop().to_dict(), **self.chunk})
+        object.__setattr__(self, "execute_steps", rule.execute)
+        object.__setattr__(self, "_chunk_rule", rule)
 
     @property
-    def ensemble(self) -> Mapping[str, Any] | None:
-        """Length and alpha of the `AdaptiveEnsemble` that the benchmark's record asks for, or None."""
-        return self._ensemble
+    def chunk_rule(self) -> ChunkRule:
+        """What becomes of the policy's chunks."""
+        return self._chunk_rule
 
     def record_of(self, task: str) -> Any:
         """Return the benchmark's record for a task, or None."""
@@ -127,7 +130,8 @@ class EvaluationSettings:
     def protocol(self) -> dict[str, Any]:
         """What decides how an episode goes; an evaluation is continued only if it is the same."""
         decides = {"env": self.env, "environment": dict(self.environment), "execute_steps": self.execute_steps}
-        return decides if self.ensemble is None else {**decides, "ensemble": dict(self.ensemble)}
+        simple = self.chunk_rule == ChunkRule(execute=self.execute_steps)
+        return decides if simple else {**decides, "chunk": self.chunk_rule.to_dict()}
 
 
 def evaluate_with_controls(
@@ -186,8 +190,6 @@ def evaluate_with_controls(
     if environment.num_episodes is not None:
         for task in settings.tasks:
             _check_episodes(settings, task, environment)
-    if settings.ensemble is not None:
-        load_policy = functools.partial(_load_ensemble, load_policy, settings.ensemble, settings.execute_steps)
 
     names = {"none": policy_name}
     if settings.blind:
@@ -224,7 +226,7 @@ def evaluate_with_controls(
             missing,
             {"trained": load_policy, "untrained": functools.partial(_load_untrained, load_policy)},
             environments,
-            execute_steps=settings.execute_steps,
+            chunk_rule=settings.chunk_rule,
             num_workers=num_workers,
             progress=progress,
             on_result=keep,
@@ -289,12 +291,6 @@ def _check_episodes(settings: EvaluationSettings, task: str, environment: Any) -
             f"{task} has the episodes 0 to {count - 1}; {seeds.start} to {seeds.stop - 1} are asked for: give fewer episodes or an "
             "earlier first seed"
         )
-
-
-def _load_ensemble(
-    load_policy: Callable[[], Any], ensemble: Mapping[str, Any], execute_steps: int | None
-) -> RolloutPolicy:
-    return EnsembledPolicy(load_policy(), ensemble["length"], ensemble["alpha"], execute_steps or 1)
 
 
 def _load_untrained(load_policy: Callable[[], Any]) -> RolloutPolicy:

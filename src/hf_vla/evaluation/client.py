@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Any
 
+from hf_vla.evaluation.arguments import add_chunk_arguments, chunk_settings, json_object
 from hf_vla.evaluation.benchmark import EvaluationSettings, evaluate_with_controls, score_lines
 from hf_vla.evaluation.environments import environment_names, suite_tasks
 from hf_vla.evaluation.records import PROTOCOLS
@@ -47,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", help="the policy's name in the results; default: the server's address")
     parser.add_argument("--episodes", type=int, help="episodes per task; default: the benchmark's")
     parser.add_argument("--seed-start", type=int, help="first seed; default: the benchmark's")
-    parser.add_argument("--execute-steps", type=int, help="actions of a chunk to execute; default: the benchmark's")
+    add_chunk_arguments(parser)
     parser.add_argument(
         "--max-steps", type=int, help="steps after which an episode has failed; default: the benchmark's"
     )
@@ -57,7 +56,12 @@ def make_parser() -> argparse.ArgumentParser:
         choices=PROTOCOLS[::-1],
         help="evaluate exactly as StarVLA did for its published results, or as its code does now",
     )
-    parser.add_argument("--env-config", type=_mapping, default={}, help="JSON: further settings of the simulator")
+    parser.add_argument(
+        "--env-config",
+        type=json_object('{"max_steps": 100}'),
+        default={},
+        help="JSON: further settings of the simulator",
+    )
     parser.add_argument(
         "--blind", action="store_true", help="also evaluate with images replaced by gray, as a control"
     )
@@ -107,6 +111,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         episodes=arguments.episodes,
         first_seed=arguments.seed_start,
         execute_steps=arguments.execute_steps,
+        chunk=chunk_settings(arguments),
         blind=arguments.blind,
         wrong_instruction=arguments.wrong_instruction,
         untrained=False,
@@ -141,13 +146,3 @@ def _check_videos() -> None:
         raise ImportError(
             "videos need PyAV, which is not installed: pip install av, or leave out --num-videos"
         ) from error
-
-
-def _mapping(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f'{text!r} is not a JSON object such as {{"max_steps": 100}}')
-    return value

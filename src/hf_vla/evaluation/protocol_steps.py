@@ -4,7 +4,7 @@
   record's list of them.
 * Actions: `scale`, `permute_columns`, `euler_to_axis_angle`, `threshold_gripper`, `RelativeGripper`; `ActionProcessor` runs
   a record's list of them.
-* Chunks: `AdaptiveEnsemble`, `refresh_steps`.
+* Chunks: `refresh_steps`; what becomes of chunks that overlap is a `hf_vla.inference.chunk_rules.ChunkRule`.
 * Success and scores: `SuccessRule`, `nested_mean`.
 
 They need only NumPy and Pillow, and Python 3.8: simulators with an environment of their own use them too.
@@ -23,7 +23,6 @@ __all__ = [
     "ACTION_STEPS",
     "IMAGE_STEPS",
     "ActionProcessor",
-    "AdaptiveEnsemble",
     "RelativeGripper",
     "SuccessRule",
     "centre_crop",
@@ -337,55 +336,6 @@ class ActionProcessor:
 def refresh_steps(max_steps: int, execute: int) -> list[int]:
     """Return the numbers of the steps before which a policy is asked that executes `execute` actions per chunk."""
     return list(range(0, max_steps, execute))
-
-
-class AdaptiveEnsemble:
-    """Averages what the last chunks predict for the same moment, weighted by how much they agree with the newest.
-
-    Li et al., "CogACT", 2024, section 3.4, as in StarVLA's evaluation of SimplerEnv: of p_1 … p_n, predicted for now by the last n
-    chunks, p_n the newest, the action is the mean with weights proportional to exp(alpha · cos(p_j, p_n)); the cosine is over all
-    values of the action, the gripper among them, with 1e-7 added to its denominator.
-
-    Args:
-        length: number of chunks that take part; None is all that reach this moment.
-        alpha: how much agreement counts.
-    """
-
-    def __init__(self, length: int | None, alpha: float = 0.1):
-        if length is not None and length < 1:
-            raise ValueError(f"length is {length}; it must be at least 1")
-        self.length, self.alpha = length, alpha
-        self.reset()
-
-    def reset(self) -> None:
-        """Start an episode, or a new instruction."""
-        self._chunks: list[np.ndarray] = []
-
-    def add(self, chunk: np.ndarray, steps: int = 1) -> np.ndarray:
-        """Add a prediction that starts now, (H, D), and return the actions (steps, D) from now on.
-
-        The next prediction is expected to start `steps` later.
-
-        Raises:
-            ValueError: the chunk has fewer than `steps` actions.
-        """
-        chunk = np.asarray(chunk, dtype=np.float64)
-        if len(chunk) < steps:
-            raise ValueError(f"{steps} actions are asked for, and the policy predicts {len(chunk)}")
-        self._chunks.append(chunk)
-        if self.length is not None:
-            self._chunks = self._chunks[-self.length :]
-        actions = np.stack([self._mean([c[i] for c in self._chunks if len(c) > i]) for i in range(steps)])
-        # What is left starts at the next prediction's first moment.
-        self._chunks = [c[steps:] for c in self._chunks if len(c) > steps]
-        return actions
-
-    def _mean(self, predictions: list[np.ndarray]) -> np.ndarray:
-        values = np.stack(predictions)
-        newest = values[-1]
-        norms = np.linalg.norm(values, axis=1) * np.linalg.norm(newest)
-        weights = np.exp(self.alpha * (values @ newest) / (norms + 1e-7))
-        return weights @ values / weights.sum()
 
 
 # Success and scores

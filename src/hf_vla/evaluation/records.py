@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from hf_vla.evaluation.protocol_steps import ACTION_STEPS, IMAGE_STEPS, SuccessRule, named_step, nested_mean
+from hf_vla.inference.chunk_rules import ChunkRule
 from hf_vla.utils.suggestions import nearest_first
 
 __all__ = ["PROTOCOLS", "BenchmarkRecord", "Suite", "Task", "View", "load_record", "record_names"]
@@ -93,7 +94,7 @@ class BenchmarkRecord:
         state: "names" of its dimensions, the "parts" that they are made of, the "recipe" in words, and whether it is "sent"
             to policies that do not say whether they use it; None if there is none.
         instruction: where the text comes from.
-        chunk: "execute" (actions per chunk; None: five, or the chunk if it is shorter) and "ensemble" (`length`, `alpha`, or None).
+        chunk: which of a chunk's actions are executed; in YAML, the fields of a `ChunkRule`.
         action: "names", "low" and "high" in the policy's units, the "parts" (name → number of values) that names are made of,
             and the "steps" to the simulator's units.
         success: "rule" and "every"; see `SuccessRule`.
@@ -115,7 +116,7 @@ class BenchmarkRecord:
     action: Mapping[str, Any]
     instruction: str
     seeds: Mapping[str, Any]
-    chunk: Mapping[str, Any]
+    chunk: ChunkRule
     success: Mapping[str, Any]
     protocol: str | None = None
     robot_types: Sequence[str] = ()
@@ -231,9 +232,7 @@ def _record(content: Mapping[str, Any], name: str, protocol: str | None) -> Benc
     content["suites"] = {suite: _suite(suite, given) for suite, given in content["suites"].items()}
     content["action"] = _action(content["action"])
     content.setdefault("robot_types", [content["robot_type"]])
-    _check_keys(content["chunk"], {"execute", "ensemble"}, "chunk")
-    if content["chunk"].get("ensemble"):
-        _check_keys(content["chunk"]["ensemble"], {"length", "alpha"}, "chunk.ensemble")
+    content["chunk"] = ChunkRule.from_dict(content["chunk"])
     if content.get("state"):
         _check_keys(content["state"], {"names", "sent", "recipe"}, "state")
         parts = _parts(content["state"]["names"])

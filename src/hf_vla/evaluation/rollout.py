@@ -1,4 +1,4 @@
-"""Closed-loop evaluation: a policy gets an observation, its action chunk is executed open loop, it gets the next one.
+"""Closed-loop evaluation: a policy gets an observation, its action chunk is executed by a chunk rule, it gets the next one.
 
 * `stream_episode`: one episode, step by step.
 * `run_episode`: one episode.
@@ -27,6 +27,8 @@ from hf_vla.evaluation.captions import captioned
 from hf_vla.evaluation.environments import Environment
 from hf_vla.evaluation.policy_inputs import inputs_for
 from hf_vla.evaluation.results import as_json, differences
+from hf_vla.inference.chunk_rules import ChunkRule
+from hf_vla.inference.policy_runner import PolicyRunner
 from hf_vla.utils.progress import progress_bar
 
 __all__ = [
@@ -43,7 +45,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_DEFAULT_EXECUTE_STEPS = 5
 # A server that dies at the same observation again and again is not to be waited for forever.
 _MOST_REPEATS = 20
 _SECONDS_BETWEEN_TRIES = 1.0
@@ -63,7 +64,11 @@ class RolloutPolicy(Protocol):
         """Start an episode; with a `seed`, the policy's sampling is reproducible."""
 
     def infer(self, observation: dict[str, Any]) -> np.ndarray:
-        """Return an action chunk, (H, D) in robot units, for `{"image": [PIL.Image], "lang": str, "state": (1, S)}`."""
+        """Return an action chunk, (H, D) in robot units, for `{"image": [PIL.Image], "lang": str, "state": (1, S)}`.
+
+        If the policy has a true `supports_real_time_chunking`, it also takes `previous_chunk` and `inference_delay`, as
+        `Policy.infer` does.
+        """
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,7 @@ class RolloutStep:
         success: whether the success flag was raised at any step so far.
         done: whether this was the episode's last step.
         score: `info["score"]` of the simulator, if there is one.
+        new_chunk: whether the action is the first in which the newest chunk has a part.
     """
 
     number: int
@@ -125,6 +131,7 @@ class RolloutStep:
     success: bool
     done: bool
     score: float | None = None
+    new_chunk: bool = False
 
 
 def stream_episode(
@@ -133,6 +140,7 @@ def stream_episode(
     seed: int,
     *,
     execute_steps: int | None = None,
+    chunk_rule: ChunkRule | None = None,
     blind: bool = False,
     instruction: str | None = None,
     stop_on_success: bool = True,
@@ -141,29 +149,39 @@ def stream_episode(
 
     Between steps the caller may call `environment.render()`, or stop iterating; the caller closes the environment.
     """
-    policy.reset(seed=seed)
+    runner = PolicyRunner(
+        policy,
+        _one_rule(execute_steps, chunk_rule),
+        in_background=False,  # an artificial delay, so that results do not depend on the machine
+        action_dim=len(environment.action_low),
+        robot=environment.name,
+    )
+    runner.reset(seed)
     given = inputs_for(policy, environment)
-    observation = environment.reset(seed)
+    observation: dict[str, Any] | None = environment.reset(seed)
+    asked = environment.instruction
     succeeded, number, done = False, 0, False
     yield RolloutStep(number, None, succeeded, done)
     while not done:
-        if blind:
-            images = [Image.new("RGB", image.size, _BLIND_GRAY) for image in observation["image"]]
-            observation = {**observation, "image": images}
-        if instruction is not None:
-            observation = {**observation, "lang": instruction}
-        chunk = _checked_chunk(policy.infer(given(observation)), environment, execute_steps)
-        asked = environment.instruction
-        for action in np.clip(chunk, environment.action_low, environment.action_high):
-            result = environment.step(action)
-            number += 1
-            succeeded |= result.success
-            done = result.terminated or result.truncated or (result.success and stop_on_success)
-            yield RolloutStep(number, action, succeeded, done, result.info.get("score") if result.info else None)
-            if done or environment.instruction != asked:  # a chunk is for one instruction
-                break
-        if not done:
-            observation = environment.observation()
+        if environment.instruction != asked:  # a chunk is for one instruction
+            runner.drop_chunks()
+            asked = environment.instruction
+        seen = None
+        if runner.asks:
+            seen = environment.observation() if observation is None else observation
+            if blind:
+                seen = {**seen, "image": [Image.new("RGB", image.size, _BLIND_GRAY) for image in seen["image"]]}
+            if instruction is not None:
+                seen = {**seen, "lang": instruction}
+            seen = given(seen)
+        action = np.clip(runner.act(seen), environment.action_low, environment.action_high)
+        observation = None
+        result = environment.step(action)
+        number += 1
+        succeeded |= result.success
+        done = result.terminated or result.truncated or (result.success and stop_on_success)
+        score = result.info.get("score") if result.info else None
+        yield RolloutStep(number, action, succeeded, done, score, runner.new_chunk)
 
 
 def run_episode(
@@ -172,6 +190,7 @@ def run_episode(
     seed: int,
     *,
     execute_steps: int | None = None,
+    chunk_rule: ChunkRule | None = None,
     blind: bool = False,
     instruction: str | None = None,
     stop_on_success: bool = True,
@@ -185,6 +204,7 @@ def run_episode(
         seed: places the objects and seeds the policy.
         execute_steps: actions executed per chunk before the policy is asked for the next one; None is 5, or the whole
             chunk if it is shorter. Actions are clipped to the environment's limits.
+        chunk_rule: instead of `execute_steps`, any rule: ensembles, real-time chunking, an inference delay.
         blind: see `Episode`.
         instruction: what the policy is told instead of the environment's instruction.
         stop_on_success: end the episode at the first success instead of at the step limit.
@@ -194,8 +214,8 @@ def run_episode(
         Whether the success flag was raised at any step, and the number of steps executed.
 
     Raises:
-        ValueError: the policy returns a chunk that is not finite, not (H, D), or shorter than `execute_steps`; or it was
-            trained on other inputs, see `inputs_for`.
+        ValueError: the policy returns a chunk that is not finite, not (H, D), or too short for the rule; or it was trained on
+            other inputs, see `inputs_for`; or both `execute_steps` and `chunk_rule` are given.
     """
     step = _last_step(
         policy,
@@ -203,6 +223,7 @@ def run_episode(
         seed,
         video,
         execute_steps=execute_steps,
+        chunk_rule=chunk_rule,
         blind=blind,
         instruction=instruction,
         stop_on_success=stop_on_success,
@@ -241,6 +262,7 @@ def run_episodes(
     environments: Mapping[str, Callable[[], Environment]],
     *,
     execute_steps: int | None = None,
+    chunk_rule: ChunkRule | None = None,
     stop_on_success: bool = True,
     num_workers: int = 1,
     progress: bool = True,
@@ -256,7 +278,7 @@ def run_episodes(
         policies: key → policy, or a function without arguments that makes it. With several workers it must be a
             function that can be pickled, such as `functools.partial(Policy.from_pretrained, path)`.
         environments: key → function without arguments that makes the environment; picklable on the same condition.
-        execute_steps, stop_on_success: see `run_episode`.
+        execute_steps, chunk_rule, stop_on_success: see `run_episode`.
         num_workers: number of processes, each with one torch thread; with 1, the episodes run in this process.
         progress: whether to show a progress bar.
         on_result: called in this process with each result as it is there, in the order of finishing.
@@ -270,15 +292,16 @@ def run_episodes(
             another than it was.
         ConnectionError, TimeoutError: a policy's server went away and is not back in time.
     """
-    if num_workers < 1 or (execute_steps is not None and execute_steps < 1):
-        raise ValueError(f"num_workers is {num_workers} and execute_steps {execute_steps}; both start at 1")
+    if num_workers < 1:
+        raise ValueError(f"num_workers is {num_workers}; give a whole number from 1")
     for episode in episodes:
         if episode.policy not in policies or episode.environment not in environments:
             raise ValueError(
                 f"{episode} names a policy or environment that is not given; "
                 f"policies: {sorted(policies)}, environments: {sorted(environments)}"
             )
-    worker = _Worker(policies, environments, execute_steps, stop_on_success, server_wait, dict(identities or {}))
+    rule = _one_rule(execute_steps, chunk_rule)
+    worker = _Worker(policies, environments, rule, stop_on_success, server_wait, dict(identities or {}))
     results: list[EpisodeResult | None] = [None] * len(episodes)
     if num_workers > 1:
         numbered = _in_processes(worker, episodes, min(num_workers, len(episodes)))
@@ -305,6 +328,7 @@ def evaluate(
     seeds: Iterable[int],
     *,
     execute_steps: int | None = None,
+    chunk_rule: ChunkRule | None = None,
     blind: bool = False,
     stop_on_success: bool = True,
     num_workers: int = 1,
@@ -339,28 +363,19 @@ def evaluate(
         {"policy": policy},
         {"environment": environment},
         execute_steps=execute_steps,
+        chunk_rule=chunk_rule,
         stop_on_success=stop_on_success,
         num_workers=num_workers,
         progress=progress,
     )
 
 
-def _checked_chunk(chunk: np.ndarray, environment: Environment, execute_steps: int | None) -> np.ndarray:
-    chunk, action_dim = np.asarray(chunk, dtype=np.float32), len(environment.action_low)
-    if chunk.ndim != 2 or chunk.shape[1] != action_dim or not len(chunk):
-        raise ValueError(
-            f"the policy returned an action chunk of shape {chunk.shape}; {environment.name} takes (H, {action_dim})"
-        )
-    if not np.isfinite(chunk).all():
-        raise ValueError("the policy returned NaN or infinite actions")
-    if execute_steps is None:
-        return chunk[:_DEFAULT_EXECUTE_STEPS]
-    if execute_steps > len(chunk):
-        raise ValueError(
-            f"{execute_steps} actions per chunk are to be executed, but the policy returns {len(chunk)}; "
-            f"set execute_steps to {len(chunk)} at most"
-        )
-    return chunk[:execute_steps]
+def _one_rule(execute_steps: int | None, chunk_rule: ChunkRule | None) -> ChunkRule:
+    if chunk_rule is None:
+        return ChunkRule(execute=execute_steps)
+    if execute_steps is not None:
+        raise ValueError(f"execute_steps is {execute_steps} and chunk_rule {chunk_rule}; give one of them")
+    return chunk_rule
 
 
 def policy_identity(policy: RolloutPolicy) -> dict[str, Any]:
@@ -377,9 +392,9 @@ def policy_identity(policy: RolloutPolicy) -> dict[str, Any]:
 class _Worker:
     """Makes policies and environments when an episode first needs them; keeps all environments and the last policy."""
 
-    def __init__(self, policies, environments, execute_steps, stop_on_success, server_wait, identities):
+    def __init__(self, policies, environments, chunk_rule, stop_on_success, server_wait, identities):
         self._policies, self._environments = policies, environments
-        self._execute_steps, self._stop_on_success = execute_steps, stop_on_success
+        self._chunk_rule, self._stop_on_success = chunk_rule, stop_on_success
         self._server_wait, self._identities = server_wait, identities
         self._made: dict[str, Environment] = {}
         self._last_policy: tuple[str, RolloutPolicy] | None = None
@@ -395,7 +410,7 @@ class _Worker:
                     environment,
                     episode.seed,
                     episode.video,
-                    execute_steps=self._execute_steps,
+                    chunk_rule=self._chunk_rule,
                     blind=episode.blind,
                     instruction=instruction,
                     stop_on_success=self._stop_on_success,

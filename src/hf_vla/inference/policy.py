@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 
@@ -14,6 +14,7 @@ from ..modeling.sampling import DenoisingStep
 from ..modeling.stages import timed_by
 from ..processing.input_contract import InputContract
 from ..registry import class_of, frameworks
+from ..utils.episode_seeds import episode_seeds
 from ..utils.observations import number_array
 from .fingerprint import fingerprint
 from .observations import read, states
@@ -55,7 +56,7 @@ class Policy:
         self.ignore_state = ignore_state
         #: seconds per stage of the last `infer` or `predict`: "processor", "model", "unnormalize"
         self.seconds: dict[str, float] = {}
-        self._generator: torch.Generator | None = None
+        self._episode: Iterator[int] | None = None
         if processor.statistics:
             processor.resolve_key(unnorm_key)  # a wrong key fails here, not on the robot
         if ignore_state and self.input_contract.uses_state:
@@ -227,9 +228,20 @@ class Policy:
         """Whether actions are sampled by denoising, with noise, denoising steps and real-time chunking."""
         return "noise" in self.model.sampling_options
 
+    @property
+    def supports_real_time_chunking(self) -> bool:
+        """Whether `infer` takes `previous_chunk` and `inference_delay`."""
+        return "real_time_chunking" in self.model.sampling_options
+
     def reset(self, seed: int | None = None) -> None:
         """Start an episode. With a seed, sampling is reproducible; without one, it follows torch's global generator."""
-        self._generator = None if seed is None else self._seeded(seed)
+        if seed is not None:
+            self._seeded(seed)  # a wrong one fails here
+        self._episode = None if seed is None else episode_seeds(seed)
+
+    def _next_generator(self) -> torch.Generator | None:
+        """Return the generator of the episode's next call. `PolicyClient` sends the same seeds to a server."""
+        return None if self._episode is None else self._seeded(next(self._episode))
 
     def _seeded(self, seed: int) -> torch.Generator:
         if not isinstance(seed, Integral) or isinstance(seed, bool):
@@ -278,7 +290,7 @@ class Policy:
         _check_counts(0, inference_delay=inference_delay)
         self._check_can_sample(num_inference_steps=num_inference_steps)
         seeded = [self._seeded(each) for each in _seeds(seed, len(batch))]
-        generator = seeded[0] if seeded else self._generator
+        generator = seeded[0] if seeded else self._next_generator()
         sampling = {"generator": generator, "num_inference_steps": num_inference_steps}
         if on_step is not None and "on_step" in self.model.sampling_options:
             sampling["on_step"] = on_step
@@ -315,7 +327,7 @@ class Policy:
                 all of them as one batch.
             num_inference_steps: denoising steps; default: the policy's.
             seed: seed of the noise. The first sample is then what `infer` returns after `reset(seed)`, and the episode's own
-                generator does not advance; without a seed, the noise is the episode's next.
+                noise does not advance; without a seed, the noise is the episode's next.
             trace: record the denoising steps, and where in the images the action head attends. The head then computes its
                 attention weights explicitly, which may change the actions by rounding errors.
 
@@ -327,7 +339,7 @@ class Policy:
         _check_counts(1, num_samples=num_samples, num_inference_steps=num_inference_steps)
         several = num_samples if num_samples > 1 else None
         self._check_can_sample(num_samples=several, num_inference_steps=num_inference_steps, trace=trace)
-        generator = self._generator if seed is None else self._seeded(seed)
+        generator = self._next_generator() if seed is None else self._seeded(seed)
         key = self.processor.resolve_key(self.unnorm_key)
         watch = Stopwatch(self.model.device)
         inputs = self._inputs(batch, state, watch)

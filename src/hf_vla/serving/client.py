@@ -20,6 +20,7 @@ from ..data.checks import is_integer, is_number
 from ..inference.observations import read
 from ..inference.trained_inputs import in_camera_order
 from ..processing.input_contract import InputContract
+from ..utils.episode_seeds import episode_seeds
 from ..utils.observations import number_array
 from .logs import printable, shown
 from .packing import pack, unpack
@@ -111,7 +112,7 @@ class PolicyClient:
         self._connection: ClientConnection | None = None
         self._closed = False
         self.metadata: dict[str, Any] = {}
-        self._seeds: np.random.Generator | None = None
+        self._episode: Iterator[int] | None = None
         with self._lock:
             self._connect(time.monotonic() + wait)
 
@@ -120,16 +121,21 @@ class PolicyClient:
         return self.metadata["action_chunk_size"]
 
     @property
+    def supports_real_time_chunking(self) -> bool:
+        """Whether the server says that its policy takes `previous_chunk` and `inference_delay`."""
+        return bool(self.metadata.get("real_time_chunking"))
+
+    @property
     def input_contract(self) -> InputContract:
         """What observations must be like, as far as the server tells it."""
         key = self.unnorm_key or self.metadata.get("default_unnorm_key")
         return InputContract.from_dict((self.metadata.get("input_contracts") or {}).get(key))
 
     def reset(self, seed: int | None = None) -> None:
-        """Start an episode. With a seed, sampling is reproducible, but not the same as after `Policy.reset(seed)`."""
+        """Start an episode. With a seed, calls with one observation draw the same noise as after `Policy.reset(seed)`."""
         if seed is not None and not is_integer(seed):
             raise ValueError(f"seed is {seed!r}; give a whole number")
-        self._seeds = None if seed is None else np.random.default_rng(int(seed) % 2**64)
+        self._episode = None if seed is None else episode_seeds(seed)
 
     def infer(
         self, observation: Mapping | Sequence[Mapping], unnorm_key: str | None = None, **options: Any
@@ -154,8 +160,8 @@ class PolicyClient:
         if (previous := options.get("previous_chunk")) is not None:
             previous = number_array(previous, "previous_chunk", contract.action_names)
             options["previous_chunk"] = previous[None] if single else previous
-        if self._seeds is not None:
-            options.setdefault("seed", int(self._seeds.integers(2**63)))
+        if self._episode is not None and "seed" not in options:
+            options["seed"] = next(self._episode)
         payload = {"examples": examples, "unnorm_key": unnorm_key or self.unnorm_key, **options}
         reply = self._ask({"type": "infer", "payload": payload}, repeatable=options.get("seed") is not None)
         actions = self._actions(reply, len(examples))

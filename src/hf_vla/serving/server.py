@@ -326,6 +326,8 @@ def _metadata(policy: Policy, name: str | None) -> dict[str, Any]:
         "training_obs_image_size": None if size is None else [int(size[1]), int(size[0])],
         # What observations must be like, see `InputContract`; None is what is not known.
         "input_contracts": {key: contract.to_dict() for key, contract in contracts.items()},
+        # Whether a request may have previous_chunk and inference_delay.
+        "real_time_chunking": policy.supports_real_time_chunking,
         # A request's answer depends on nothing but the request and, without a seed, on chance: it may be repeated.
         "stateless": True,
     }
