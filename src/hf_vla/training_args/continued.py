@@ -15,6 +15,8 @@ logger = logging.get_logger(__name__)
 
 #: modes that mean the same for the dimensions of any robot
 _KEPT_FOR_NEW_KEYS = ("q99", "min_max", "mean_std")
+#: of the kept range; less is noise
+_BEYOND = 0.1
 
 
 def check_continued(
@@ -135,8 +137,25 @@ def say_replaced_statistics(before: Mapping, now: Mapping, policy: str) -> None:
         if not _same_statistics(before[key], now[key]):
             logger.warning(
                 f"the statistics of {key!r} are replaced by those of this run's data; {policy} was trained with others, so that "
-                "the same action is another number to it. Give the data an unnorm_key of its own in a mixture's file to keep both"
+                "the same action is another number to it. keep_statistics keeps those of the policy; an unnorm_key of the data's own "
+                "in a mixture's file keeps both"
             )
+
+
+def say_beyond_statistics(before: Mapping, now: Mapping, policy: str) -> None:
+    """Log which dimensions of the data go beyond the range of the statistics that are kept."""
+    for key in sorted(before.keys() & now.keys()):
+        for modality in ("action", "state"):
+            kept, own = before[key].get(modality) or {}, now[key].get(modality) or {}
+            if not {"min", "max"} <= kept.keys() & own.keys():
+                continue
+            low, high = np.asarray(kept["min"]), np.asarray(kept["max"])
+            beyond = np.maximum(low - own["min"], own["max"] - high) > _BEYOND * (high - low)
+            if beyond.any():
+                logger.warning(
+                    f"{modality}s of {key!r} go beyond the range in which {policy} was trained, whose statistics are kept, in "
+                    f"the dimensions {listed(np.flatnonzero(beyond).tolist())}; what is clipped there can't be learnt"
+                )
 
 
 def _same_statistics(one: dict, other: dict) -> bool:
@@ -153,4 +172,10 @@ def _same_statistics(one: dict, other: dict) -> bool:
     return True
 
 
-__all__ = ["check_continued", "modes_of_policy", "say_changed_modes", "say_replaced_statistics"]
+__all__ = [
+    "check_continued",
+    "modes_of_policy",
+    "say_beyond_statistics",
+    "say_changed_modes",
+    "say_replaced_statistics",
+]

@@ -27,7 +27,13 @@ from ..robots.robot_types import RobotType, find_robot, robot_from_mapping
 from ..utils.distributed import from_first_process
 from ..utils.observations import is_blank
 from ..utils.renamed import with_new_names
-from .continued import check_continued, modes_of_policy, say_changed_modes, say_replaced_statistics
+from .continued import (
+    check_continued,
+    modes_of_policy,
+    say_beyond_statistics,
+    say_changed_modes,
+    say_replaced_statistics,
+)
 from .input_contracts import describe_inputs
 
 logger = logging.getLogger(__name__)
@@ -53,6 +59,8 @@ class PolicyArguments:
         robot_type: the robot type that `policy` was trained on, by name or as a YAML file, if its checkpoint does not say.
         new_inputs: train `policy` although cameras, state or the names of dimensions of its statistics key are not those of
             its training.
+        keep_statistics: normalise the data of the keys that `policy` has by its statistics, instead of replacing these by the
+            data's.
         framework: the framework of a new policy, by default qwen_pi_v3.
         base_vlm: a new policy's backbone (folder or Hub repository) with its weights, tokenizer and image processor.
         vlm_config: fields of the configuration of a new policy's backbone that is trained from scratch. Its vocabulary is made
@@ -69,6 +77,9 @@ class PolicyArguments:
     )
     new_inputs: bool = field(
         default=False, metadata={"help": "let cameras, state and dimensions differ from those policy was trained on"}
+    )
+    keep_statistics: bool = field(
+        default=False, metadata={"help": "keep the statistics of policy's keys instead of replacing them by the data's"}
     )
     framework: str | None = field(default=None, metadata={"help": f"for a new policy: {', '.join(FRAMEWORKS)}"})
     base_vlm: str | None = field(default=None, metadata={"help": "backbone of a new policy (folder or repository)"})
@@ -108,6 +119,8 @@ class PolicyArguments:
             )
         if self.new_inputs:
             raise ValueError("new_inputs is about inputs that differ from those of policy, and no policy is set")
+        if self.keep_statistics:
+            raise ValueError("keep_statistics keeps those of policy, and no policy is set")
         self.framework = self.framework or "qwen_pi_v3"
         if self.framework not in frameworks():
             raise ValueError(f"unknown framework {self.framework!r}; known are {', '.join(frameworks())}")
@@ -457,7 +470,11 @@ def _describe_data(
     """
     all_statistics, modes_before = mixture.statistics, processor.normalization_modes
     contracts = {key: processor.input_contract.of(key) for key in processor.statistics} if continued else None
-    if continued is not None:
+    if continued is not None and continued.keep_statistics:
+        say_beyond_statistics(processor.statistics, all_statistics, continued.policy)
+        known = {key: of_key for key, of_key in processor.statistics.items() if key in all_statistics}
+        all_statistics = {**all_statistics, **known}
+    elif continued is not None:
         say_replaced_statistics(processor.statistics, all_statistics, continued.policy)
     for dataset in mixture.datasets:
         key = dataset.unnorm_key
