@@ -26,7 +26,7 @@ FIRST_ROLLOUT_SEED = 20_000  # apart from those of the demonstrations and of the
 OF_LANGUAGE_MODEL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 OF_HEAD = ["to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2", "norm1.linear", "linear_1", "linear_2"]
 OF_HEAD += ["layer1", "layer2", "layer3", "projectors.0.1", "projectors.1.1", "projectors.2.1"]
-HEAD_BY_LORA = {"lora_target_modules": OF_LANGUAGE_MODEL + OF_HEAD, "modules_to_save": []}
+HEAD_BY_LORA = {"lora_target_modules": OF_LANGUAGE_MODEL + OF_HEAD, "modules_to_save": ["none"]}
 
 #: By name: the recipe that is begun with, what it changes, and from where the first tasks are shown again.
 WAYS = {

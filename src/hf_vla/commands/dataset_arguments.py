@@ -1,6 +1,7 @@
 """What commands that read datasets have in common: the datasets may be their first argument, and which episodes are read how."""
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,6 +42,19 @@ def parse_with_datasets(parser: argparse.ArgumentParser, argv: Sequence[str] | N
     arguments = parse_with_positional(parser, argv, "--dataset")
     if not arguments.dataset:
         parser.error("name a dataset: a LeRobot folder or a Hub repository")
+    return arguments
+
+
+def parse_with_many_datasets(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse `hf-vla COMMAND DATASET … --flag …`, or with a YAML file in front; several datasets may come first."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    first = list(itertools.takewhile(lambda argument: not argument.startswith("-"), argv))
+    files = [argument for argument in first[:1] if Path(argument).suffix in (".yaml", ".yml")]
+    if datasets := first[len(files) :]:
+        argv = [*files, "--dataset", *datasets, *argv[len(first) :]]
+    arguments = parser.parse_args(argv)
+    if not arguments.dataset:
+        parser.error("name a dataset: a LeRobot folder")
     return arguments
 
 

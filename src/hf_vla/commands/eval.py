@@ -21,6 +21,11 @@ Real-time chunking, as on a robot whose policy takes three control steps:
     hf-vla eval --model outputs/policy --task drawer-open --execute-steps 4 --chunk-mode real_time_chunking \\
         --inference-delay 3 --output outputs/evaluation
 
+What the policy saw and did, as a dataset to train on or to label (hf-vla label):
+
+    hf-vla eval --model outputs/policy --task drawer-open --episodes 50 --seed-start 20000 --no-untrained-baseline \\
+        --output outputs/rollouts-evaluation --record outputs/rollouts
+
 Writes success_summary.csv, success_summary.png, episodes.csv, raw_success.txt, success_summary/ and videos/ into the
 output folder. Each episode is on the disk as soon as it is finished: if the evaluation is interrupted, the same command
 runs what is missing. hf-vla compare tells whether two evaluations differ by more than noise. Seeds place the objects; they start at 10000, apart from hf-vla record, which starts at 0. For benchmarks with official initial states
@@ -40,7 +45,7 @@ from ..evaluation.arguments import add_chunk_arguments, chunk_settings
 from .command import command
 from .environment_arguments import add_environment_arguments, chosen_tasks, environment_settings
 from .parser import ArgumentParser, log_to_console
-from .policy_arguments import add_ignore_state, add_policy_arguments, policy_options
+from .policy_arguments import add_advantage, add_ignore_state, add_policy_arguments, policy_options
 
 _SERVED = ("ws://", "wss://")
 _SERVER_WAIT = 300.0
@@ -68,6 +73,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--unnorm-key", help="which of the model's statistics to use, if it has several")
     add_policy_arguments(parser)
     add_ignore_state(parser)
+    add_advantage(parser)
     parser.add_argument("--device", help="device of the policy, such as cpu or cuda; default: a GPU if there is one")
     parser.add_argument(
         "--blind", action="store_true", help="also evaluate with images replaced by gray, as a control"
@@ -83,6 +89,11 @@ def make_parser() -> ArgumentParser:
         action=BooleanOptionalAction,
         default=True,
         help="also evaluate the policy with random weights",
+    )
+    parser.add_argument(
+        "--record",
+        metavar="DATASET",
+        help="new folder for a LeRobot dataset of the policy's episodes, solved and failed ones, to train on or to label",
     )
     parser.add_argument("--num-videos", type=int, default=2, help="episodes to film for each task")
     parser.add_argument(
@@ -163,6 +174,7 @@ def main(argv: list[str] | None = None, load=load_policy) -> None:
         training_step=find_training_step(arguments.model)
         if arguments.training_step is None
         else arguments.training_step,
+        record=arguments.record,
     )
     for row in rows:
         interval = f"{row.wilson_low:.2f} to {row.wilson_high:.2f}"

@@ -14,6 +14,7 @@ COMMANDS = {
     "compare": "tell which evaluated policies differ by more than noise",
     "serve": "serve a policy over WebSocket",
     "record": "record a scripted expert's demonstrations as a dataset",
+    "label": "label datasets by advantage, for training on experience",
     "demo": "open the demo: predict, watch, look inside",
     "inspect": "look at a dataset before training on it",
     "stats": "compute a dataset's statistics",

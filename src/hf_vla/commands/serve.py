@@ -29,7 +29,7 @@ from dataclasses import fields
 
 from .command import command
 from .parser import ArgumentParser, log_to_console
-from .policy_arguments import add_ignore_state, add_policy_arguments, policy_options
+from .policy_arguments import add_advantage, add_ignore_state, add_policy_arguments, policy_options
 
 
 def make_parser() -> ArgumentParser:
@@ -65,6 +65,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--unnorm-key", help="which of the model's statistics to use if a request names none")
     add_policy_arguments(parser)
     add_ignore_state(parser)
+    add_advantage(parser)
     parser.add_argument("--device", help="device of the policy, such as cpu or cuda; default: a GPU if there is one")
     parser.add_argument(
         "--dtype", default="auto", help="dtype of the weights, such as bfloat16; auto: the checkpoint's"

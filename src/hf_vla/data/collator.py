@@ -13,7 +13,8 @@ class VLADataCollator:
 
     The items' raw states and actions are stacked to (B, 1, S) and (B, T, D), and normalised by the processor with the
     statistics that each item's `dataset` names. `action_mask` (B, T), bool, is passed on if the items have one, and so is
-    `sample_weight` (B,), float32: how much each sample counts in the loss. The
+    `sample_weight` (B,), float32: how much each sample counts in the loss. `advantage`, "positive", "negative" or None, is given to
+    the processor if the items have one. The
     `image_mask` and `state_mask` of history are not, as no processor takes them. The tensors are pinned by the loader
     (`pin_memory=True`, the Trainer's default), not here: a worker must not touch the accelerator.
 
@@ -44,6 +45,7 @@ class VLADataCollator:
             actions=_stack(items, "action"),
             unnorm_key=[item["dataset"] for item in items],
             return_tensors="pt",
+            **_advantages(items),
         )
         mask = _stack(items, "action_mask")
         if mask is not None:
@@ -72,6 +74,19 @@ class VLMDataCollator:
         return self.processor.encode_conversations(
             [item["image"] for item in items], [item["messages"] for item in items]
         )
+
+
+def _advantages(items: list[dict[str, Any]]) -> dict[str, list[str | None]]:
+    """Return the items' advantages as an argument of the processor; none if no item has one."""
+    present = ["advantage" in item for item in items]
+    if not any(present):
+        return {}
+    if not all(present):
+        lacking = items[present.index(False)]["dataset"]
+        raise ValueError(
+            f"an item of {lacking!r} has no 'advantage', others of the batch have; label all data, or none"
+        )
+    return {"advantage": [item["advantage"] for item in items]}
 
 
 def _stack(items: list[dict[str, Any]], name: str) -> np.ndarray | None:

@@ -21,6 +21,7 @@ from ..robots.action_modes import ActionMode
 from ..robots.robot_types import Layout, RobotType, find_robot, known_robot
 from ..utils.observations import is_blank
 from ..utils.renamed import with_new_names
+from .advantage_labels import ALL_POSITIVE, NEGATIVE, POSITIVE, AdvantageLabels
 from .checks import integers
 from .chunks import delta_dimensions, kept_within, make_window
 from .columns import (
@@ -59,6 +60,7 @@ class LeRobotDataset(Dataset):
     | `action_mask` | (H,) bool array, False where the action is such padding |
     | `state` | (1, S) float32 array, with history (T, S); absent if the dataset has no state |
     | `dataset` | the key of the statistics that normalise this item, str |
+    | `advantage` | only with `advantage`: "positive" or "negative" |
     | `image_mask`, `state_mask` | only with history: (number of images,) and (T,) bool arrays, False where the episode's first or last frame is repeated |
 
     Args:
@@ -82,6 +84,7 @@ class LeRobotDataset(Dataset):
             `hf_vla.data.frame_times`.
         on_missing: "raise"; or "skip": episodes of which a file is missing, or whose video would show another episode's frames by
             what `meta/` says, are left out, which is logged.
+        advantage: tag of the labels that `hf-vla label` wrote beside the dataset; "positive" makes all frames positive.
         revision: branch, tag or commit of the Hub repository.
         frame_cache: a folder in which decoded frames are kept, so that each is decoded once, by whichever process or run
             comes first: raw RGB, 150 kB for 224 x 224 pixels. Images stored in tables are read from there all the same.
@@ -121,6 +124,7 @@ class LeRobotDataset(Dataset):
         absolute_dims: Sequence[int] = (),
         timestamps: str = "stored",
         on_missing: str = "raise",
+        advantage: str | None = None,
         revision: str | None = None,
         frame_cache: str | Path | None = None,
         max_open_videos: int = 256,
@@ -192,6 +196,14 @@ class LeRobotDataset(Dataset):
         else:
             chosen, self.cameras = part
             self.metadata = metadata.select(chosen, self.cameras)
+
+        #: tag of the labels that say which frames were better than was to be expected, or None
+        self.advantage = advantage
+        self._labels: AdvantageLabels | None = None
+        if advantage not in (None, ALL_POSITIVE):
+            self._labels = AdvantageLabels.read(self.root, advantage)
+            lengths = zip(self.episode_indices, self.metadata.length.tolist(), strict=True)
+            self._labels.check(self.name, dict(lengths))
 
         self._ends = np.cumsum(self.metadata.length)
         self._tables = TableCache(self._read_table, max_table_bytes)
@@ -268,6 +280,9 @@ class LeRobotDataset(Dataset):
             "action_mask": mask,
             "dataset": self.unnorm_key,
         }
+        if self.advantage is not None:
+            labels = None if self._labels is None else self._labels.positive[int(self.metadata.episode_index[row])]
+            item["advantage"] = POSITIVE if labels is None or labels[frame] else NEGATIVE
         if len(images) > 1:
             item["image_mask"] = np.repeat(image_mask, len(self.cameras))
         if state is not None:
@@ -293,6 +308,11 @@ class LeRobotDataset(Dataset):
             return sorted(set(self.metadata.tasks.values()))
         tables = (read_columns(self.root / path, [column])[column] for path in self.metadata.data.paths)
         return sorted({text for table in tables for text in table.unique().to_pylist() if text is not None})
+
+    def instruction_of(self, row: int) -> str:
+        """Return the instruction of the first frame of the `row`-th chosen episode."""
+        table, rows = self.episode_table(row)
+        return self._instruction(table, rows.start)
 
     @property
     def num_episodes(self) -> int:
@@ -405,6 +425,8 @@ class LeRobotDataset(Dataset):
             del mapping["text"]  # which older runs did not have
         reading = [mapping, dict(self.metadata.tasks), list(episodes)]
         reading += [] if self.timestamps == "stored" else [self.timestamps]
+        if self.advantage is not None:
+            reading.append(self.advantage if self._labels is None else self._labels.digest)
         return {
             "key": self.unnorm_key,
             "episodes": self.num_episodes,

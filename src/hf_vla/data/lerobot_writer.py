@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,7 @@ class LeRobotWriter:
         self._frames: list[dict[str, np.ndarray]] = []
         self._tasks: dict[str, int] = {}
         self._episodes: list[dict[str, Any]] = []
+        self._about: Set[str] = set()
         self._vectors: dict[str, list[np.ndarray]] = {}
         self._images = {key: ImageStatistics() for key in self._video_keys}
         self._data_file = -1
@@ -150,27 +151,47 @@ class LeRobotWriter:
             )
         self._frames.append({key: checked_value(key, frame[key], self.features[key], where) for key in self.features})
 
-    def save_episode(self, task: str) -> None:
-        """Write the frames added since the last episode as one episode with instruction `task`.
+    def save_episode(self, task: str | Sequence[str], about: Mapping[str, Any] | None = None) -> None:
+        """Write the frames added since the last episode as one episode.
+
+        Args:
+            task: the instruction, or one for each frame.
+            about: further entries of the episode in `meta/episodes`, numbers and texts; the same names for all episodes. With
+                `success` and `source` ("demonstration", "policy" or "human"), `hf-vla label` knows how it ended and who acted.
 
         Raises:
-            ValueError: no frames were added, or the instruction is empty.
+            ValueError: no frames were added, an instruction is empty, there is another number of them than of frames, or the
+                names of the entries differ from those before.
         """
         self._check_open()
         if not self._frames:
             raise ValueError(f"dataset {self.root.name!r}, episode {self.num_episodes}: no frames were added")
-        check_instruction(task, f"dataset {self.root.name!r}, episode {self.num_episodes}: the instruction")
-        length = len(self._frames)
-        task_index = self._tasks.setdefault(task, len(self._tasks))
+        where, length = f"dataset {self.root.name!r}, episode {self.num_episodes}", len(self._frames)
+        texts = [task] * length if isinstance(task, str) else list(task)
+        if len(texts) != length:
+            raise ValueError(
+                f"{where}: {len(texts)} instructions for {length} frames; give one for all, or one for each"
+            )
+        tasks = list(dict.fromkeys(texts))
+        for text in tasks:
+            check_instruction(text, f"{where}: the instruction")
+        about = dict(about or {})
+        if self._episodes and about.keys() != self._about:
+            raise ValueError(
+                f"{where} is described by {sorted(about)}, episodes before it by {sorted(self._about)}; give all the same"
+            )
+        self._about = about.keys()
+        for text in tasks:
+            self._tasks.setdefault(text, len(self._tasks))
         columns = {key: np.stack([frame[key] for frame in self._frames]) for key in self._vector_keys}
         frame_index = np.arange(length, dtype=np.int64)
         columns["timestamp"] = (frame_index / self.fps).astype(np.float32)[:, None]
         columns["frame_index"] = frame_index[:, None]
         columns["episode_index"] = np.full((length, 1), self.num_episodes, dtype=np.int64)
         columns["index"] = frame_index[:, None] + self.num_frames
-        columns["task_index"] = np.full((length, 1), task_index, dtype=np.int64)
+        columns["task_index"] = np.array([[self._tasks[text]] for text in texts], dtype=np.int64)
 
-        episode: dict[str, Any] = {"episode_index": self.num_episodes, "tasks": [task], "length": length}
+        episode: dict[str, Any] = {"episode_index": self.num_episodes, "tasks": tasks, "length": length, **about}
         episode.update(self._write_data(columns))
         episode.update(dataset_from_index=self.num_frames, dataset_to_index=self.num_frames + length)
         statistics: EpisodeStatistics = {}

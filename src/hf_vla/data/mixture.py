@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 _MAX_ATTEMPTS = 100
 _MAX_WORKERS = 1024
 _DRAWS_AT_ONCE = 1 << 20
+#: what tells this random number of an item from those of its augmentation
+_OF_ADVANTAGE = 1
 
 
 class DatasetMixture(Dataset):
@@ -45,6 +47,8 @@ class DatasetMixture(Dataset):
             equally likely.
         epoch_size: draws per epoch.
         augmentation: changes the images of every item, drawn anew for each (seed, epoch, index).
+        advantage_dropout: share of items with an `advantage`, of members that have labels, from which it is taken ("advantage" is
+            None then), drawn for each (seed, epoch, index).
         on_error: "raise", or "skip": an item that cannot be read (`OSError`, `ValueError`) is logged, counted in
             `num_skipped`, and another draw that depends on (seed, epoch, index) alone takes its place. Episodes whose tables
             cannot be read are left out from the beginning, of the statistics too, which is logged; all tables are read for it.
@@ -63,6 +67,7 @@ class DatasetMixture(Dataset):
         balance_by_size: bool = False,
         epoch_size: int | None = None,
         augmentation: ImageAugmentation | None = None,
+        advantage_dropout: float = 0.0,
         on_error: str = "raise",
     ) -> None:
         if isinstance(datasets, Dataset):
@@ -78,6 +83,14 @@ class DatasetMixture(Dataset):
             raise ValueError(f"epoch_size must be a whole number of at least 1, got {epoch_size!r}")
         if not isinstance(augmentation, ImageAugmentation | None):
             raise ValueError(f"augmentation must be an ImageAugmentation, got {augmentation!r}")
+        if not is_number(advantage_dropout) or not 0 <= advantage_dropout < 1:
+            raise ValueError(f"advantage_dropout is {advantage_dropout!r}; it must be in [0, 1)")
+        labelled = [getattr(dataset, "advantage", None) is not None for dataset in self.datasets]
+        if any(labelled) and not all(labelled):
+            raise ValueError(
+                f"{self.datasets[labelled.index(False)]!r} has no advantages and {self.datasets[labelled.index(True)]!r} has; "
+                "label all members of a mixture, or none"
+            )
         if on_error == "skip":
             self.datasets = [readable_part(d) if isinstance(d, LeRobotDataset) else d for d in self.datasets]
         for what in ("action_horizon", "action_dim", "state_dim"):
@@ -105,6 +118,7 @@ class DatasetMixture(Dataset):
         self.seed = seed
         self.epoch_size = int(self._sizes.sum()) if epoch_size is None else epoch_size
         self.augmentation = augmentation
+        self.advantage_dropout = advantage_dropout
         self.on_error = on_error
         # In shared memory, so that set_epoch also reaches worker processes that outlive the epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -150,6 +164,9 @@ class DatasetMixture(Dataset):
             generator = np.random.default_rng([self.seed, self.epoch, index])
             cameras = len(getattr(self.datasets[member], "cameras", item["image"]))
             item = item | {"image": self.augmentation(item["image"], generator, cameras)}
+        if "advantage" in item and self.advantage_dropout:
+            drawn = np.random.default_rng([self.seed, self.epoch, index, _OF_ADVANTAGE]).random()
+            item = item | {"advantage": None} if drawn < self.advantage_dropout else item
         return item
 
     def sample_id(self, index: int) -> dict[str, Any]:
@@ -168,6 +185,7 @@ class DatasetMixture(Dataset):
             "epoch_size": self.epoch_size,
             "on_error": self.on_error,
             "augmentation": asdict(self.augmentation) if self.augmentation else None,
+            **({"advantage_dropout": self.advantage_dropout} if self.advantage_dropout else {}),
             "datasets": [
                 {**getattr(dataset, "identity", {}), "probability": round(float(probability), 12)}
                 for dataset, probability in zip(self.datasets, self.probabilities, strict=True)

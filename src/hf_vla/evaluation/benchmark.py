@@ -144,6 +144,7 @@ def evaluate_with_controls(
     progress: bool = True,
     server_wait: float = 0,
     training_step: int | None = None,
+    record: str | Path | None = None,
 ) -> list[SummaryRow]:
     """Evaluate a policy and the requested controls on the same episodes, or finish an evaluation that was interrupted.
 
@@ -162,6 +163,8 @@ def evaluate_with_controls(
         progress: whether to show a progress bar.
         server_wait: seconds to wait for a policy server that goes away; see `run_episodes`.
         training_step: the step of its training at which the policy was saved, for `raw_success.txt`.
+        record: folder of a LeRobot dataset that the policy's own episodes become, solved and failed ones, when all are there; see
+            `hf_vla.evaluation.recording`. Controls are not recorded.
 
     Returns:
         One row per control and task: first the policy itself (control "none"), then "blind", "wrong instruction" and
@@ -170,7 +173,8 @@ def evaluate_with_controls(
     Raises:
         ValueError: the simulator does not accept a setting, there is no wrong instruction, or the policy is another one than in the part of the evaluation
             that is finished.
-        FileExistsError: `output` is a file, holds results of other settings, or another process is writing to it.
+        FileExistsError: `output` is a file, holds results of other settings, or another process is writing to it. To record,
+            episodes are finished that were not recorded, or `record` is something else than the same evaluation's recording.
     """
     output = Path(output)
     environments = {
@@ -198,6 +202,11 @@ def evaluate_with_controls(
         names[_WRONG_INSTRUCTION] = f"{policy_name} ({_WRONG_INSTRUCTION})"
     if settings.untrained:
         names["untrained"] = f"{policy_name} (untrained)"
+    recording = None
+    if record is not None:
+        from hf_vla.evaluation.recording import Recording  # needs pyarrow and PyAV
+
+        recording = Recording(record, output)
     planned = [
         Episode(
             policy="untrained" if control == "untrained" else "trained",
@@ -206,6 +215,7 @@ def evaluate_with_controls(
             blind=control == "blind",
             wrong_instruction=control == _WRONG_INSTRUCTION,
             video=_video(output, task, seed) if control == "none" and number < settings.num_videos else None,
+            recording=recording and recording.file(EpisodeKey(control, task, seed)),
         )
         for control in names
         for task in settings.tasks
@@ -213,6 +223,8 @@ def evaluate_with_controls(
     ]
     about = {"policy": policy_name, "training_step": training_step}
     with ResultsFolder(output, settings.protocol, about) as results:
+        if recording is not None:
+            recording.check([_key(episode) for episode in planned], results.finished)
         missing = [episode for episode in planned if _key(episode) not in results.finished]
         if results.finished:
             logger.info("%s: %d of %d episodes are there", output, len(planned) - len(missing), len(planned))
@@ -234,6 +246,9 @@ def evaluate_with_controls(
             identities=results.policies,
         )
         results.sort([_key(episode) for episode in planned])
+        if recording is not None:
+            keys = [_key(episode) for episode in planned]
+            recording.finish(keys, results.finished, environment, results.policies["trained"])
         rows = []
         for control, name in names.items():
             for task in settings.tasks:

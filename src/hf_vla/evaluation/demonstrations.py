@@ -8,7 +8,7 @@ import multiprocessing
 import shutil
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,14 @@ from hf_vla.evaluation.environments import Environment, canonical_task, environm
 from hf_vla.evaluation.results import differences
 from hf_vla.utils.files import atomic_write
 
-__all__ = ["Demonstration", "collect_demonstrations", "record_dataset", "record_demonstration"]
+__all__ = [
+    "Demonstration",
+    "collect_demonstrations",
+    "dataset_features",
+    "record_dataset",
+    "record_demonstration",
+    "write_frames",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +36,9 @@ logger = logging.getLogger(__name__)
 _MAX_SEEDS_PER_EPISODE = 5
 # Higher quality than the eye needs, since small pictures lose the most: 1.4 kB per frame of 96 x 96.
 _CRF = 12
+_IMAGES = "observation.images."
+# As `hf_vla.data.outcomes` reads it, which needs more than simulation does.
+DEMONSTRATION = "demonstration"
 
 
 @dataclass(frozen=True)
@@ -204,17 +214,8 @@ def record_dataset(
 
     example = make_environment(name, tasks[0], **environment_arguments)
     settings, robot_type, fps, modality = example.settings(), example.robot_type, example.fps, example.modality()
-    cameras = [f"observation.images.{camera}" for camera in example.camera_names]
-    observation = example.reset(first_seed)
-    features = {
-        camera: {"dtype": "video", "shape": (image.height, image.width, 3)}
-        for camera, image in zip(cameras, observation["image"], strict=True)
-    }
-    if example.state_names:
-        features["observation.state"] = _vector_feature(example.state_names)
-    features["action"] = _vector_feature(example.action_names)
-    features["next.success"] = {"dtype": "bool", "shape": (1,)}
-    features["next.done"] = {"dtype": "bool", "shape": (1,)}
+    cameras = list(example.camera_names)
+    features = dataset_features(example, [image.size for image in example.reset(first_seed)["image"]])
     example.close()
 
     unfinished = _unfinished(output, {"name": name, "settings": settings, "noise": noise})
@@ -268,17 +269,40 @@ def _unfinished(output: Path, recording: dict[str, Any]) -> Path:
     return folder
 
 
-def _write(writer: Any, cameras: Sequence[str], demonstration: Demonstration) -> None:
-    length = len(demonstration.actions)
-    for t in range(length):
-        frame = {camera: images[t] for camera, images in zip(cameras, demonstration.images, strict=True)}
-        if demonstration.states.shape[1]:
-            frame["observation.state"] = demonstration.states[t]
-        frame["action"] = demonstration.actions[t]
-        frame["next.success"] = bool(demonstration.success[t])
-        frame["next.done"] = t == length - 1
+def dataset_features(environment: Environment, image_sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """Return the features of a dataset of an environment's episodes; `image_sizes` are (width, height) of each camera."""
+    features = {
+        f"{_IMAGES}{camera}": {"dtype": "video", "shape": (height, width, 3)}
+        for camera, (width, height) in zip(environment.camera_names, image_sizes, strict=True)
+    }
+    if environment.state_names:
+        features["observation.state"] = _vector_feature(environment.state_names)
+    features["action"] = _vector_feature(environment.action_names)
+    features["next.success"] = {"dtype": "bool", "shape": (1,)}
+    features["next.done"] = {"dtype": "bool", "shape": (1,)}
+    return features
+
+
+def write_frames(writer: Any, cameras: Sequence[str], frames: Iterable[Mapping[str, Any]]) -> None:
+    """Add the frames of one episode: `images` (one per camera), `state` (S,), `action` (D,) and `success` of each."""
+    frames = list(frames)
+    for number, given in enumerate(frames, start=1):
+        frame = {f"{_IMAGES}{camera}": image for camera, image in zip(cameras, given["images"], strict=True)}
+        if len(given["state"]):
+            frame["observation.state"] = given["state"]
+        frame["action"] = given["action"]
+        frame["next.success"] = bool(given["success"])
+        frame["next.done"] = number == len(frames)
         writer.add_frame(frame)
-    writer.save_episode(task=demonstration.instruction)
+
+
+def _write(writer: Any, cameras: Sequence[str], demonstration: Demonstration) -> None:
+    views = zip(*demonstration.images, strict=True)
+    rows = zip(views, demonstration.states, demonstration.actions, demonstration.success, strict=True)
+    names = ("images", "state", "action", "success")
+    write_frames(writer, cameras, (dict(zip(names, row, strict=True)) for row in rows))
+    about = {"success": True, "source": DEMONSTRATION, "seed": demonstration.seed}
+    writer.save_episode(demonstration.instruction, about)
 
 
 def _vector_feature(names: Sequence[str]) -> dict[str, Any]:

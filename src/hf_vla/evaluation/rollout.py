@@ -84,6 +84,7 @@ class Episode:
             the language: the environment's `other_instructions()` in turn by seed or, if it knows none, those of the
             other environments. Success stays that of the environment's own task.
         video: path of the mp4 to write, or None.
+        recording: path of the file to write what the policy saw and did to, see `hf_vla.evaluation.recording`, or None.
     """
 
     policy: str
@@ -92,6 +93,7 @@ class Episode:
     blind: bool = False
     wrong_instruction: bool = False
     video: Path | None = None
+    recording: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -236,12 +238,19 @@ def _last_step(
     environment: Environment,
     seed: int,
     video: str | Path | None,
-    instruction: str | None,
+    recording: Path | None = None,
+    instruction: str | None = None,
     **settings: Any,
 ) -> RolloutStep:
-    """Run an episode, and film it if `video` is a path; see `run_episode`."""
-    frames = []
+    """Run an episode, film it if `video` is a path, and record it if `recording` is one; see `run_episode`."""
+    frames, recorded = [], None
+    if recording is not None:
+        from hf_vla.evaluation.recording import EpisodeFile  # needs pyarrow and PyAV
+
+        recorded = EpisodeFile(environment)
     for step in stream_episode(policy, environment, seed, instruction=instruction, **settings):
+        if recorded is not None:
+            recorded.see(step.action, step.success)
         if video is not None and (step.number % _VIDEO_STRIDE == 0 or step.done):
             limits = environment.action_low, environment.action_high
             view = environment.render(_VIDEO_SIZE)
@@ -253,6 +262,8 @@ def _last_step(
         from hf_vla.data.video_writer import write_video
 
         write_video(video, frames, fps=max(1, environment.fps // _VIDEO_STRIDE))
+    if recorded is not None:
+        recorded.write(recording)
     return step
 
 
@@ -410,6 +421,7 @@ class _Worker:
                     environment,
                     episode.seed,
                     episode.video,
+                    episode.recording,
                     chunk_rule=self._chunk_rule,
                     blind=episode.blind,
                     instruction=instruction,

@@ -4,7 +4,7 @@ import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from ..modeling.real_time_chunking import RealTimeChunking
 from ..modeling.sampling import DenoisingStep
 from ..modeling.stages import timed_by
 from ..processing.input_contract import InputContract
+from ..processing.prompt import ADVANTAGES
 from ..registry import class_of, frameworks
 from ..utils.episode_seeds import episode_seeds
 from ..utils.observations import number_array
@@ -39,9 +40,14 @@ class Policy:
         processor: its processor.
         unnorm_key: the statistics key; optional if the processor has only one.
         ignore_state: drop the states of observations, for callers that always send one, if the policy was trained without.
+        advantage: what a policy that was trained on advantages is asked for: "positive", "negative", or "none" for prompts that
+            don't tell one; "auto" is positive for such a policy, and nothing for others.
+        guidance: beta of plain + beta (conditional - plain), which leads further away from what a prompt without advantage gives;
+            1 is none. Each prediction then runs both prompts.
 
     Raises:
-        ValueError: an unknown key, or `ignore_state` for a policy that was trained with the state.
+        ValueError: an unknown key, `ignore_state` for a policy that was trained with the state, an advantage for one that was
+            not trained on any, or guidance of a framework that can't be guided.
 
     ```python
     >>> policy = Policy.from_pretrained("outputs/quickstart/policy")  # doctest: +SKIP
@@ -51,7 +57,16 @@ class Policy:
     ```
     """
 
-    def __init__(self, model, processor, unnorm_key: str | None = None, *, ignore_state: bool = False):
+    def __init__(
+        self,
+        model,
+        processor,
+        unnorm_key: str | None = None,
+        *,
+        ignore_state: bool = False,
+        advantage: str = "auto",
+        guidance: float = 1.0,
+    ):
         self.model, self.processor, self.unnorm_key = model.eval(), processor, unnorm_key
         self.ignore_state = ignore_state
         #: seconds per stage of the last `infer` or `predict`: "processor", "model", "unnormalize"
@@ -64,6 +79,9 @@ class Policy:
                 "ignore_state is for policies that were trained without the robot's state; this one needs it, so leave "
                 "ignore_state out"
             )
+        #: what prompts tell: "positive", "negative" or None
+        self.advantage = _advantage(advantage, processor)
+        self.guidance = _checked_guidance(guidance, self.advantage, model)
 
     @classmethod
     def from_pretrained(
@@ -74,13 +92,15 @@ class Policy:
         dtype="auto",
         *,
         ignore_state: bool = False,
+        advantage: str = "auto",
+        guidance: float = 1.0,
         compile: bool | Mapping = False,
         **kwargs,
     ):
         """Load model and processor from a folder or Hub repository.
 
         Args:
-            unnorm_key, ignore_state: as for the class.
+            unnorm_key, ignore_state, advantage, guidance: as for the class.
             device: device of the model; default: the GPU if there is one.
             dtype: dtype of the weights; "auto" keeps the checkpoint's.
             compile: call `compile_for_inference`, with these arguments if it is a mapping of them.
@@ -107,7 +127,8 @@ class Policy:
         if "device_map" not in model_kwargs:
             model = model.to(device)
         processor = AutoProcessor.from_pretrained(checkpoint, **processor_kwargs, **kwargs)
-        policy = cls(model, processor, unnorm_key, ignore_state=ignore_state)
+        asked = {"ignore_state": ignore_state, "advantage": advantage, "guidance": guidance}
+        policy = cls(model, processor, unnorm_key, **asked)
         if compile or isinstance(compile, Mapping):
             policy.compile_for_inference(**({} if compile is True else compile))
         return policy
@@ -299,6 +320,7 @@ class Policy:
         elif generator is not None and self.denoises:  # as in `predict`, so that both draw the same noise
             shape = (len(batch), self.action_horizon, self.model.config.action_dim)
             sampling["noise"] = torch.randn(shape, generator=generator, device=self.model.device, dtype=torch.float32)
+        sampling |= self._guiding
         watch = Stopwatch(self.model.device)
         inputs = self._inputs(batch, state, watch)
         if previous_chunk is not None or inference_delay:
@@ -339,12 +361,14 @@ class Policy:
         _check_counts(1, num_samples=num_samples, num_inference_steps=num_inference_steps)
         several = num_samples if num_samples > 1 else None
         self._check_can_sample(num_samples=several, num_inference_steps=num_inference_steps, trace=trace)
+        if trace and self._guiding:
+            raise ValueError("a guided prediction has no trace: leave trace out, or load the policy with guidance=1")
         generator = self._next_generator() if seed is None else self._seeded(seed)
         key = self.processor.resolve_key(self.unnorm_key)
         watch = Stopwatch(self.model.device)
         inputs = self._inputs(batch, state, watch)
         input_ids = inputs["input_ids"][0].cpu()
-        sampling = {"generator": generator, "num_inference_steps": num_inference_steps}
+        sampling = {"generator": generator, "num_inference_steps": num_inference_steps, **self._guiding}
         if self.denoises:
             sampling["noise"] = self._noise(num_samples, generator)
         recorder = None
@@ -381,15 +405,25 @@ class Policy:
             key = self.processor.resolve_key(self.unnorm_key)
             if self.processor.input_contract.of(key).uses_state is False:  # needed for the actions only
                 state = None
+        advantages = [self.advantage] * len(batch)
+        if self._guiding:  # the same observations by prompts that tell no advantage
+            advantages += [None] * len(batch)
+            batch, state = [*batch, *batch], None if state is None else np.concatenate([state, state])
         with watch.stage("processor"):
             inputs = self.processor(
                 images=[o["image"] for o in batch],
                 text=[o["lang"] for o in batch],
                 state=state,
                 unnorm_key=self.unnorm_key,
+                **({} if self.advantage is None else {"advantage": advantages}),
             )
             # A compiled model reads prompts and image sizes on the host before it moves them.
             return inputs if self.model.compiled_sampling is not None else inputs.to(self.model.device)
+
+    @property
+    def _guiding(self) -> dict[str, float]:
+        """The model's argument for guidance; none at 1, which needs the one prompt only."""
+        return {} if self.guidance == 1 else {"guidance": self.guidance}
 
     def _noise(self, num_samples: int, generator: torch.Generator | None) -> torch.Tensor:
         """Draw noise, float32 (num_samples, action_horizon, action_dim)."""
@@ -450,7 +484,36 @@ class Policy:
             torch.manual_seed(int(seed))
             model = type(self.model)(copy.deepcopy(self.model.config))
         model = model.to(self.model.device, self.model.dtype)
-        return Policy(model, self.processor, self.unnorm_key, ignore_state=self.ignore_state)
+        asked = {"advantage": self.advantage or "none", "guidance": self.guidance}
+        return Policy(model, self.processor, self.unnorm_key, ignore_state=self.ignore_state, **asked)
+
+
+def _advantage(given: str, processor) -> str | None:
+    """Return what prompts tell, of the argument `advantage`."""
+    possible = ("auto", *ADVANTAGES, "none")
+    if given not in possible:
+        raise ValueError(f"advantage is {given!r:.80}; possible: {', '.join(possible)}")
+    # Processors of one's own need not have this setting.
+    is_told = getattr(processor, "advantage_template", None) is not None
+    if given in ADVANTAGES and not is_told:
+        raise ValueError(
+            f"advantage is {given!r}, and this policy was not trained on advantages (advantage in a recipe); leave it out"
+        )
+    return (ADVANTAGES[0] if is_told else None) if given == "auto" else None if given == "none" else given
+
+
+def _checked_guidance(guidance: float, advantage: str | None, model) -> float:
+    if not isinstance(guidance, Real) or isinstance(guidance, bool) or not 0 < guidance < float("inf"):
+        raise ValueError(f"guidance is {guidance!r}; give a number above 0, of which 1 is no guidance")
+    if guidance == 1:
+        return 1.0
+    if advantage is None:
+        raise ValueError(
+            f"guidance is {guidance:g}, and prompts tell no advantage from which it could lead away; leave it out, or load a policy "
+            "that was trained on advantages"
+        )
+    model.check_guidance()
+    return float(guidance)
 
 
 def _options_of(model_type: str | None) -> tuple[set[str], set[str]]:

@@ -11,7 +11,7 @@ from .configuration_vla import DiffusionTransformerConfig, DiTConfig, FlowMatchi
 from .diffusion_transformer import Conditioning, DiffusionTransformer
 from .linear import Linear
 from .losses import ActionTargets
-from .sampling import DenoisingStep, PreparedOptions, SamplingOptions
+from .sampling import DenoisingStep, PreparedOptions, SamplingOptions, guided
 
 
 class MLP(nn.Module):
@@ -171,6 +171,8 @@ class DenoisingActionHead(nn.Module):
 
     def reporter(self, options: SamplingOptions, batch: int, num_steps: int):
         """What `options.on_step` needs: a recorder or None, and a function (step, before, after) or None."""
+        if options.output_attentions and options.guidance is not None:
+            raise ValueError("output_attentions and guidance can't be given together: leave one out")
         recorder = AttentionRecorder() if options.output_attentions else None
 
         def report(step: int, before: torch.Tensor, after: torch.Tensor) -> None:
@@ -320,7 +322,8 @@ class FlowMatchingActionHead(DenoisingActionHead):
         """Draw action chunks: Euler integration from noise.
 
         Args:
-            conditioning: states of B observations; keys and values are computed once from them.
+            conditioning: states of B observations; keys and values are computed once from them. With guidance, of 2 B: those
+                of prompts with a condition, then those of prompts without.
             options: as in [`~hf_vla.modeling.modeling_vla.VLAPreTrainedModel.predict_action`].
             state: (B, 1, state_dim), normalised, or None.
 
@@ -328,8 +331,10 @@ class FlowMatchingActionHead(DenoisingActionHead):
             float32 tensor (R * B, H, action_dim), normalised, in the order of the noise.
         """
         device, batch = conditioning.states[0].device, conditioning.states[0].shape[0]
+        options = options or SamplingOptions()
+        batch = batch if options.guidance is None else batch // 2
         if not isinstance(options, PreparedOptions):
-            options = self.prepared(options or SamplingOptions(), batch, device)
+            options = self.prepared(options, batch, device)
         config, num_steps, real_time = self.config, options.num_inference_steps, options.real_time_chunking
         recorder, report = self.reporter(options, batch, num_steps)
         conditioning = self.transformer.prepare(conditioning, recorder)
@@ -338,8 +343,9 @@ class FlowMatchingActionHead(DenoisingActionHead):
         modulations = self.transformer.modulations(tembs)
 
         def velocity(x: torch.Tensor, step: int) -> torch.Tensor:
+            noisy = untile(x, batch)
             predicted = self.velocity(
-                untile(x, batch),
+                noisy if options.guidance is None else torch.cat([noisy, noisy]),
                 buckets[step].view(1, 1),
                 conditioning,
                 state=state,
@@ -347,7 +353,7 @@ class FlowMatchingActionHead(DenoisingActionHead):
                 modulations=[(gain[step], shift[step]) for gain, shift in modulations],
                 recorder=recorder,
             )
-            return tile(predicted)
+            return tile(predicted if options.guidance is None else guided(predicted, options.guidance))
 
         if real_time is None:
             return flow_matching.integrate(velocity, options.noise, num_steps, report)

@@ -20,18 +20,19 @@ class Critic(nn.Module):
         vlm_hidden_size: width of the backbone's states.
         state_dim: dimensions of the robot's state; 0 if the critic does not read it.
         hidden_size: width of the critic's layers.
+        num_outputs: of the last layer.
     """
 
     file_name = "critic.safetensors"
     config_name = "critic.json"
 
-    def __init__(self, vlm_hidden_size: int, state_dim: int = 0, hidden_size: int = 256):
+    def __init__(self, vlm_hidden_size: int, state_dim: int = 0, hidden_size: int = 256, *, num_outputs: int = 1):
         super().__init__()
         self.config = {"vlm_hidden_size": vlm_hidden_size, "state_dim": state_dim, "hidden_size": hidden_size}
         self.norm = nn.LayerNorm(vlm_hidden_size)
         widths = [vlm_hidden_size + state_dim, hidden_size, hidden_size, hidden_size]
         hidden = [layer for a, b in zip(widths, widths[1:], strict=False) for layer in (nn.Linear(a, b), nn.SiLU())]
-        self.layers = nn.Sequential(*hidden, nn.Linear(hidden_size, 1))
+        self.layers = nn.Sequential(*hidden, nn.Linear(hidden_size, num_outputs))
         nn.init.zeros_(self.layers[-1].weight)
         nn.init.zeros_(self.layers[-1].bias)
 
@@ -53,17 +54,15 @@ class Critic(nn.Module):
 
         Without a state, a critic that reads it is given zeros.
         """
-        states = states.detach().float()
-        if attention_mask is None:
-            mean = states.mean(dim=1)
-        else:
-            weight = attention_mask[..., None].to(states.dtype)
-            mean = (states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+        return self.layers(self.features(mean_states(states, attention_mask), state))[:, 0]
+
+    def features(self, mean: torch.Tensor, state: torch.Tensor | None = None) -> torch.Tensor:
+        """mean state (B, vlm_hidden_size), robot's state (B, 1, state_dim) or None -> what the layers are given (B, …)"""
         features = self.norm(mean)
         if size := self.config["state_dim"]:
             own = features.new_zeros(len(features), size) if state is None else state[:, 0].float()
             features = torch.cat([features, own], dim=-1)
-        return self.layers(features)[:, 0]
+        return features
 
     def value(self, policy: VLAPreTrainedModel, inputs: dict) -> torch.Tensor:
         """Estimate the return from observations, float32 (B,), with gradients for the critic alone.
@@ -110,4 +109,51 @@ class Critic(nn.Module):
         return critic
 
 
-__all__ = ["Critic"]
+class DistributionalCritic(Critic):
+    """Estimates the distribution of the return over bins in [-1, 0], as RECAP's value function does (pi*0.6, 2511.14759).
+
+    Args:
+        vlm_hidden_size, state_dim, hidden_size: as for `Critic`.
+        num_bins: bins, the first at -1, the last at 0.
+    """
+
+    def __init__(self, vlm_hidden_size: int, state_dim: int = 0, hidden_size: int = 256, num_bins: int = 201):
+        super().__init__(vlm_hidden_size, state_dim, hidden_size, num_outputs=num_bins)
+        self.config["num_bins"] = num_bins
+        self.register_buffer("bins", torch.linspace(-1, 0, num_bins), persistent=False)
+
+    def start_from(self, mean_return: float) -> None:
+        """Make the bin of the mean return the likeliest."""
+        nn.init.zeros_(self.layers[-1].bias)
+        with torch.no_grad():
+            self.layers[-1].bias[self.bin_of(torch.tensor([mean_return]))] = 1.0
+
+    def bin_of(self, returns: torch.Tensor) -> torch.Tensor:
+        """Return the nearest bins of returns in [-1, 0], integers of the same shape."""
+        return ((returns.clamp(-1, 0) + 1) * (len(self.bins) - 1)).round().long()
+
+    def logits(self, mean: torch.Tensor, state: torch.Tensor | None = None) -> torch.Tensor:
+        """mean state (B, vlm_hidden_size), robot's state (B, 1, state_dim) or None -> (B, num_bins)"""
+        return self.layers(self.features(mean, state))
+
+    def expectation(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits (B, num_bins) -> values, float32 (B,)"""
+        return (logits.float().softmax(dim=-1) * self.bins).sum(dim=-1)
+
+    def forward(
+        self, states: torch.Tensor, attention_mask: torch.Tensor | None = None, state: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """As `Critic`: the mean of the distribution."""
+        return self.expectation(self.logits(mean_states(states, attention_mask), state))
+
+
+def mean_states(states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the mean of the attended ones of states (B, L, D): float32 (B, D), without gradient."""
+    states = states.detach().float()
+    if attention_mask is None:
+        return states.mean(dim=1)
+    weight = attention_mask[..., None].to(states.dtype)
+    return (states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+
+
+__all__ = ["Critic", "DistributionalCritic", "mean_states"]

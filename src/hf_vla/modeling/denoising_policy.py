@@ -15,7 +15,7 @@ class DenoisingPolicy(VLAPreTrainedModel):
     A framework builds `self.vlm` and `self.action_head` in `__init__`, and defines in `conditioning` what the head reads.
     """
 
-    sampling_options = frozenset(SamplingOptions.__dataclass_fields__)
+    sampling_options = frozenset(SamplingOptions.__dataclass_fields__) - {"guidance"}
 
     action_head: DenoisingActionHead
 

@@ -5,17 +5,22 @@ import torch
 from .action_head import FlowMatchingActionHead
 from .denoising_policy import DenoisingPolicy
 from .flow_exploration import FlowExploration
+from .sampling import PreparedOptions, SamplingOptions
 
 
 class FlowMatchingPolicy(DenoisingPolicy):
     """Base of PI, PI_v3, GR00T and Dual; their head is a `FlowMatchingActionHead`."""
 
+    sampling_options = DenoisingPolicy.sampling_options | {"guidance"}
     exploration_settings = frozenset(
         {"noisy_steps", "noise_level", "learned_std", "num_inference_steps", "executed_steps"}
     )
     trace_entries = ("before", "after", "step", "number", "timestep")
 
     action_head: FlowMatchingActionHead
+
+    def prepared_options(self, options: SamplingOptions, batch: int) -> PreparedOptions:
+        return super().prepared_options(options, batch if options.guidance is None else batch // 2)
 
     def draw_chunk(self, exploration, generator, *, state: torch.Tensor | None = None, **inputs):
         conditioning = self.action_head.transformer.prepare(self.conditioning(**inputs))

@@ -260,6 +260,7 @@ class VLAPreTrainedModel(ChunkDistribution, LeavesModelCard, PreTrainedModel):
         real_time_chunking: RealTimeChunking | None = None,
         on_step: Callable[[DenoisingStep], None] | None = None,
         output_attentions: bool = False,
+        guidance: float | None = None,
         **inputs,
     ) -> torch.Tensor:
         """Predict one action chunk per sample, or several.
@@ -278,6 +279,9 @@ class VLAPreTrainedModel(ChunkDistribution, LeavesModelCard, PreTrainedModel):
             on_step: called after each denoising step with a [`~hf_vla.modeling.sampling.DenoisingStep`].
             output_attentions: also give `on_step` the action head's attention weights. Flash and SDPA kernels don't return
                 them, so the head's attention is computed in plain torch in this call; predictions may differ in rounding.
+            guidance: for flow-matching policies and QwenFAST, beta of plain + beta (conditional - plain), of velocities or
+                log-probabilities of tokens. The inputs then have 2 B rows: the observations by prompts with a condition, and the
+                same ones, in the same order, by prompts without.
             inputs: the backbone's other inputs, and arguments that only this framework has.
 
         Returns:
@@ -295,7 +299,14 @@ class VLAPreTrainedModel(ChunkDistribution, LeavesModelCard, PreTrainedModel):
             real_time_chunking=real_time_chunking or from_fields,
             on_step=on_step,
             output_attentions=output_attentions,
+            guidance=guidance,
         )
+        if guidance is not None:
+            self.check_guidance()
+            if len(input_ids) % 2:
+                raise ValueError(
+                    f"guidance takes prompts with a condition and as many without; {len(input_ids)} rows are an odd number"
+                )
         wanted = ("real_time_chunking", "on_step", "output_attentions")
         if foreign := [name for name in wanted if getattr(options, name) and name not in self.sampling_options]:
             raise ValueError(f"{type(self).__name__} does not denoise its actions; leave out {', '.join(foreign)}")
@@ -333,6 +344,14 @@ class VLAPreTrainedModel(ChunkDistribution, LeavesModelCard, PreTrainedModel):
         """Raise a ValueError if prompts (B, L) are not this framework's; not inside `torch.compile`, which can't read them."""
         if self.placeholders is not None and not torch.compiler.is_compiling():
             check_placeholders(input_ids, self.config, self.placeholders)
+
+    def check_guidance(self) -> None:
+        """Raise a ValueError if predictions can't be guided away from those without a condition."""
+        if "guidance" not in self.sampling_options:
+            raise ValueError(
+                f"{type(self).__name__} can't be guided: only velocities of flow matching and logits of tokens can be mixed "
+                "(QwenPI, QwenPI_v3, QwenGR00T, QwenDual, QwenFAST). Leave guidance out, or set it to 1"
+            )
 
     @property
     def attends_padding(self) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
 
@@ -46,8 +46,12 @@ class SamplingOptions:
     real_time_chunking: RealTimeChunking | None = None
     on_step: Callable[[DenoisingStep], None] | None = None
     output_attentions: bool = False
+    guidance: float | None = None
 
     def __post_init__(self):
+        guidance = self.guidance
+        if guidance is not None and (not isinstance(guidance, Real) or isinstance(guidance, bool) or not guidance > 0):
+            raise ValueError(f"guidance is {guidance!r}; it must be a number above 0, of which 1 is no guidance")
         steps = self.num_inference_steps
         if steps is not None and (not isinstance(steps, Integral) or isinstance(steps, bool) or steps < 1):
             raise ValueError(f"num_inference_steps is {steps!r}; it must be a whole number, at least 1")
@@ -69,4 +73,10 @@ class PreparedOptions(SamplingOptions):
         pass  # checked before
 
 
-__all__ = ["DenoisingStep", "PreparedOptions", "SamplingOptions"]
+def guided(conditional_and_plain: torch.Tensor, guidance: float) -> torch.Tensor:
+    """Return plain + guidance (conditional - plain), (B, …), of both halves of (2 B, …) (classifier-free guidance, 2207.12598)."""
+    conditional, plain = conditional_and_plain.chunk(2)
+    return torch.lerp(plain, conditional, guidance)
+
+
+__all__ = ["DenoisingStep", "PreparedOptions", "SamplingOptions", "guided"]

@@ -11,7 +11,7 @@ from ..cards.model_card import LeavesModelCard
 from ..utils.observations import check_finite, check_instruction, number_array, rgb_image
 from ..utils.suggestions import did_you_mean
 from .images import resized, to_samples
-from .prompt import add_state, apply_template, reserved_pattern
+from .prompt import add_advantage, add_state, apply_template, reserved_pattern
 from .robot_units import RobotUnits
 from .saved_processor import SavedProcessor
 from .settings import ProcessorSettings
@@ -68,6 +68,7 @@ class VLAProcessor(RobotUnits, SavedProcessor, LeavesModelCard, ProcessorMixin):
         unnorm_key: str | Sequence[str] | None = None,
         normalized: bool = False,
         return_tensors: str = "pt",
+        advantage: str | Sequence[str | None] | None = None,
     ) -> BatchFeature:
         """Convert observations (and, for training, actions) of B samples to the model's inputs.
 
@@ -79,6 +80,8 @@ class VLAProcessor(RobotUnits, SavedProcessor, LeavesModelCard, ProcessorMixin):
             unnorm_key: whose statistics; one for all samples or one each. Optional if there is only one.
             normalized: `state` and `actions` are in normalised units already; no statistics are used.
             return_tensors: "pt".
+            advantage: for policies that were trained on advantages: "positive", "negative", or None for a prompt that tells none;
+                one for all samples or one each.
 
         Raises:
             ValueError: an argument has another count, shape, type or value than is possible.
@@ -100,6 +103,7 @@ class VLAProcessor(RobotUnits, SavedProcessor, LeavesModelCard, ProcessorMixin):
             keys = self._keys(unnorm_key, len(texts))
         keys = keys if needed else None
         state = self._state(state, keys, len(texts))
+        texts = self._with_advantages(texts, advantage)
         prompts = [self._prompt(t, None if state is None else state[i, 0]) for i, t in enumerate(texts)]
         if actions is not None:
             actions = self._actions(actions, keys, len(texts))
@@ -127,6 +131,14 @@ class VLAProcessor(RobotUnits, SavedProcessor, LeavesModelCard, ProcessorMixin):
                     f"{name.format(index=index)} contains {found[0]!r}, which stands for something else in a prompt (a special "
                     "token of the backbone, or a mark of the framework); leave it out"
                 )
+
+    def _with_advantages(self, texts: list[str], advantage: str | Sequence[str | None] | None) -> list[str]:
+        given = [advantage] * len(texts) if advantage is None or isinstance(advantage, str) else list(advantage)
+        if len(given) != len(texts):
+            raise ValueError(
+                f"{len(given)} advantages for {len(texts)} instructions; give one for all, or one for each"
+            )
+        return [add_advantage(self.advantage_template, t, a) for t, a in zip(texts, given, strict=True)]
 
     def _encode(self, images: list[list], prompts: list[str], actions: np.ndarray | None) -> dict[str, torch.Tensor]:
         """Return the backbone's tensors, of resized images and texts; `actions` are normalised (B, T, A), which FAST encodes."""

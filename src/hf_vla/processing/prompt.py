@@ -10,6 +10,11 @@ ACTION_PLACEHOLDER = "🔍"
 STATE_MARKS = ("[STATE]", "[ACTION]")
 ACTION_MARKS = ("<action>", ACTION_PLACEHOLDER)
 NUM_STATE_BINS = 256
+#: How an instruction is followed by what pi*0.6 conditions on (2511.14759)
+ADVANTAGE_TEMPLATE = "{instruction} Advantage: {advantage}"
+ADVANTAGES = ("positive", "negative")
+#: What a tokenizer that is made for a policy should spell in few tokens
+ADVANTAGE_TEXTS = [f" Advantage: {advantage}" for advantage in ADVANTAGES]
 #: "{name}" and how other template languages write it: "${name}", "{{name}}", "{name!r:>8}"
 _FIELD = re.compile(r"\{\{\s*[\w.\[\]]*\s*\}\}|\$?\{\s*[\w.\[\]]*\s*(?:![rsa])?(?::[^{}\s\"']*)?\}")
 _RESERVED: WeakKeyDictionary = WeakKeyDictionary()
@@ -69,6 +74,35 @@ def check_template(template: str | None) -> None:
         raise ValueError(
             f"prompt_template has no {{instruction}}: {template!r:.200}; the policy would never be told its instruction. Write "
             "{instruction} where it goes, or leave the template out"
+        )
+
+
+def add_advantage(template: str | None, instruction: str, advantage: str | None) -> str:
+    """Return the instruction with its advantage, "positive" or "negative", by the template; None leaves it as it is.
+
+    Raises:
+        ValueError: another advantage, or one for a policy that is not told any.
+    """
+    if advantage is None:
+        return instruction
+    if template is None:
+        raise ValueError(
+            f"advantage is {advantage!r:.80}, and this policy was not trained on advantages: its processor has no "
+            "advantage_template; leave it out, or train with advantage in the recipe"
+        )
+    if advantage not in ADVANTAGES:
+        raise ValueError(f"advantage is {advantage!r:.80}; possible: {', '.join(ADVANTAGES)}, None")
+    return template.replace("{advantage}", advantage).replace("{instruction}", instruction)
+
+
+def check_advantage_template(template: str | None) -> None:
+    """Raise a ValueError unless a template has places for instruction and advantage, or is None."""
+    if template is None:
+        return
+    if not isinstance(template, str) or sorted(_FIELD.findall(template)) != ["{advantage}", "{instruction}"]:
+        raise ValueError(
+            f"advantage_template is {template!r:.200}; give a text with {{instruction}} and {{advantage}}, each once, such as "
+            f"{ADVANTAGE_TEMPLATE!r}, or None"
         )
 
 

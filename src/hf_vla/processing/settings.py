@@ -10,7 +10,7 @@ import numpy as np
 from ..robots.normalization import UNNORMALIZATIONS
 from ..robots.robot_types import known_robot
 from .input_contract import InputContract
-from .prompt import check_template
+from .prompt import check_advantage_template, check_template
 
 
 @dataclass
@@ -34,6 +34,9 @@ class ProcessorSettings:
             results before were obtained ([`~hf_vla.robots.Normalizer.unnormalize_as_published`]).
         action_names (`dict`, *optional*): {key: one name per dimension}.
         prompt_template (`str`, *optional*): text around the instruction; "{instruction}" stands for it, state text included.
+        advantage_template (`str`, *optional*):
+            How the prompt of a policy that was trained on advantages tells one: "{instruction} Advantage: {advantage}". None is a
+            policy that is not told any.
         image_size (`[width, height]`, *optional*): images are resized to it (bicubic, aspect not kept); `None` leaves them.
         resize_to_patches (`bool`, *optional*, defaults to `False`):
             Then resize by PIL to a multiple of the patch size, as StarVLA does for Qwen2.5-VL.
@@ -61,6 +64,7 @@ class ProcessorSettings:
     robot_types: Mapping[str, str | None] | None = None
     unnormalization: str = "current"
     input_contract: InputContract | Mapping[str, Any] | None = None
+    advantage_template: str | None = None
 
     def __post_init__(self):
         if self.image_size is not None:
@@ -69,6 +73,7 @@ class ProcessorSettings:
                 raise ValueError(f"image_size is {self.image_size!r}; give [width, height] or None")
             self.image_size = [int(side) for side in sides]
         check_template(self.prompt_template)
+        check_advantage_template(self.advantage_template)
         if self.unnormalization not in UNNORMALIZATIONS:
             raise ValueError(f"unnormalization is {self.unnormalization!r}; possible: {', '.join(UNNORMALIZATIONS)}")
         for name in ("statistics", "normalization_modes", "normalization_options", "robot_types", "action_names"):

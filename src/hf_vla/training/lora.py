@@ -22,7 +22,7 @@ from ..utils.suggestions import did_you_mean
 from .checkpointing import SAVING
 from .parameter_groups import suggest_modules
 
-ALL_LINEAR = "all-linear"
+ALL_LINEAR, NONE = "all-linear", "none"
 #: Settings that a resumed run must share with its checkpoint; which modules are adapted shows in the names of the tensors.
 _UNCHANGEABLE = ("r", "lora_alpha", "use_rslora", "use_dora", "trainable_token_indices")
 
@@ -124,8 +124,10 @@ def modules_to_save(model: nn.Module, given: list[str] | None) -> list[str]:
     """Return the full names of the modules to train in full: those `given`, or all outside the backbone.
 
     Args:
-        given: ends of module names.
+        given: ends of module names, or `["none"]`.
     """
+    if given == [NONE]:
+        return []
     if given is None:
         names = [name for name, _ in model.named_children() if name != "vlm"]
     else:

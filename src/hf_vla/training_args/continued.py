@@ -64,6 +64,12 @@ def check_continued(
             logger.warning(f"{policy} is trained for other inputs of {key!r} than before: {'; '.join(problems)}")
 
 
+def differences_of_inputs(processor, dataset: LeRobotDataset, use_state: bool) -> list[str]:
+    """Return what keeps a policy, which has the dataset's statistics key, from reading its frames as in training; told for `hf-vla train`."""
+    before = processor.input_contract.of(dataset.unnorm_key)
+    return list(_problems(before, contract_of_dataset(processor, dataset, use_state, before=before)))
+
+
 def _problems(before: InputContract, now: InputContract) -> Iterator[str]:
     if before.cameras and now.cameras != before.cameras:
         yield (
@@ -174,6 +180,7 @@ def _same_statistics(one: dict, other: dict) -> bool:
 
 __all__ = [
     "check_continued",
+    "differences_of_inputs",
     "modes_of_policy",
     "say_beyond_statistics",
     "say_changed_modes",

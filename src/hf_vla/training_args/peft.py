@@ -19,7 +19,7 @@ class PeftArguments:
         lora_target_modules: the modules that get LoRA: endings of module names ("q_proj"), or "all-linear" for all linear
             layers of the backbone. By default those of the backbone's language model, not of its vision tower.
         modules_to_save: the modules that are trained in full and saved with the adapter: endings of module names. By default
-            everything outside the backbone. QwenFAST, which has nothing there, always trains the embeddings of its action
+            everything outside the backbone; "none" is nothing, for adapters of the head too. QwenFAST, which has nothing there, always trains the embeddings of its action
             tokens.
         use_rslora: divide by the square root of the rank instead (Kalajdzievski 2023, arXiv 2312.03732).
         use_dora: learn magnitude and direction separately (Liu et al. 2024, arXiv 2402.09353).

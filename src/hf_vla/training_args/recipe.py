@@ -17,9 +17,10 @@ from ..data import DatasetMixture, ImageAugmentation, LeRobotDataset, LlavaDatas
 from ..data.checks import all_made, episode_list
 from ..data.frame_times import TIMESTAMPS, checked_rule
 from ..data.named_mixtures import load_named_mixture
+from ..data.outcomes import successful_episodes
 from ..data.preflight import NO_CAMERAS, open_to_train, readable_part
 from ..processing.new_backbone import write_new_backbone
-from ..processing.prompt import check_template
+from ..processing.prompt import ADVANTAGE_TEMPLATE, ADVANTAGE_TEXTS, check_template
 from ..registry import FRAMEWORKS, class_of, frameworks
 from ..robots.action_modes import ACTION_MODES
 from ..robots.normalization import MODES, NEARLY_CONSTANT, Normalizer, hardly_moving, not_binary
@@ -79,7 +80,8 @@ class PolicyArguments:
         default=False, metadata={"help": "let cameras, state and dimensions differ from those policy was trained on"}
     )
     keep_statistics: bool = field(
-        default=False, metadata={"help": "keep the statistics of policy's keys instead of replacing them by the data's"}
+        default=False,
+        metadata={"help": "keep the statistics of policy's keys instead of replacing them by the data's"},
     )
     framework: str | None = field(default=None, metadata={"help": f"for a new policy: {', '.join(FRAMEWORKS)}"})
     base_vlm: str | None = field(default=None, metadata={"help": "backbone of a new policy (folder or repository)"})
@@ -153,6 +155,10 @@ class DataArguments:
             are q99, min_max, mean_std, binary and none. By default the robot type's, or q99.
         binary_threshold: a binary dimension is 1 above it; by default the robot type's, or 0.5.
         augmentation: fields of `hf_vla.data.ImageAugmentation`; by default images are not changed.
+        successes_only: leave out the episodes that were not solved.
+        advantage: tag of the labels that `hf-vla label` wrote beside each dataset: the prompt then says whether the advantage of a
+            sample is positive or negative. "positive" says so of all samples, without labels.
+        advantage_dropout: share of the samples whose prompt does not say it, without which there is no guidance.
         on_error: "raise", or "skip" to skip frames that can't be read, which is counted and logged.
         frame_cache: folder in which decoded video frames are kept for later epochs and runs; see docs/data.md.
         vlm_dataset: conversations to co-train with, as files in LLaVA's JSON format; see [`~hf_vla.data.LlavaDataset`].
@@ -190,6 +196,12 @@ class DataArguments:
     state_normalization: list[str] | None = field(default=None, metadata={"help": "for states, likewise"})
     binary_threshold: float | None = field(default=None, metadata={"help": "a binary dimension is 1 above it"})
     augmentation: dict | str | None = field(default=None, metadata={"help": "JSON: fields of ImageAugmentation"})
+    successes_only: bool = field(default=False, metadata={"help": "leave out episodes that were not solved"})
+    advantage: str | None = field(
+        default=None,
+        metadata={"help": "tag of hf-vla label's advantages, which the prompt tells; or positive, for all"},
+    )
+    advantage_dropout: float = field(default=0.3, metadata={"help": "share of prompts that don't tell the advantage"})
     on_error: str = field(default="raise", metadata={"help": "raise, or skip frames that can't be read"})
     frame_cache: str | None = field(default=None, metadata={"help": "folder that keeps decoded video frames"})
     vlm_dataset: list[str] | None = field(
@@ -225,6 +237,8 @@ class DataArguments:
                 f"action_mode is {self.action_mode!r}; possible: {', '.join(ACTION_MODES)}. How actions are normalised is "
                 f"action_normalization, of which known are {', '.join(MODES)}"
             )
+        if not 0 <= self.advantage_dropout < 1:
+            raise ValueError(f"advantage_dropout is {self.advantage_dropout}; it must be in [0, 1)")
         if self.robot is not None:
             find_robot(self.robot)
         for modality in ("action", "state"):
@@ -313,6 +327,8 @@ class DataArguments:
                 raise ValueError(f"{', '.join(blind)}: {NO_CAMERAS}")
             if self.on_error == "skip":
                 members = [readable_part(member) for member in members]
+            if self.successes_only:
+                members = [member.with_episodes(successful_episodes(member)) for member in members]
             return DatasetMixture([hold_out(member) if hold_out else member for member in members], weights, **options)
 
         options = {
@@ -320,6 +336,7 @@ class DataArguments:
             "on_error": self.on_error,
             "balance_by_size": self.balance_by_size,
             "augmentation": ImageAugmentation(**self.augmentation) if self.augmentation else None,
+            "advantage_dropout": 0.0 if self.advantage is None else self.advantage_dropout,
         }
         reading = {
             "action_mode": self.action_mode,
@@ -327,6 +344,7 @@ class DataArguments:
             "on_missing": self.on_error,
         }
         reading["timestamps"] = self.timestamps or "stored"
+        reading["advantage"] = self.advantage
         if self.mixture:
             options |= {"action_horizon": action_horizon, "frame_cache": self.frame_cache, "member_options": reading}
             return load_named_mixture(mix, self.mixture, self.data_root, **options)
@@ -384,6 +402,8 @@ def _new_policy(policy: PolicyArguments, data: DataArguments, datasets: list[LeR
         fields |= {"image_processor_config": policy.image_processor_config, "dtype": policy.dtype}
         return model_class.from_vlm(policy.base_vlm, **fields, **loading_options)
     texts = sorted({text for dataset in datasets for text in dataset.instructions})
+    if data.advantage is not None:
+        texts += ADVANTAGE_TEXTS
     for conversations in data.conversations or []:
         texts.extend(conversations.texts())
     with tempfile.TemporaryDirectory() as folder:
@@ -493,6 +513,15 @@ def _describe_data(
     if data.prompt_template:
         processor.prompt_template = data.prompt_template
     check_template(processor.prompt_template)
+    if data.advantage is not None:
+        processor.advantage_template = processor.advantage_template or ADVANTAGE_TEMPLATE
+    elif processor.advantage_template is not None:
+        logger.warning(
+            "%s was trained to be told whether the advantage is positive; without advantage in the recipe it is trained and asked "
+            "without from now on",
+            continued.policy,
+        )
+        processor.advantage_template = None
     for dataset in mixture.datasets:
         texts = [text for text in dataset.instructions if not is_blank(text)]  # `check` finds rows without instruction
         processor.check_instructions(texts, f"an instruction of {dataset.name}")

@@ -14,7 +14,7 @@ from ..modeling_vla import VLAPreTrainedModel
 from ..sampling import SamplingOptions
 from .action_codebook import ActionCodebook, ActionTokenConstraint
 from .configuration_qwen_fast import GENERATION_CONSTRAINTS, QwenFASTConfig
-from .token_draws import GumbelNoise, token_log_probs
+from .token_draws import GuidedTokens, GumbelNoise, token_log_probs
 
 logger = logging.get_logger(__name__)
 
@@ -24,6 +24,7 @@ class QwenFASTForActionPrediction(VLAPreTrainedModel):
 
     config_class = QwenFASTConfig
     labels_are_actions = True
+    sampling_options = frozenset({"guidance"})
     exploration_settings = frozenset({"temperature"})
     trace_entries = ("tokens",)
 
@@ -98,7 +99,7 @@ class QwenFASTForActionPrediction(VLAPreTrainedModel):
         """Generate one action chunk per sample, greedily unless `generation_options` say otherwise.
 
         Args:
-            options: not read; sampling draws from torch's global generator.
+            options: of which `guidance` is read; sampling draws from torch's global generator.
             input_ids, inputs: the prompts. In a training batch, `labels` say where the actions' tokens begin, which are cut off.
             constraint: "tokens", "length" or None, by default the config's `generation_constraint`.
             zeros_if_undecodable: predict zeros if a generation can't be decoded; by default the config's.
@@ -106,9 +107,12 @@ class QwenFASTForActionPrediction(VLAPreTrainedModel):
             generation_options: for transformers' `generate`, for example {"do_sample": True, "temperature": 0.7}.
 
         Raises:
-            ValueError: a generation can't be decoded, and `zeros_if_undecodable` is false.
+            ValueError: a generation can't be decoded, and `zeros_if_undecodable` is false; guidance of generations that are not
+                greedy.
         """
         config = self.config
+        if options.guidance is not None and generation_options:
+            raise ValueError("guidance is for greedy generation: leave generation_options or guidance out")
         codebook = self.codebook()
         constraint = config.generation_constraint if constraint == "config" else constraint
         if constraint not in GENERATION_CONSTRAINTS:
@@ -116,6 +120,8 @@ class QwenFASTForActionPrediction(VLAPreTrainedModel):
         inputs = self._prompts(input_ids, labels, inputs)
         length = inputs["input_ids"].shape[1]
         processors = self._constraints(codebook, constraint, length)
+        if options.guidance is not None:
+            processors = LogitsProcessorList([GuidedTokens(options.guidance), *processors])
         generated = self.vlm.generate(
             **inputs,
             logits_processor=processors,
@@ -124,6 +130,8 @@ class QwenFASTForActionPrediction(VLAPreTrainedModel):
             pad_token_id=config.end_token_id,
             **{"do_sample": False, **self.decoding, **(generation_options or {})},
         )
+        if options.guidance is not None:
+            generated = generated[: len(generated) // 2]
         zeros = config.zeros_if_undecodable if zeros_if_undecodable is None else zeros_if_undecodable
         return self._decode(codebook, generated[:, length:].tolist(), zeros).to(input_ids.device)
 

@@ -5,6 +5,7 @@ from torch import nn
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from ..backbone import with_positions, with_token_types
+from ..sampling import guided
 
 
 class GumbelNoise(LogitsProcessor):
@@ -21,6 +22,16 @@ class GumbelNoise(LogitsProcessor):
         uniform = torch.rand(scores.shape, generator=self.generator, device=drawn_on, dtype=torch.float64)
         gumbel = -torch.log(-torch.log(uniform.clamp(min=1e-300)))
         return scores.float() / self.temperature + gumbel.to(scores.device, torch.float32)
+
+
+class GuidedTokens(LogitsProcessor):
+    """Gives both halves of a batch, prompts with a condition and without, plain + guidance (conditional - plain) of their logits."""
+
+    def __init__(self, guidance: float):
+        self.guidance = guidance
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        return guided(scores.float(), self.guidance).repeat(2, 1)
 
 
 def token_log_probs(
@@ -60,4 +71,4 @@ def token_log_probs(
     return log_probs.where(is_token, 0.0).sum(dim=1)
 
 
-__all__ = ["GumbelNoise", "token_log_probs"]
+__all__ = ["GuidedTokens", "GumbelNoise", "token_log_probs"]
