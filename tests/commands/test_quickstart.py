@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hf_vla.commands.quickstart import main
 
@@ -32,11 +33,13 @@ def test_from_demonstrations_to_result_and_never_twice(tmp_path):
     first = quickstart(tmp_path)
     assert first.returncode == 0, first.stderr
     result = json.loads((tmp_path / "result.json").read_text())
-    assert set(result) == {"episodes", "success", "untrained_success", "blind_success", "minutes", "policy"}
+    assert set(result) == {
+        "episodes", "success", "untrained_success", "blind_success", "minutes", "processor_minutes", "policy",
+    }  # fmt: skip
     assert result["episodes"] == 1 and set(result["success"]) == {"drawer-open"}
     # Six steps are too few for anybody to open a drawer, and two steps of training teach nothing.
     assert result["success"] == result["untrained_success"] == result["blind_success"] == {"drawer-open": 0}
-    assert result["minutes"] > 0 and (Path(result["policy"]) / "model.safetensors").is_file()
+    assert result["minutes"] > 0 < result["processor_minutes"] and (Path(result["policy"]) / "model.safetensors").is_file()
     assert (tmp_path / "evaluation" / "success_summary.png").is_file()
 
     again = quickstart(tmp_path)
@@ -45,9 +48,50 @@ def test_from_demonstrations_to_result_and_never_twice(tmp_path):
     assert json.loads((tmp_path / "result.json").read_text()) == result
 
 
+def test_stages_that_were_interrupted_go_on(tmp_path, monkeypatch):
+    """What each stage is called with, first of all and after a training that was killed when it had a checkpoint."""
+    called, fails = [], ["train"]
+
+    def run(command):
+        stage = next(name for name in ("record", "train", "eval") if name in command)
+        called.append(command[command.index(stage) :])
+        if stage == "train":
+            (tmp_path / "policy" / "checkpoint-500").mkdir(parents=True, exist_ok=True)
+        if stage == "eval":
+            (tmp_path / "evaluation").mkdir()
+            rows = [("none", "libero_object/0", 3), ("wrong instruction", "libero_object/0", 1)]
+            lines = [f"{control},{task},4,{number}" for control, task, number in rows]
+            (tmp_path / "evaluation" / "success_summary.csv").write_text(
+                "\n".join(["control,task,episodes,successes", *lines, ""])
+            )
+        return subprocess.CompletedProcess(command, int(stage in fails))
+
+    monkeypatch.setattr("hf_vla.commands.quickstart.subprocess.run", run)
+    monkeypatch.setattr("hf_vla.cards.model_card.add_results", lambda *_: None)
+    arguments = ["--recipe", "libero_object", "--output", str(tmp_path), "--episodes", "4"]
+    with pytest.raises(SystemExit):
+        main(arguments)
+    fails.clear()
+    main(arguments)
+    record, first, second, evaluate = called
+    assert first[:2] == second[:2] == ["train", "libero_object"]
+    assert "--resume_from_checkpoint" not in first and second[-2:] == ["--resume_from_checkpoint", "true"]
+    recording, evaluating = (yaml.safe_load(Path(command[1]).read_text()) for command in (record, evaluate))
+    assert recording["env_config"]["targets"] == "any" and recording["suite"] == evaluating["suite"]
+    assert evaluating["episodes"] == 4 and evaluating["wrong_instruction"] is True
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["success"] == {"libero_object/0": 3} and result["episodes"] == 4
+    assert result["wrong_instruction_success"] == {"libero_object/0": 1}
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--tasks", "open-the-fridge"], "open-the-fridge"), (["--episodess", "3"], "did you mean --episodes")],
+    [
+        (["--tasks", "open-the-fridge"], "open-the-fridge"),
+        (["--episodess", "3"], "did you mean --episodes"),
+        (["--recipe", "libero"], "the recipe libero does not say what to record and how to evaluate"),
+        (["--recipe", "quickstat"], "did you mean quickstart"),
+    ],
 )
 def test_bad_input_stops_with_one_line(tmp_path, flags, message, capfd):
     with pytest.raises(SystemExit) as stopped:

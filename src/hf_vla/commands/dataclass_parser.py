@@ -16,6 +16,7 @@ class _DataclassParser(ArgumentParser, HfArgumentParser):
     """transformers' flags for the fields of dataclasses, with our reading of YAML files and our errors."""
 
     packaged = RECIPES
+    of_other_commands = ("record", "eval")  # see hf-vla quickstart
 
 
 def parse_dataclasses(

@@ -31,7 +31,7 @@ from ..utils.suggestions import did_you_mean
 from ..utils.text import printable
 from .packaged import find_file, names
 
-__all__ = ["ArgumentParser", "add_import_flag", "log_to_console", "one_line_errors"]
+__all__ = ["ArgumentParser", "add_import_flag", "log_to_console", "one_line_errors", "read_yaml"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
     #: Folder whose files the YAML file and its base may name by their stem, or None.
     packaged: Path | None = None
+    #: Keys of the YAML file that are for other commands.
+    of_other_commands: Sequence[str] = ()
 
     def __init__(self, *args: Any, takes_file: bool = True, **kwargs: Any):
         # Abbreviations would let a mistyped flag pass for another one.
@@ -103,35 +105,12 @@ class ArgumentParser(argparse.ArgumentParser):
             for action, required, default in before:
                 action.required, action.default = required, default
 
-    def _read_yaml(self, path: str, including: tuple[str, ...] = ()) -> dict[str, Any]:
-        """Return the file's mapping; what it lacks is taken from the file that its key `base` names, relative to it."""
-        if self.packaged is not None:
-            try:
-                path = str(find_file(path, self.packaged, "recipe"))
-            except FileNotFoundError as error:
-                self.error(str(error))
-        try:
-            with open(path, encoding="utf-8") as file:
-                content = yaml.safe_load(file)
-        except (OSError, UnicodeDecodeError) as error:
-            self.error(f"cannot read {path}: {error}")
-        except yaml.YAMLError as error:
-            self.error(f"{path} is not valid YAML: {' '.join(str(error).split())}")
-        if not isinstance(content, dict):
-            self.error(f"{path} holds a {type(content).__name__}; it must map flag names to values")
-        content = {str(key).replace("-", "_"): value for key, value in content.items()}
-        base = content.pop("base", None)
-        if base is None:
-            return content
-        file = os.path.normpath(os.path.join(os.path.dirname(path), str(base)))
-        if not os.path.isfile(file) and self.packaged is not None and str(base) in names(self.packaged):
-            file = str(self.packaged / f"{base}.yaml")
-        if file in (including := (*including, os.path.normpath(path))):
-            self.error(f"{path} is its own base, by way of {', '.join(including)}")
-        return {**self._read_yaml(file, including), **content}
-
     def _flags_from_yaml(self, path: str, already: dict[str, Any]) -> list[str]:
-        content = self._read_yaml(path)
+        try:
+            content = read_yaml(path, self.packaged)
+        except (ValueError, OSError) as error:
+            self.error(str(error))
+        content = {name: value for name, value in content.items() if name not in self.of_other_commands}
         for name in _listed(content.get("import")):
             import_user_code(str(name))
         # Reversed, so that of `--flag` and its opposite `--no_flag` the first counts.
@@ -166,6 +145,40 @@ class ArgumentParser(argparse.ArgumentParser):
         if len(texts) != 1:
             self.error(f"{where} is a list of {len(texts)}; possible: one value")
         return [f"{option}={texts[0]}"]
+
+
+def read_yaml(path: str, packaged: Path | None = None, including: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the mapping in a YAML file; what it lacks is taken from the file that its key `base` names, relative to it.
+
+    Args:
+        path: the file or, if `packaged` is a folder, the bare name of one in it.
+        including: files whose base this one is.
+
+    Raises:
+        ValueError: the file is not valid YAML, holds no mapping, or is its own base.
+        OSError: it cannot be read.
+    """
+    if packaged is not None:
+        path = str(find_file(path, packaged, "recipe"))
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; it must map flag names to values")
+    content = {str(key).replace("-", "_"): value for key, value in content.items()}
+    base = content.pop("base", None)
+    if base is None:
+        return content
+    file = os.path.normpath(os.path.join(os.path.dirname(path), str(base)))
+    if not os.path.isfile(file) and packaged is not None and str(base) in names(packaged):
+        file = str(packaged / f"{base}.yaml")
+    if file in (including := (*including, os.path.normpath(path))):
+        raise ValueError(f"{path} is its own base, by way of {', '.join(including)}")
+    return {**read_yaml(file, packaged, including), **content}
 
 
 def add_import_flag(parser: argparse.ArgumentParser) -> None:

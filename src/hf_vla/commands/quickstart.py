@@ -1,9 +1,12 @@
 """The main job, end to end: demonstrations from a simulator -> a trained policy -> closed-loop success, with controls.
 
-    hf-vla quickstart --output outputs/quickstart
+    hf-vla quickstart
+    hf-vla quickstart --recipe libero_object
 
-Runs `hf-vla record`, `hf-vla train quickstart` and `hf-vla eval`, and prints each command. A stage that is
-finished is not run again after an interruption. Leaves result.json with the success rates beside the figures.
+Runs `hf-vla record`, `hf-vla train RECIPE` and `hf-vla eval`, and prints each command. What is recorded and how the policy
+is evaluated stand in the recipe, under `record` and `eval`. After an interruption the same command goes on where it was:
+finished stages are not run again, a recording and an evaluation keep their finished episodes, and a training whose recipe
+saves checkpoints goes on from the last one. Leaves result.json with the success rates beside the figures.
 """
 
 import csv
@@ -16,28 +19,34 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 # One thread per process: the parallelism is in the processes, and idle threads that spin slow them down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import yaml
+
 from ..utils.files import atomic_write
 from .command import command
-from .parser import ArgumentParser, log_to_console
+from .packaged import RECIPES
+from .parser import ArgumentParser, log_to_console, read_yaml
 
-# On the executed actions, not on the recorded ones: the expert shows how to come back (Laskey et al. 2017).
-NOISE = 0.1
-TASKS = ("button-press-topdown", "drawer-open", "window-open")
+_CONTROLS = {"none": "trained", "blind": "blind", "wrong instruction": "wrong instruction", "untrained": "untrained"}
 
 
 def make_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="hf-vla quickstart", description=__doc__)
-    parser.add_argument("--output", default="outputs/quickstart", help="folder for everything")
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="MetaWorld tasks of the one policy")
-    parser.add_argument("--demonstrations", type=int, default=100, help="episodes to record for each task")
-    parser.add_argument("--episodes", type=int, default=20, help="episodes to evaluate for each task and control")
-    parser.add_argument("--max-steps", type=int, default=250, help="steps after which an evaluated episode has failed")
-    parser.add_argument("--recipe", default="quickstart", help="training recipe")
+    parser.add_argument("--recipe", default="quickstart", help="training recipe with the settings of the other stages")
+    parser.add_argument("--output", help="folder for everything; default: outputs/RECIPE")
+    parser.add_argument("--tasks", nargs="+", help="the simulator's tasks; default: the recipe's")
+    parser.add_argument("--demonstrations", type=int, help="episodes to record for each task; default: the recipe's")
+    parser.add_argument(
+        "--episodes", type=int, help="episodes to evaluate for each task and control; default: the recipe's"
+    )
+    parser.add_argument(
+        "--max-steps", type=int, help="steps after which an evaluated episode has failed; default: the recipe's"
+    )
     parser.add_argument("--train-steps", type=int, help="training steps; default: the recipe's")
     return parser
 
@@ -53,24 +62,33 @@ class Stages:
     def __init__(self, folder: Path, imports: Sequence[str] = ()):
         self.imports = [f"--import={name}" for name in imports]
         self.file = folder / "stages.json"
-        self.seconds: dict[str, float] = json.loads(self.file.read_text()) if self.file.exists() else {}
+        #: stage -> "seconds" and "processor_seconds", which its processes together used
+        self.done: dict[str, dict[str, float]] = json.loads(self.file.read_text()) if self.file.exists() else {}
 
-    def run(self, name: str, subcommand: str, output: Path, *arguments: str, processes: int = 1) -> None:
-        if name in self.seconds:
-            print(f"[{name}] done already, in {self.seconds[name]:.0f} s", flush=True)
+    def run(self, name: str, subcommand: str, *arguments: str, processes: int = 1) -> None:
+        if name in self.done:
+            print(f"[{name}] done already, in {self.done[name]['seconds']:.0f} s", flush=True)
             return
-        if output.exists():
-            shutil.rmtree(output)  # of a run that was interrupted
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         command = [*launcher * (processes > 1), "-m", "hf_vla", subcommand, *arguments, *self.imports]
         print(f"[{name}] python {shlex.join(command)}", flush=True)
-        start = time.monotonic()
+        start, used = time.monotonic(), _processor_seconds()
         status = subprocess.run([sys.executable, *command]).returncode
         if status:
             raise OSError(f"stage {name} failed with status {status}; see its message above")
-        self.seconds[name] = time.monotonic() - start
-        write_json(self.file, self.seconds)
-        print(f"[{name}] took {self.seconds[name]:.0f} s", flush=True)
+        took = {"seconds": time.monotonic() - start, "processor_seconds": _processor_seconds() - used}
+        self.done[name] = took
+        write_json(self.file, self.done)
+        print(
+            f"[{name}] took {took['seconds']:.0f} s, and {took['processor_seconds']:.0f} s of processor time",
+            flush=True,
+        )
+
+
+def _processor_seconds() -> float:
+    """The processor time of all processes that this one started and that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def write_json(file: Path, content: dict) -> None:
@@ -78,11 +96,23 @@ def write_json(file: Path, content: dict) -> None:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def successes(summary: Path, tasks: list[str], control: str) -> dict[str, int]:
-    """Return the solved episodes per task, of the policy itself ("none") or of a control."""
+def write_settings(file: Path, content: dict[str, Any]) -> str:
+    """Write a command's settings into a YAML file for it, and return the file's name."""
+    with atomic_write(file) as partial:
+        partial.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return str(file)
+
+
+def successes(summary: Path) -> tuple[dict[str, dict[str, int]], int]:
+    """Return the solved episodes, control -> task -> number, and how many there are of each task.
+
+    The policy itself is the control "none".
+    """
+    found: dict[str, dict[str, int]] = {}
     with summary.open(newline="") as file:
-        rows = {(row["task"], row["control"]): int(row["successes"]) for row in csv.DictReader(file)}
-    return {task: rows[task, control] for task in tasks}
+        for row in csv.DictReader(file):
+            found.setdefault(row["control"], {})[row["task"]] = int(row["successes"])
+    return found, int(row["episodes"])
 
 
 @command(extra="sim")
@@ -93,46 +123,68 @@ def main(argv: list[str] | None = None) -> None:
 
     from ..cards.model_card import add_results
 
-    output, tasks = Path(arguments.output), arguments.tasks
+    recipe = read_yaml(arguments.recipe, RECIPES)
+    if not isinstance(recipe.get("record"), dict) or not isinstance(recipe.get("eval"), dict):
+        raise ValueError(
+            f"the recipe {arguments.recipe} does not say what to record and how to evaluate; it needs `record` and `eval`, with "
+            "the settings of hf-vla record and hf-vla eval"
+        )
+    recording, evaluating = dict(recipe["record"]), dict(recipe["eval"])
+    if arguments.tasks:
+        for settings in (recording, evaluating):
+            settings.pop("suite", None)
+            settings["task"] = arguments.tasks
+    recording |= _given(episodes=arguments.demonstrations)
+    evaluating |= _given(episodes=arguments.episodes, max_steps=arguments.max_steps)
+
+    output = Path(arguments.output or Path("outputs") / Path(arguments.recipe).stem)
     demonstrations, policy, evaluation = output / "demonstrations", output / "policy", output / "evaluation"
     workers = str(min(2, os.cpu_count() or 1))
     output.mkdir(parents=True, exist_ok=True)
     stages = Stages(output, getattr(arguments, "import") or ())
     stages.run(
-        "record", "record", demonstrations,
-        "--env", "metaworld", "--task", *tasks, "--episodes", str(arguments.demonstrations),
-        "--noise", str(NOISE), "--output", str(demonstrations), "--num-workers", workers,
+        "record", "record", write_settings(output / "record.yaml", recording),
+        "--output", str(demonstrations), "--num-workers", workers,
     )  # fmt: skip
     options = ["--max_steps", str(arguments.train_steps)] if arguments.train_steps else []
     processes = 1
     if not torch.accelerator.is_available() and (os.cpu_count() or 1) > 1:
-        processes = 2  # one thread each; the batch of 32 is split between them
-        options += ["--use_cpu", "true", "--per_device_train_batch_size", "16"]
+        processes = 2  # one thread each; the batch is split between them
+        batch = int(recipe.get("per_device_train_batch_size", 8))
+        options += ["--use_cpu", "true", "--per_device_train_batch_size", str(max(1, batch // processes))]
+    if any(policy.glob("checkpoint-*")):
+        options += ["--resume_from_checkpoint", "true"]
+    elif policy.exists() and "train" not in stages.done:
+        shutil.rmtree(policy)  # of a run that was interrupted before it saved anything
     stages.run(
-        "train", "train", policy,
+        "train", "train",
         arguments.recipe, "--dataset", str(demonstrations), "--output_dir", str(policy), *options,
         processes=processes,
     )  # fmt: skip
     stages.run(
-        "evaluate", "eval", evaluation,
-        "--model", str(policy), "--env", "metaworld", "--task", *tasks, "--episodes", str(arguments.episodes),
-        "--max-steps", str(arguments.max_steps), "--blind", "--output", str(evaluation), "--num-workers", workers,
+        "evaluate", "eval", write_settings(output / "eval.yaml", evaluating),
+        "--model", str(policy), "--output", str(evaluation), "--num-workers", workers,
     )  # fmt: skip
     summary = evaluation / "success_summary.csv"
+    solved, episodes = successes(summary)
     result = {
-        "episodes": arguments.episodes,
-        "success": successes(summary, tasks, "none"),
-        "untrained_success": successes(summary, tasks, "untrained"),
-        "blind_success": successes(summary, tasks, "blind"),
-        "minutes": round(sum(stages.seconds.values()) / 60, 2),
+        "episodes": episodes,
+        "success": solved["none"],
+        **{f"{control.replace(' ', '_')}_success": solved[control] for control in solved if control != "none"},
+        "minutes": round(sum(stage["seconds"] for stage in stages.done.values()) / 60, 2),
+        "processor_minutes": round(sum(stage["processor_seconds"] for stage in stages.done.values()) / 60, 2),
         "policy": str(policy),
     }
     write_json(output / "result.json", result)
     add_results(policy, summary)
-    print(f"\n{'task':28s} {'trained':>8s} {'blind':>8s} {'untrained':>10s}   of {arguments.episodes} episodes")
-    for task in tasks:
-        row = (result[name][task] for name in ("success", "blind_success", "untrained_success"))
-        print("{:28s} {:8d} {:8d} {:10d}".format(task, *row))
+    columns = [control for control in _CONTROLS if control in solved]
+    print(f"\n{'task':28s}" + "".join(f" {_CONTROLS[name]:>18s}" for name in columns) + f"   of {episodes} episodes")
+    for task in solved["none"]:
+        print(f"{task:28s}" + "".join(f" {solved[name][task]:18d}" for name in columns))
     print(f"{result['minutes']:.1f} minutes; results in {output / 'result.json'}")
     print(f"figures: {policy / 'loss.png'}, {evaluation / 'success_summary.png'}; videos: {evaluation / 'videos'}")
     print(f'load it: hf_vla.Policy.from_pretrained("{policy}")')
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
