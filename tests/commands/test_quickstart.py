@@ -39,7 +39,10 @@ def test_from_demonstrations_to_result_and_never_twice(tmp_path):
     assert result["episodes"] == 1 and set(result["success"]) == {"drawer-open"}
     # Six steps are too few for anybody to open a drawer, and two steps of training teach nothing.
     assert result["success"] == result["untrained_success"] == result["blind_success"] == {"drawer-open": 0}
-    assert result["minutes"] > 0 < result["processor_minutes"] and (Path(result["policy"]) / "model.safetensors").is_file()
+    assert (
+        result["minutes"] > 0 < result["processor_minutes"]
+        and (Path(result["policy"]) / "model.safetensors").is_file()
+    )
     assert (tmp_path / "evaluation" / "success_summary.png").is_file()
 
     again = quickstart(tmp_path)

@@ -103,6 +103,39 @@ def test_frequencies_are_those_of_the_report(weights):
     assert min(frames) < 10 and max(frames) >= 990 and max(frames.values()) < 15
 
 
+def test_a_share_of_the_draws_is_from_the_starts_of_episodes():
+    class Episodes(Numbers):
+        def __init__(self, key, lengths):
+            super().__init__(key, sum(lengths))
+            self.episode_lengths = np.array(lengths)
+
+    members = [Episodes("a", [100, 2, 98]), Episodes("b", [200])]
+    first = {"a": [*range(4), 100, 101, *range(102, 106)], "b": list(range(4))}
+    mixture = DatasetMixture(members, [1, 1], epoch_size=4000, start_share=0.5, start_frames=4)
+    drawn = draws(mixture)
+    counts = Counter(drawn)
+    # Of a's 1,000 starts a third is each episode's; and of its 1,000 other draws, half a percent is each frame.
+    for index, share in [(0, 1 / 12), (101, 1 / 6), (103, 1 / 12), (50, 0)]:
+        assert counts["a", index] == pytest.approx(1000 * share + 5, abs=40)
+    starts = sum(index in first[key] for key, index in drawn)
+    assert starts == pytest.approx(2000 + 1000 * 10 / 200 + 1000 * 4 / 200, abs=130)
+    assert max(index for key, index in drawn if key == "b") >= 190
+    alone = DatasetMixture(members, [1, 1], epoch_size=4000, start_share=1, start_frames=4)
+    assert {key: sorted({i for k, i in draws(alone) if k == key}) for key in "ab"} == first
+    # Without it, the draws and the identity are those of before.
+    plain = DatasetMixture(members, [1, 1], epoch_size=4000)
+    assert "start_share" not in plain.identity and mixture.identity["start_share"] == 0.5
+    assert draws(DatasetMixture(members, [1, 1], epoch_size=4000, start_share=0.0, start_frames=1)) == draws(plain)
+    for change, message in [
+        ({"start_share": 1.5}, r"start_share must be in \[0, 1\], got 1.5"),
+        ({"start_frames": 0}, "start_frames must be a whole number of at least 1, got 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            DatasetMixture(members, **change)
+    with pytest.raises(ValueError, match="start_share needs datasets with `episode_lengths`"):
+        DatasetMixture([Numbers("a", 300)], start_share=0.5)
+
+
 def test_report_counts_what_was_drawn():
     mixture = DatasetMixture([Numbers("a", 300), Numbers("b", 100)], [1, 2], epoch_size=1000)
     assert len(mixture) == 1000

@@ -402,6 +402,11 @@ class LeRobotDataset(Dataset):
         ]
         return None if all(unit is None for unit in given) else list(map(str, given))
 
+    @property
+    def episode_lengths(self) -> np.ndarray:
+        """The numbers of frames of the episodes that are read, int (num_episodes,)."""
+        return self.metadata.length
+
     def locate(self, index: int) -> tuple[int, int]:
         """Return the position among the chosen episodes, and the frame in the episode, of item `index`."""
         size = len(self)

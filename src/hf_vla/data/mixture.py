@@ -46,6 +46,11 @@ class DatasetMixture(Dataset):
         balance_by_size: multiply the weights by the members' numbers of frames: equal weights then make every frame
             equally likely.
         epoch_size: draws per epoch.
+        start_share: this share of the draws, from 0 to 1, is from the starts of episodes: a random one of the first
+            `start_frames` frames of a random episode. Where the robot goes is decided there, and later its own state tells
+            it, so that a policy may learn to go on as it began instead of looking and listening (the copycat problem;
+            C. Wen et al., "Keyframe-Focused Visual Imitation Learning", ICML 2021, who weigh such frames, too).
+        start_frames: how many frames are the start of an episode.
         augmentation: changes the images of every item, drawn anew for each (seed, epoch, index).
         advantage_dropout: share of items with an `advantage`, of members that have labels, from which it is taken ("advantage" is
             None then), drawn for each (seed, epoch, index).
@@ -69,6 +74,8 @@ class DatasetMixture(Dataset):
         augmentation: ImageAugmentation | None = None,
         advantage_dropout: float = 0.0,
         on_error: str = "raise",
+        start_share: float = 0.0,
+        start_frames: int = 8,
     ) -> None:
         if isinstance(datasets, Dataset):
             raise ValueError(f"a mixture takes a list of datasets, got {datasets!r}")
@@ -81,6 +88,10 @@ class DatasetMixture(Dataset):
             raise ValueError(f"on_error is {on_error!r}; possible: 'raise', 'skip'")
         if epoch_size is not None and not is_integer(epoch_size, least=1):
             raise ValueError(f"epoch_size must be a whole number of at least 1, got {epoch_size!r}")
+        if not is_number(start_share) or not 0 <= start_share <= 1:
+            raise ValueError(f"start_share must be in [0, 1], got {start_share!r}")
+        if not is_integer(start_frames, least=1):
+            raise ValueError(f"start_frames must be a whole number of at least 1, got {start_frames!r}")
         if not isinstance(augmentation, ImageAugmentation | None):
             raise ValueError(f"augmentation must be an ImageAugmentation, got {augmentation!r}")
         if not is_number(advantage_dropout) or not 0 <= advantage_dropout < 1:
@@ -120,6 +131,14 @@ class DatasetMixture(Dataset):
         self.augmentation = augmentation
         self.advantage_dropout = advantage_dropout
         self.on_error = on_error
+        self.start_share, self.start_frames = float(start_share), start_frames
+        self._episode_lengths = []
+        if start_share:
+            if unknown := [dataset for dataset in self.datasets if not hasattr(dataset, "episode_lengths")]:
+                raise ValueError(
+                    f"start_share needs datasets with `episode_lengths`, which {unknown[0]!r} doesn't have"
+                )
+            self._episode_lengths = [np.asarray(dataset.episode_lengths) for dataset in self.datasets]
         # In shared memory, so that set_epoch also reaches worker processes that outlive the epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         # One count per worker: two processes that add to one number would lose some.
@@ -180,7 +199,9 @@ class DatasetMixture(Dataset):
     @property
     def identity(self) -> dict[str, Any]:
         """What determines the items and their order, for JSON; the place of the datasets does not matter."""
+        starts = {"start_share": self.start_share, "start_frames": self.start_frames} if self.start_share else {}
         return {
+            **starts,
             "seed": self.seed,
             "epoch_size": self.epoch_size,
             "on_error": self.on_error,
@@ -288,9 +309,15 @@ class DatasetMixture(Dataset):
         """Return members and positions in them of items [start, stop) of this epoch."""
         # Philox is a counter-based generator: four random words for each value of its counter.
         bits = np.random.Philox(key=[self.seed, self.epoch], counter=[start, attempt, 0, 0])
-        uniform = (bits.random_raw(4 * (stop - start)).reshape(-1, 4)[:, :2] >> np.uint64(11)) * 2.0**-53
+        uniform = (bits.random_raw(4 * (stop - start)).reshape(-1, 4) >> np.uint64(11)) * 2.0**-53
         member = np.searchsorted(self._cumulative, uniform[:, 0], side="right").clip(max=len(self._sizes) - 1)
-        return member, (uniform[:, 1] * self._sizes[member]).astype(np.int64)
+        position = (uniform[:, 1] * self._sizes[member]).astype(np.int64)
+        for number, lengths in enumerate(self._episode_lengths):
+            chosen = (uniform[:, 2] < self.start_share) & (member == number)
+            episode = (uniform[chosen, 1] * len(lengths)).astype(np.int64)
+            frame = (uniform[chosen, 3] * lengths.clip(max=self.start_frames)[episode]).astype(np.int64)
+            position[chosen] = (np.cumsum(lengths) - lengths)[episode] + frame
+        return member, position
 
 
 def _normalise(weights: Sequence[float], sizes: np.ndarray, balance_by_size: bool) -> np.ndarray:

@@ -143,6 +143,8 @@ class DataArguments:
         robot: the robot type of `dataset`, by name or as a YAML file; see docs/data.md.
         cameras: names of the cameras, in the order in which the policy sees them; by default the robot type's, or all.
         columns: YAML file that says which columns are state, action, images and instruction; see docs/data.md.
+        start_share, start_frames: draw that share of the samples from the first frames of episodes, where the robot's state
+            doesn't tell yet where it is going; see [`~hf_vla.data.DatasetMixture`].
         episodes: the episodes of `dataset` to read, as numbers and ranges such as 0-41; by default all.
         timestamps: which frame of its video each row shows: "stored", "exact", "nearest" or "by_frame_index"; see docs/data.md.
         image_size: [width, height] to which images are resized; by default they are not resized.
@@ -171,6 +173,10 @@ class DataArguments:
     data_root: str | None = field(default=None, metadata={"help": "folder of the mixture's datasets"})
     dataset_weights: list[float] | None = field(default=None, metadata={"help": "one weight per dataset"})
     balance_by_size: bool = field(default=False, metadata={"help": "multiply weights by datasets' numbers of frames"})
+    start_share: float = field(
+        default=0.0, metadata={"help": "share of the samples that is from the first frames of episodes"}
+    )
+    start_frames: int = field(default=8, metadata={"help": "how many frames are the start of an episode"})
     robot: str | None = field(default=None, metadata={"help": "robot type of dataset: a name or a YAML file"})
     cameras: list[str] | None = field(default=None, metadata={"help": "cameras in the policy's order; default: all"})
     columns: str | None = field(default=None, metadata={"help": "YAML file: which columns are state, action, images"})
@@ -335,6 +341,8 @@ class DataArguments:
             "seed": seed,
             "on_error": self.on_error,
             "balance_by_size": self.balance_by_size,
+            "start_share": self.start_share,
+            "start_frames": self.start_frames,
             "augmentation": ImageAugmentation(**self.augmentation) if self.augmentation else None,
             "advantage_dropout": 0.0 if self.advantage is None else self.advantage_dropout,
         }
