@@ -81,6 +81,32 @@ def test_the_first_frame_shows_objects_where_they_are(task):
     assert (np.abs(before - after).max(axis=2) > 30).sum() < 40
 
 
+def test_several_cameras():
+    several = MetaWorldEnvironment(
+        "push", cameras=["corner2", "gripperPOV"], image_size=64, view={"corner2": 0.42}, max_steps=9
+    )
+    settings = several.settings()
+    assert several.camera_names == ("corner2", "gripperPOV") and settings["view"] == {
+        "corner2": 0.42,
+        "gripperPOV": 1.0,
+    }
+    images = several.reset(3)["image"]
+    assert [np.asarray(image).tolist() for image in images] == [
+        np.asarray(image).tolist() for image in several.observation()["image"]
+    ]
+    for camera, view, image in (("corner2", 0.42, images[0]), ("gripperPOV", 1.0, images[1])):
+        alone = MetaWorldEnvironment("push", camera=camera, image_size=64, view=view)
+        assert np.array_equal(alone.reset(3)["image"][0], image)
+        alone.close()
+    assert np.array_equal(several.render(64), images[0])
+    several.step(np.ones(4, np.float32))
+    assert not np.array_equal(several.observation()["image"][1], images[1])
+    several.close()
+    again = make_environment("metaworld", "push", **settings)
+    assert again.settings() == settings
+    again.close()
+
+
 def test_picture_is_the_middle_of_the_camera_and_upright(drawer):
     drawer.reset(1)
     narrow = drawer.render(128)
@@ -101,8 +127,8 @@ def test_picture_is_the_middle_of_the_camera_and_upright(drawer):
 def test_stepping_does_not_render(drawer, monkeypatch):
     drawer.reset(0)
     drawn = []
-    render = MetaWorldEnvironment.render
-    monkeypatch.setattr(MetaWorldEnvironment, "render", lambda *args: drawn.append(1) or render(*args))
+    frame = MetaWorldEnvironment._frame
+    monkeypatch.setattr(MetaWorldEnvironment, "_frame", lambda *args: drawn.append(1) or frame(*args))
     for _ in range(5):
         drawer.step(np.ones(4))
     assert not drawn
@@ -166,6 +192,9 @@ def test_bad_actions(drawer, action, message):
     ("arguments", "message"),
     [
         ({"camera": "corner22"}, "possible: corner2"),
+        ({"cameras": ["corner2", "corner22"]}, "unknown MetaWorld camera 'corner22'; possible: corner2"),
+        ({"cameras": ["corner2", "corner2"]}, "give at least one, and each once"),
+        ({"view": {"corner": 0.5}}, "view names the camera 'corner'; the cameras are corner2"),
         ({"image_size": 0}, "image_size is 0"),
         ({"max_steps": 501}, "max_steps is 501"),
         ({"view": 0.0}, "view is 0.0"),
@@ -243,5 +272,5 @@ def test_starvlas_protocol(monkeypatch):
     difference = np.asarray(ours["image"][0]).astype(int) - np.asarray(middle.resize((224, 224), Image.BILINEAR))
     assert ours["image"][0].size == (224, 224) and np.abs(difference).mean() < 1
     environment.close()
-    with pytest.raises(ValueError, match="the current protocol decides camera, image_size and view"):
+    with pytest.raises(ValueError, match="the current protocol decides camera, cameras, image_size and view"):
         make_environment("metaworld", "drawer-open", protocol="current", image_size=128)

@@ -47,7 +47,8 @@ def environment_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     settings = {"max_steps": arguments.max_steps, "image_size": arguments.image_size}
     if arguments.camera:
         cameras = [camera for part in arguments.camera for camera in part.split(",") if camera]
-        if "cameras" in inspect.signature(environment_class(arguments.env)).parameters:
+        parameters = inspect.signature(environment_class(arguments.env)).parameters
+        if "cameras" in parameters and (len(cameras) > 1 or "camera" not in parameters):
             settings["cameras"] = cameras
         elif len(cameras) == 1:
             settings["camera"] = cameras[0]

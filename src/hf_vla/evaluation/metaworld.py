@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -99,12 +100,14 @@ class MetaWorldEnvironment(Environment):
     Args:
         task: name with or without the suffix "-v3", such as "drawer-open".
         camera: name of a MetaWorld camera; its images are always right side up.
-        image_size: width and height of the observation's image in pixels.
+        image_size: width and height of the observation's images in pixels.
         max_steps: steps after which an episode is over, at most MetaWorld's own limit of 500.
-        view: central part of the camera's full picture that is shown, as a fraction of its width, in (0, 1]. The default
-            is 128 / 224 for corner2 and 1 for the others.
+        view: central part of the camera's full picture that is shown, as a fraction of its width, in (0, 1]; or one for each camera,
+            {camera: fraction}. The default is 128 / 224 for corner2 and 1 for the others.
         protocol: "current" or "published": StarVLA's evaluation of MT50, whose goals take a minute to make, once per process. The
             seed is the number of an episode; images, instructions and step limits are the protocol's.
+        cameras: several cameras, instead of `camera`; one image of each, in this order. One camera can't tell how far away a goal is
+            that floats in the air.
 
     Raises:
         ValueError: the task or camera is unknown, a number is out of range, or `protocol` decides what another argument says.
@@ -133,31 +136,35 @@ class MetaWorldEnvironment(Environment):
         camera: str = _RECORD.views[0].name,
         image_size: int = _RECORD.views[0].size[0],
         max_steps: int = max_steps,
-        view: float | None = None,
+        view: float | Mapping[str, float] | None = None,
         protocol: str | None = None,
+        cameras: Sequence[str] | None = None,
     ):
         environments, experts, self._mujoco = _import_metaworld()
         self.task = self.canonical_task(task)
         self.protocol = protocol
         self._record = load_record("metaworld", protocol)
         if protocol is not None:
-            if (camera, image_size, view) != (_RECORD.views[0].name, _RECORD.views[0].size[0], None):
-                raise ValueError(f"the {protocol} protocol decides camera, image_size and view; leave them out")
+            if (camera, image_size, view, cameras) != (_RECORD.views[0].name, _RECORD.views[0].size[0], None, None):
+                raise ValueError(
+                    f"the {protocol} protocol decides camera, cameras, image_size and view; leave them out"
+                )
             view, image_size = 1.0, self._record.views[0].size[0]
             max_steps = min(max_steps, self._record.task(self.task).max_steps)
-        if camera not in _CAMERAS:
-            raise ValueError(
-                f"unknown MetaWorld camera {camera!r}; possible: {', '.join(nearest_first(camera, _CAMERAS))}"
-            )
+        cameras = (camera,) if cameras is None else tuple(cameras)
+        if not cameras or len(set(cameras)) != len(cameras):
+            raise ValueError(f"cameras are {list(cameras)}; give at least one, and each once")
+        for name in cameras:
+            if name not in _CAMERAS:
+                raise ValueError(
+                    f"unknown MetaWorld camera {name!r}; possible: {', '.join(nearest_first(name, _CAMERAS))}"
+                )
         if not 8 <= image_size <= 2048:
             raise ValueError(f"image_size is {image_size}; possible: 8 to 2048 pixels")
         if not 1 <= max_steps <= type(self).max_steps:
             raise ValueError(f"max_steps is {max_steps}; possible: 1 to {type(self).max_steps}, MetaWorld's own limit")
-        view = _DEFAULT_VIEW.get(camera, 1.0) if view is None else view
-        if not 0 < view <= 1:
-            raise ValueError(f"view is {view}; possible: above 0, up to 1 (the camera's full picture)")
-        self.camera, self.image_size, self.max_steps, self.view = camera, image_size, max_steps, view
-        self.camera_names = (camera,)
+        self.camera_names, self.image_size, self.max_steps = cameras, image_size, max_steps
+        self.views = _views(view, cameras)
         self.instruction = _INSTRUCTIONS.get(self.task, self.task.replace("-", " "))
         if protocol is not None:
             self.instruction = self._record.task(self.task).settings["instruction"]
@@ -168,7 +175,7 @@ class MetaWorldEnvironment(Environment):
             self._prepare_random_resets()
             self._prepare_rendering()
         self._renderers: dict[int, Any] = {}
-        self._image: Image.Image | None = None
+        self._images: list[Image.Image] | None = None
         self._steps = -1
 
     @classmethod
@@ -217,15 +224,15 @@ class MetaWorldEnvironment(Environment):
         for _ in range(self._record.waiting_steps):
             self._full_observation, *_ = simulator.step(np.array(self._record.waiting_action, dtype=np.float32))
         self._steps = 0
-        self._image = None
+        self._images = None
         return self.observation()
 
     def observation(self) -> dict[str, Any]:
         self._check_started()
-        if self._image is None:
-            self._image = self.render()
+        if self._images is None:
+            self._images = [self._picture(camera) for camera in self.camera_names]
         state = self._full_observation[None, :4].astype(np.float32)
-        return {"image": [self._image.copy()], "lang": self.instruction, "state": state}
+        return {"image": [image.copy() for image in self._images], "lang": self.instruction, "state": state}
 
     def step(self, action: np.ndarray) -> StepResult:
         self._check_started()
@@ -234,7 +241,7 @@ class MetaWorldEnvironment(Environment):
             raise RuntimeError(f"the episode is over after {self.max_steps} steps; call reset(seed)")
         self._full_observation, reward, terminated, _, info = self._simulator.step(action)
         self._steps += 1
-        self._image = None
+        self._images = None
         return StepResult(
             reward=float(reward),
             terminated=bool(terminated),
@@ -245,22 +252,26 @@ class MetaWorldEnvironment(Environment):
 
     def render(self, size: int | None = None) -> Image.Image:
         self._check_started()
+        return self._picture(self.camera_names[0], size)
+
+    def _picture(self, camera: str, size: int | None = None) -> Image.Image:
+        """What a camera shows, right side up and processed."""
         if self.protocol is not None:
-            image = process_image(self._frame(self.image_size), self._record.views[0].steps)
+            image = process_image(self._frame(camera, self.image_size), self._record.views[0].steps)
             return image if size is None else image.resize((size, size))
         size = self.image_size if size is None else size
         # Rendered at twice the size and averaged over 2 x 2 pixels, so that thin parts (fingers) stay visible at 96 pixels.
-        frame = self._frame(2 * size)
-        if self.camera in _UPSIDE_DOWN:
+        frame = self._frame(camera, 2 * size)
+        if camera in _UPSIDE_DOWN:
             frame = frame[::-1, ::-1]
         return Image.fromarray(np.ascontiguousarray(frame)).reduce(2)
 
-    def _frame(self, size: int) -> np.ndarray:
-        """What the camera sees, (size, size, 3), as it is mounted."""
+    def _frame(self, camera: str, size: int) -> np.ndarray:
+        """What a camera sees, (size, size, 3), as it is mounted."""
         renderer = self._renderer(size)
         for site, position in self._simulator._target_site_config:
             self._simulator._set_pos_site(site, position)
-        renderer.update_scene(self._simulator.data, camera=self.camera)
+        renderer.update_scene(self._simulator.data, camera=camera)
         return renderer.render()
 
     def expert_action(self) -> np.ndarray:
@@ -269,11 +280,12 @@ class MetaWorldEnvironment(Environment):
         return np.clip(action, self.action_low, self.action_high)
 
     def settings(self) -> dict[str, Any]:
+        one = len(self.camera_names) == 1
         return {
-            "camera": self.camera,
+            **({"camera": self.camera_names[0]} if one else {"cameras": list(self.camera_names)}),
             "image_size": self.image_size,
             "max_steps": self.max_steps,
-            "view": self.view,
+            "view": self.views[self.camera_names[0]] if one else dict(self.views),
             "protocol": self.protocol,
         }
 
@@ -303,9 +315,10 @@ class MetaWorldEnvironment(Environment):
         model.vis.quality.offsamples = 0
         model.vis.quality.shadowsize = 0
         # A narrower field of view renders only the middle of the picture, with the same pixels as cropping.
-        camera = self._mujoco.mj_name2id(model, self._mujoco.mjtObj.mjOBJ_CAMERA, self.camera)
-        half_angle = math.radians(float(model.cam_fovy[camera])) / 2
-        model.cam_fovy[camera] = math.degrees(2 * math.atan(math.tan(half_angle) * self.view))
+        for name, view in self.views.items():
+            camera = self._mujoco.mj_name2id(model, self._mujoco.mjtObj.mjOBJ_CAMERA, name)
+            half_angle = math.radians(float(model.cam_fovy[camera])) / 2
+            model.cam_fovy[camera] = math.degrees(2 * math.atan(math.tan(half_angle) * view))
 
     def _renderer(self, size: int) -> Any:
         if size not in self._renderers:
@@ -320,6 +333,21 @@ class MetaWorldEnvironment(Environment):
                 renderer.scene.flags[self._mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
             self._renderers[size] = renderer
         return self._renderers[size]
+
+
+def _views(given: float | Mapping[str, float] | None, cameras: Sequence[str]) -> dict[str, float]:
+    """Return which part of its picture each camera shows."""
+    views = {camera: _DEFAULT_VIEW.get(camera, 1.0) for camera in cameras}
+    if isinstance(given, Mapping):
+        if unknown := [camera for camera in given if camera not in views]:
+            raise ValueError(f"view names the camera {unknown[0]!r}; the cameras are {', '.join(cameras)}")
+        views.update(given)
+    elif given is not None:
+        views = dict.fromkeys(cameras, given)
+    for view in views.values():
+        if not 0 < view <= 1:
+            raise ValueError(f"view is {view}; possible: above 0, up to 1 (the camera's full picture)")
+    return views
 
 
 @cache
