@@ -37,6 +37,7 @@ WITHOUT = (
     "evaluation/demonstrations.py",
     "evaluation/gymnasium.py",
     "evaluation/metaworld.py",
+    "evaluation/recording.py",
     "evaluation/success.py",
     "utils/pillow.py",
     "utils/renamed.py",

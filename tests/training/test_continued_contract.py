@@ -163,6 +163,26 @@ def test_other_data_of_the_same_key(base, tmp_path, caplog):
     assert "50 frames per second; the policy was trained on 10" in said(caplog)
 
 
+def test_statistics_that_are_kept(base, tmp_path, caplog):
+    other = write_dataset(tmp_path / "other", scale=3)
+    before = AutoProcessor.from_pretrained(base).statistics
+    arguments = PolicyArguments(policy=str(base), keep_statistics=True)
+    _, processor, mixture = build(arguments, DataArguments(dataset=[str(other)]), seed=0)
+    assert processor.statistics == before
+    assert "actions of 'tiny_arm' go beyond the range" in said(caplog) and "the dimensions 0, 1" in said(caplog)
+    # Hence the same action stays the same number to the policy.
+    item = mixture.datasets[0][0]
+    batch = VLADataCollator(processor)([item])
+    old = AutoProcessor.from_pretrained(base).normalizer("tiny_arm", "action")
+    assert np.allclose(batch["actions"][0].numpy(), old.normalize(item["action"]), atol=1e-6)
+    caplog.clear()
+    same = write_dataset(tmp_path / "same")
+    build(arguments, DataArguments(dataset=[str(same)]), seed=0)
+    assert "beyond the range" not in said(caplog)
+    with pytest.raises(ValueError, match="keep_statistics keeps those of policy, and no policy is set"):
+        PolicyArguments(vlm_config={"model_type": "qwen3_vl"}, keep_statistics=True)
+
+
 def test_data_of_a_new_key(base, data, tmp_path, caplog):
     shutil.copytree(data, tmp_path / "copy")
     info = tmp_path / "copy" / "meta" / "info.json"

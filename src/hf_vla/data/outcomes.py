@@ -70,8 +70,8 @@ def read_outcomes(
         if success is None:
             raise ValueError(
                 f"{dataset.name} does not tell which episodes were solved: neither success in meta/episodes nor the column "
-                f"{_SUCCESS_COLUMN} is there. Record rollouts by hf-vla eval --record; if all are solved, as demonstrations are, "
-                "say so by --assume-success"
+                f"{_SUCCESS_COLUMN} is there. Record rollouts by hf-vla eval --record; of demonstrations, which are all solved, "
+                "say so (hf-vla label --assume-success), or leave successes_only out of the recipe"
             )
         first = int(np.argmax(solved)) if success and solved is not None and solved.any() else length - 1
         acted = told.get(episode, {}).get("source") or source or DEMONSTRATION
