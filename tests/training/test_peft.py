@@ -326,6 +326,10 @@ def test_settings_reach_the_adapter(base):
     names = {plain_name(name) for name, _ in everything.named_parameters()}
     assert any("visual" in name and "lora_A" in name for name in names)
     assert not any(name.startswith("vlm.lm_head.lora") for name in names)
+    of_head = {"lora_target_modules": ["q_proj", "to_q"], "modules_to_save": ["none"]}
+    nothing = adapted(AutoModel.from_pretrained(base("qwen_gr00t")), base("qwen_gr00t"), 0, **of_head)
+    trained = {plain_name(name) for name, p in nothing.named_parameters() if p.requires_grad}
+    assert all("lora_" in name for name in trained) and any(name.startswith("action_head") for name in trained)
 
 
 def test_patterns_are_of_the_policys_own_names(base):
