@@ -1,11 +1,11 @@
-.PHONY: install quickstart demo test test-fast lint
+.PHONY: install quickstart demo test test-fast test-torchao lint
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Extras for simulators beyond the quickstart's: make test SIMULATORS=libero,gym
 SIMULATORS ?=
-EXTRAS := train,sim,server,demo,deepspeed,quantization,dev$(if $(SIMULATORS),$(shell echo ,)$(SIMULATORS))
+EXTRAS := train,sim,server,demo,deepspeed,quantization,export,dev$(if $(SIMULATORS),$(shell echo ,)$(SIMULATORS))
 # One thread a process: two torch threads on busy cores spin instead of working.
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -36,6 +36,11 @@ test: install
 
 test-fast: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+# transformers imports torchao wherever it finds it, which slows down every start: it lies apart, for its own tests.
+test-torchao: install
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/torchao -c constraints.txt torchao
+	PYTHONPATH=$(VENV)/torchao $(BIN)/python -m pytest tests/inference/test_precision.py
 
 lint: install
 	$(BIN)/ruff check .

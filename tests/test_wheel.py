@@ -51,7 +51,7 @@ def test_what_it_says_of_itself(wheel):
     assert "hf-vla = hf_vla.commands.main:main" in read["entry_points.txt"]
     (transformers,) = (line for line in metadata.get_all("Requires-Dist") if line.startswith("transformers"))
     assert "<5.24" in transformers and ">=5.23" in transformers
-    extras = {"all", "train", "peft", "sim", "server", "demo", "deepspeed", "quantization"}
+    extras = {"all", "train", "peft", "sim", "server", "demo", "deepspeed", "quantization", "torchao", "export"}
     assert extras <= set(metadata.get_all("Provides-Extra"))
 
 

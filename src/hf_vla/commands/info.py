@@ -4,9 +4,12 @@
     hf-vla info --import my_arm.py
     hf-vla info StarVLA/Qwen3-VL-OFT-LIBERO-4in1
     hf-vla info outputs/quickstart/policy
+    hf-vla info outputs/quickstart/policy --precisions bfloat16 int8 --dataset outputs/quickstart/demonstrations
 
 Of a policy, a folder or Hub repository in any format, it tells framework, robot types, cameras, state, prompt, attention and images,
-from its small files: no weights are loaded or downloaded.
+from its small files: no weights are loaded or downloaded. With --precisions they are: the policy is loaded in float32 and in each precision,
+and it tells how far its normalised actions are from float32's (largest and median difference), the time of a prediction and the size of
+the weights, on random images or on frames of a --dataset.
 
 Without one: extras that lack something come with the line that installs them; plugins that do not load come with the reason. Put its output
 into bug reports.
@@ -38,6 +41,14 @@ def make_parser() -> ArgumentParser:
         "--base-vlm",
         help="repository or folder of the backbone's config, tokenizer and image processor, of StarVLA's policies",
     )
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        help="measure the policy in these: bfloat16, float16, int8, int4, fp8; loads weights",
+    )
+    parser.add_argument("--dataset", help="LeRobot folder or Hub repository whose frames --precisions looks at")
+    parser.add_argument("--unnorm-key", help="the policy's statistics key, for --precisions, if it has several")
+    parser.add_argument("--device", help="device for --precisions; default: a GPU if there is one")
     return parser
 
 
@@ -56,6 +67,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             lines = describe(failed)
         for line in lines:
             print(line)
+        if arguments.precisions:
+            if arguments.policy is None:
+                raise ValueError("--precisions is about a policy: name its folder or repository")
+            print()
+            for line in describe_precisions(arguments):
+                print(line, flush=True)
 
 
 def describe(failed: Sequence[ImportError] = ()) -> Iterator[str]:
@@ -78,6 +95,28 @@ def describe(failed: Sequence[ImportError] = ()) -> Iterator[str]:
     yield _listed("plugins", [f"{plugin.name} ({plugin.value})" for plugin in installed_plugins()])
     for error in failed:
         yield f"  {error}"
+
+
+def describe_precisions(arguments) -> Iterator[str]:
+    """Yield a table: one line per precision, as soon as it is measured."""
+    from ..inference.precision import measure_precisions
+
+    options = {name: getattr(arguments, name) for name in ("robot_type", "base_vlm", "unnorm_key", "device")}
+    options = {name: value for name, value in options.items() if value is not None}
+    observations = None if arguments.dataset is None else _frames(arguments.dataset)
+    yield f"{'precision':<10} {'weights':>12} {'prediction':>12} {'largest and median difference of actions from float32':>55}"
+    for m in measure_precisions(arguments.policy, arguments.precisions, observations=observations, **options):
+        size, speed = f"{m.weight_bytes / 2**20:.0f} MiB", f"{1e3 * m.seconds:.1f} ms"
+        yield f"{m.name:<10} {size:>12} {speed:>12} {f'{m.largest:.1e}, {m.typical:.1e}':>55}"
+
+
+def _frames(dataset: str, number: int = 8) -> list[dict]:
+    """Frames of a dataset, evenly spread."""
+    from ..data import LeRobotDataset
+
+    frames = LeRobotDataset(dataset, action_horizon=1)
+    items = (frames[index * len(frames) // number] for index in range(number))
+    return [{name: item[name] for name in ("image", "lang", "state") if name in item} for item in items]
 
 
 def _devices() -> Iterator[str]:

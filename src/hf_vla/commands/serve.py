@@ -74,6 +74,9 @@ def make_parser() -> ArgumentParser:
         "--compile", action="store_true", help="compile the policy before serving: minutes, then faster predictions"
     )
     parser.add_argument(
+        "--quantization", help="int8, int4 or fp8: the weights of the backbone in 8 or 4 bits; default: as they are"
+    )
+    parser.add_argument(
         "--base-vlm", help="where a native StarVLA checkpoint's backbone config and processor come from"
     )
     parser.add_argument("--max-batch-size", type=int, default=8, help="observations per batch")
@@ -141,6 +144,7 @@ def main(argv: list[str] | None = None) -> None:
         device=arguments.device,
         dtype=arguments.dtype,
         compile={"batch_sizes": sorted(sizes)} if arguments.compile else False,
+        quantization=arguments.quantization,
         **loading,
     )
     keys = OpenpiKeys(

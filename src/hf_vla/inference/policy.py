@@ -95,6 +95,7 @@ class Policy:
         advantage: str = "auto",
         guidance: float = 1.0,
         compile: bool | Mapping = False,
+        quantization: str | None = None,
         **kwargs,
     ):
         """Load model and processor from a folder or Hub repository.
@@ -104,6 +105,8 @@ class Policy:
             device: device of the model; default: the GPU if there is one.
             dtype: dtype of the weights; "auto" keeps the checkpoint's.
             compile: call `compile_for_inference`, with these arguments if it is a mapping of them.
+            quantization: "int8", "int4" or "fp8": the weights of the backbone's linear layers in 8 or 4 bits, see
+                [`~hf_vla.checkpoints.quantization.QUANTIZATIONS`]; all else keeps its dtype.
             kwargs: for the `from_pretrained` of both (`base_vlm=`, `revision=`, …), with these exceptions: `base_model` (the
                 present location of an adapter's base model, if it has moved), `quantization_config` (of the backbone) and fields
                 of the configuration are for the model only, `robot_type` and the processor's settings for the processor only.
@@ -121,7 +124,9 @@ class Policy:
         of_model, of_processor = _options_of(checkpoint.model_type)
         model_kwargs = {name: kwargs.pop(name) for name in of_model if name in kwargs}
         processor_kwargs = {name: kwargs.pop(name) for name in of_processor if name in kwargs}
-        if model_kwargs.get("quantization_config") is not None:
+        if quantization is not None:
+            model_kwargs["quantization"] = quantization
+        if quantization is not None or model_kwargs.get("quantization_config") is not None:
             model_kwargs["device_map"] = device  # quantised weights are created on their final device
         model = AutoModel.from_pretrained(checkpoint, dtype=dtype, **model_kwargs, **kwargs)
         if "device_map" not in model_kwargs:
@@ -398,6 +403,15 @@ class Policy:
             chunks=chunks,
             attention=None if recorder is None else recorder.attention(),
         )
+
+    def model_inputs(self, observations: Sequence[Mapping]):
+        """Return what `model.predict_action` takes of observations, on the model's device.
+
+        Raises:
+            ValueError: as in `infer`.
+        """
+        batch = self.prepare(observations)
+        return self._inputs(batch, states(batch), Stopwatch(self.model.device)).to(self.model.device)
 
     def _inputs(self, batch: list[dict], state: np.ndarray | None, watch: Stopwatch):
         """Return the model's inputs, on its device."""
