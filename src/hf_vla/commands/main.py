@@ -18,9 +18,11 @@ COMMANDS = {
     "demo": "open the demo: predict, watch, look inside",
     "inspect": "look at a dataset before training on it",
     "stats": "compute a dataset's statistics",
+    "reencode": "write a dataset again with videos that are fast to read",
     "convert": "convert a policy between StarVLA's format and this package's",
     "convert-episodes": "make a dataset from folders of recorded episodes",
     "convert-recipe": "convert a training configuration of StarVLA to a recipe",
+    "export": "export a policy's prediction for ONNX Runtime and torch.export",
     "info": "tell what is here (versions, devices, extras, names), or what a policy is",
     "merge": "merge an adapter (LoRA) into its base",
 }

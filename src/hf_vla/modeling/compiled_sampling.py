@@ -43,7 +43,7 @@ class CompiledSampling:
     def __call__(self, policy, options: SamplingOptions, inputs: dict) -> torch.Tensor:
         """As `policy.sample_actions(options, **inputs)`, float32. Tensors may be on any device, best on the host."""
         options = policy.prepared_options(options, len(inputs["input_ids"]))
-        if (reason := self._why_not(policy, options, inputs)) is not None:
+        if (reason := self.why_not(policy, options, inputs)) is not None:
             logger.warning_once(f"this call of {type(policy).__name__} does not run as one compiled graph: {reason}")
             inputs = {name: _moved(value, policy.device) for name, value in inputs.items()}
             return policy.sample_actions(options, **inputs).float()
@@ -66,14 +66,14 @@ class CompiledSampling:
 
     def planned(self, policy, inputs: dict) -> dict:
         """Return the arguments of `sample_actions` with the backbone's plan, from which no step reads a tensor on the host."""
-        inputs = {name: value for name, value in inputs.items() if value is not None and name != "mm_token_type_ids"}
-        inputs |= _arranged(policy, inputs)
-        inputs["plan"] = self._plan(policy, inputs)
+        inputs = self.arranged(policy, inputs)
+        inputs["plan"] = self.plan(policy, inputs)
         if inputs["attention_mask"].all():
             inputs["attention_mask"] = None
         return {name: _moved(value, policy.device) for name, value in inputs.items()}
 
-    def _why_not(self, policy, options: SamplingOptions, inputs: dict) -> str | None:
+    def why_not(self, policy, options: SamplingOptions, inputs: dict) -> str | None:
+        """Return why a call can't be one graph, or None if it can."""
         if options.on_step is not None:
             return "on_step is called between denoising steps"
         if len(set(getattr(policy, "hf_device_map", {}).values())) > 1:
@@ -83,6 +83,12 @@ class CompiledSampling:
         of_backbone = {name: x for name, x in inputs.items() if name not in ("state", *policy.head_inputs)}
         return why_not_planned(policy.vlm, of_backbone)
 
+    @staticmethod
+    def arranged(policy, inputs: dict) -> dict:
+        """Return the inputs that a graph takes, the prompts on the host and padded after their ends."""
+        inputs = {name: value for name, value in inputs.items() if value is not None and name != "mm_token_type_ids"}
+        return inputs | _arranged(policy, inputs)
+
     def _compile(self, device: torch.device):
         how = {} if self.backend is None else {"backend": self.backend}
         if self.backend is None and device.type == "cuda":
@@ -91,8 +97,8 @@ class CompiledSampling:
         own = FunctionType(_sample.__code__.replace(), globals(), "sample_actions")
         return torch.compile(own, fullgraph=True, dynamic=False, **how)
 
-    def _plan(self, policy, inputs: dict) -> BackbonePlan:
-        """The plan of host tensors, on the policy's device."""
+    def plan(self, policy, inputs: dict) -> BackbonePlan:
+        """Return the plan of inputs that are arranged, on the policy's device."""
         is_image = inputs["input_ids"] == policy.vlm.config.image_token_id
         key = tuple(_bytes(x) for x in (is_image, inputs["attention_mask"], inputs["image_grid_thw"]))
         key += (policy.device, policy.dtype)

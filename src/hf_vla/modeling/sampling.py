@@ -66,8 +66,10 @@ class PreparedOptions(SamplingOptions):
     """Options after all that a compiled graph can't do: noise is drawn, tensors are on the device, numbers are checked.
 
     `num_inference_steps` is set. `noise` and real-time chunking are in the form that the framework's head takes. `generator` is
-    None unless numbers can't be drawn in advance.
+    None unless numbers can't be drawn in advance. `masked_after` is discrete diffusion's number of masked tokens after each round.
     """
+
+    masked_after: tuple[int, ...] | None = None
 
     def __post_init__(self):
         pass  # checked before

@@ -130,6 +130,8 @@ class DiscreteDiffusionActionHead(DenoisingActionHead):
             number = max(1, number * (shape[1] - real_time.previous_chunk.shape[1]) // shape[1])
         if config.use_simple_max:
             number = 1
+        overlap = 0 if real_time is None else real_time.previous_chunk.shape[1]
+        unknown = (config.action_horizon - overlap) * config.action_dim
         if noise is not None:
             seeds = [zlib.crc32(row.float().cpu().contiguous().numpy().tobytes()) for row in noise]
             drawn = [torch.rand((number, 2, *shape[1:]), generator=torch.Generator().manual_seed(s)) for s in seeds]
@@ -140,6 +142,7 @@ class DiscreteDiffusionActionHead(DenoisingActionHead):
             "generator": generator,
             "num_inference_steps": number,
             "real_time_chunking": real_time,
+            "masked_after": masked_after_rounds(number, unknown, config.decode_schedule),
         }
         return PreparedOptions(**vars(options) | given)
 
@@ -164,9 +167,9 @@ class DiscreteDiffusionActionHead(DenoisingActionHead):
         hot = config.decode_temperature if decode_temperature is None else decode_temperature
         choice = config.choice_temperature if choice_temperature is None else choice_temperature
         uniform = _Draws(options)
-        unknown = (config.action_horizon - overlap) * config.action_dim
-        keep = masked_after_rounds(number, unknown, config.decode_schedule)
-        rounds = self.rounds(conditioning, tokens, keep, uniform, hot, choice, state=state, recorder=recorder)
+        rounds = self.rounds(
+            conditioning, tokens, options.masked_after, uniform, hot, choice, state=state, recorder=recorder
+        )
         for index, decoding in enumerate(rounds):
             if report is not None:
                 report(index, self.decode(decoding.tokens), self.decode(decoding.remaining))
@@ -286,10 +289,11 @@ class QwenDiscreteDiffusionForActionPrediction(DenoisingPolicy):
         noise = draw_normal(shape, generator, self.device)
         options = SamplingOptions(noise=noise, num_inference_steps=exploration.num_inference_steps)
         options = head.prepared(options, len(noise), self.device)
-        keep = masked_after_rounds(options.num_inference_steps, config.num_action_tokens, config.decode_schedule)
         tokens = torch.full(shape, config.num_bins, device=self.device)
         hot, choice = self._temperature(exploration), config.choice_temperature
-        rounds = list(head.rounds(conditioning, tokens, keep, _Draws(options), hot, choice, state=state))
+        rounds = list(
+            head.rounds(conditioning, tokens, options.masked_after, _Draws(options), hot, choice, state=state)
+        )
         trace = {
             "tokens": torch.stack([decoding.tokens for decoding in rounds], dim=1),
             "proposed": torch.stack([decoding.proposed for decoding in rounds], dim=1),

@@ -24,6 +24,7 @@ class QwenFASTForActionPrediction(VLAPreTrainedModel):
 
     config_class = QwenFASTConfig
     labels_are_actions = True
+    one_graph = False
     sampling_options = frozenset({"guidance"})
     exploration_settings = frozenset({"temperature"})
     trace_entries = ("tokens",)
