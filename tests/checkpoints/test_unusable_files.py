@@ -74,7 +74,7 @@ VALUES = [None, [], {}, "x", -1, 1e30, [[]]]
         ("dtype", ["float33", 3]),
         ("model_type", [None, [], {}, 3]),
         ("vlm_config", [None, [], {}, "x", {"model_type": []}, {"model_type": "qwen3_vl", "text_config": "x"}]),
-        ("vlm_config.text_config", [None, {}]),
+        ("vlm_config.text_config", [None, {}, {"no_such_field": 1}, {"model_type": "qwen3_vl_text"}]),
         ("vlm_config.vision_config", [None, {}]),
         ("vlm_config.model_type", [None, 3, "no_such_model"]),
         ("vlm_config.text_config.hidden_size", ["x", None, [], -1, 0]),

@@ -126,9 +126,26 @@ def check_config(content: dict[str, Any]) -> None:
             raise ValueError(
                 f"vlm_config.{part} is {vlm[part]!r}; it must be the configuration of that part of the backbone"
             )
+        if (
+            isinstance(vlm, dict)
+            and isinstance(vlm.get(part), dict)
+            and not _known_fields(model_type, part, vlm[part])
+        ):
+            raise ValueError(
+                f"vlm_config.{part} has only {', '.join(vlm[part])}, none of which is a field of {model_type!r}: all would be defaults"
+            )
     text = vlm.get("text_config") if isinstance(vlm, dict) else None
     if isinstance(text, dict) and text.get("hidden_size") == 0:
         raise ValueError("vlm_config.text_config.hidden_size is 0; it must be at least 1")
+
+
+def _known_fields(model_type: str, part: str, given: dict[str, Any]) -> bool:
+    """Whether a part of a backbone's configuration has any field that says how large it is, if that can be told."""
+    from transformers import CONFIG_MAPPING
+
+    whole = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None
+    known = getattr((getattr(whole, "sub_configs", None) or {}).get(part), "__dataclass_fields__", None)
+    return known is None or bool((known.keys() - {"model_type", "dtype"}) & given.keys())
 
 
 def _names_a_file(text: str) -> bool:

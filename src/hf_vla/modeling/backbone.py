@@ -128,7 +128,7 @@ def layer_states(
         token_embeddings: what replaces the embeddings of some tokens.
         plan: of these inputs; the backbone then runs by [`~hf_vla.modeling.static_backbone`]. Inside `torch.compile` it does so
             without one too, if it can.
-        up_to: the index of the last state that is needed, -1 for h[N]. By a plan, no layer after it runs.
+        up_to: the index of the last state that is needed, -1 for h[N]. No layer after it runs by a plan, or without gradients.
         inputs: the backbone's inputs: `input_ids` (B, L), `attention_mask` (B, L), `pixel_values`, …
 
     Returns:
@@ -142,9 +142,15 @@ def layer_states(
         with stage("backbone"):
             return _planned_states(vlm, convention, plan, token_embeddings, up_to, **inputs)
     call = _Call(inputs_of_layers=convention == "transformers-4.57", token_embeddings=token_embeddings)
+    # Under FSDP and ZeRO, modules must end as they begin.
+    in_group = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if up_to < number and not torch.is_grad_enabled() and not in_group:
+        call.stops_after = up_to + 1
     before, _running.call = getattr(_running, "call", None), call
     try:
         output = run_backbone(vlm, **inputs)
+    except _Stop:
+        return call.layers
     finally:
         _running.call = before
     if len(call.layers) < number or call.token_embeddings is not None:
@@ -195,6 +201,16 @@ class _Call:
     token_embeddings: TokenEmbeddings | None
     layers: list[torch.Tensor] = field(default_factory=list)
     before_norm: torch.Tensor | None = None
+    stops_after: int | None = None  # states, after which the run ends
+
+    def record(self, state: torch.Tensor) -> None:
+        self.layers.append(state)
+        if len(self.layers) == self.stops_after:
+            raise _Stop
+
+
+class _Stop(Exception):
+    """All states that are needed are recorded."""
 
 
 _running = threading.local()  # `_running.call` is the call that runs in this thread, if any
@@ -203,13 +219,13 @@ _running = threading.local()  # `_running.call` is the call that runs in this th
 def _on_layer_input(module, args, kwargs) -> None:
     call = getattr(_running, "call", None)
     if call is not None and (call.inputs_of_layers or not call.layers):
-        call.layers.append(args[0] if args else kwargs["hidden_states"])
+        call.record(args[0] if args else kwargs["hidden_states"])
 
 
 def _on_layer_output(module, args, output) -> None:
     call = getattr(_running, "call", None)
     if call is not None and not call.inputs_of_layers:
-        call.layers.append(output[0] if isinstance(output, tuple) else output)
+        call.record(output[0] if isinstance(output, tuple) else output)
 
 
 def _on_norm_input(module, args) -> None:
