@@ -143,7 +143,10 @@ def static_prediction(
         inputs: of the model, from its processor.
     """
     model, sampling = policy.model.eval(), CompiledSampling()
-    options = SamplingOptions(generator=torch.Generator().manual_seed(0), num_inference_steps=num_inference_steps)
+    shape, noise = (len(inputs["input_ids"]), model.config.action_horizon, model.config.action_dim), None
+    if policy.denoises:
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    options = SamplingOptions(noise=noise, num_inference_steps=num_inference_steps)
     options = model.prepared_options(options, len(inputs["input_ids"]))
     tensors = {name: x for name, x in sampling.arranged(model, dict(inputs)).items() if x is not None}
     ids, mask = tensors["input_ids"], tensors["attention_mask"]
@@ -171,8 +174,7 @@ def static_prediction(
         }
         for name, x in tensors.items()
     }
-    shape = [len(ids), model.config.action_horizon, model.config.action_dim]
-    about["outputs"] = {"actions": {"shape": shape, "dtype": "float32", "what": "normalised actions"}}
+    about["outputs"] = {"actions": {"shape": list(shape), "dtype": "float32", "what": "normalised actions"}}
     fixed = replace(options, noise=None, generator=None)
     return StaticPrediction(model, plan, fixed, list(tensors)), tensors, about
 
