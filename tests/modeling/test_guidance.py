@@ -80,6 +80,12 @@ def test_a_policy_asks_for_positive_by_itself(framework):
     assert told(framework, advantage="negative").untrained().advantage == "negative"
 
 
+def test_what_is_asked_is_part_of_the_fingerprint():
+    prints = {told("qwen_pi_v3", **asked).fingerprint for asked in ({}, {"advantage": "none"}, {"guidance": 1.5})}
+    assert len(prints) == 3
+    assert told("qwen_pi_v3", advantage="positive", guidance=1).fingerprint == told("qwen_pi_v3").fingerprint
+
+
 def inputs_of(policy, advantages):
     observation = tiny_policies.observation()
     state = np.array([observation["state"]] * len(advantages))

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tiny_policies
+import torch
 import yaml
 from transformers import AutoModel, AutoProcessor
 
@@ -12,7 +14,8 @@ from hf_vla import Policy
 from hf_vla.commands.label import main as label_command
 from hf_vla.commands.train import main as train
 from hf_vla.data import LeRobotDataset, LeRobotWriter
-from hf_vla.training.value_labels import LabelSettings, assign_folds, label, rank_correlation
+from hf_vla.modeling.critic import mean_states
+from hf_vla.training.value_labels import LabelSettings, assign_folds, label, rank_correlation, read_states
 
 QUICK = LabelSettings(lookahead=3, folds=3, epochs=40, batch_size=32, learning_rate=3e-3)
 
@@ -141,6 +144,16 @@ def test_a_new_tokenizer_spells_advantages_in_few_tokens(data, recipe_in, tmp_pa
     assert (
         AutoModel.from_pretrained(tmp_path / "told").config.vlm_config.text_config.vocab_size == vocabularies["told"]
     )
+
+
+def test_the_states_read_know_nothing_of_the_actions(data):
+    policy = tiny_policies.build("qwen_fast")  # whose training batches hold the actions as tokens
+    dataset = LeRobotDataset(data / "demonstrations", tiny_policies.HORIZON, unnorm_key="arm", episodes=[0])
+    means, _ = read_states(policy, dataset, 4, 0, False)
+    item = dataset[1]
+    inputs = policy.processor(images=[item["image"]], text=item["lang"], state=item["state"][None], unnorm_key="arm")
+    hidden, mask, _ = policy.model.observation_states(**inputs)
+    assert len(means) == len(dataset) and torch.allclose(means[1], mean_states(hidden, mask)[0], atol=1e-5)
 
 
 def test_what_can_not_be_labelled(data, policy, tmp_path):

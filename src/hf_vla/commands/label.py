@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
 
     given = {name: getattr(arguments, name) for name in _SETTINGS}
     settings = LabelSettings(**{name: value for name, value in given.items() if value is not None})
-    policy = Policy.from_pretrained(arguments.model, arguments.unnorm_key, arguments.device, advantage="none")
+    policy = Policy.from_pretrained(arguments.model, arguments.unnorm_key, arguments.device)
     datasets = [
         LeRobotDataset(
             path,

@@ -238,9 +238,10 @@ class Policy:
         """A short text that tells this policy from others, also from its own earlier checkpoints.
 
         It is made of some values of each weight, of the configuration and of the processor's settings, not of names of
-        folders: a copy has the same.
+        folders: a copy has the same. One that is asked for another advantage, or guided, counts as another.
         """
-        return fingerprint(self.model, self.processor)
+        asked = {} if self.advantage == _advantage("auto", self.processor) else {"advantage": self.advantage}
+        return fingerprint(self.model, self.processor, asked | self._guiding)
 
     @property
     def state_names(self) -> list[str] | None:

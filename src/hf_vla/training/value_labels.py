@@ -4,21 +4,22 @@ A value function is fitted several times, each time without some episodes, which
 fitted on it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers.utils import logging
 
-from ..data import LeRobotDataset, VLADataCollator
+from ..data import LeRobotDataset
 from ..data.advantage_labels import check_tag, tags, write_labels
 from ..data.advantages import advantages, returns, threshold
 from ..data.outcomes import POLICY, Outcome, read_outcomes
+from ..inference.fingerprint import fingerprint
 from ..modeling.critic import DistributionalCritic, mean_states
 from ..training_args.continued import differences_of_inputs
 
@@ -161,7 +162,12 @@ def label(
         (outcome.source != POLICY) | (advantage > limits.get(outcome.task, np.inf))
         for outcome, advantage in zip(everything, own, strict=True)
     ]
-    about = {"policy": policy.fingerprint, "thresholds": limits, "longest": longest, "settings": asdict(settings)}
+    about = {
+        "policy": fingerprint(policy.model, policy.processor),
+        "thresholds": limits,
+        "longest": longest,
+        "settings": asdict(settings),
+    }
     first = 0
     for episodes in read:
         count = len(episodes.outcomes)
@@ -205,12 +211,8 @@ def read_states(
     """Return the mean of the backbone's last states of each frame, float32 (N, D), and the robot's state (N, 1, S) or None."""
     model, processor = policy.model, policy.processor
     use_state = processor.input_contract.of(dataset.unnorm_key).uses_state is not False
-    frames = DataLoader(
-        Subset(dataset, range(len(dataset))),
-        batch_size,
-        num_workers=num_workers,
-        collate_fn=VLADataCollator(processor, use_state=use_state),
-    )
+    collate = _Observations(processor, use_state)
+    frames = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=collate)
     means, states = [], []
     with tqdm(total=len(dataset), unit="frame", disable=not progress) as bar:
         for batch in frames:
@@ -220,6 +222,21 @@ def read_states(
             states.append(None if state is None else state.float().cpu())
             bar.update(len(hidden))
     return torch.cat(means), None if states[0] is None else torch.cat(states)
+
+
+class _Observations:
+    """Makes a batch of what is seen alone: of frameworks whose actions are tokens, a training batch's prompts would tell them."""
+
+    def __init__(self, processor, use_state: bool):
+        self.processor, self.use_state = processor, use_state
+
+    def __call__(self, items: Sequence[Mapping[str, Any]]):
+        return self.processor(
+            images=[item["image"] for item in items],
+            text=[item["lang"] for item in items],
+            state=np.stack([item["state"] for item in items]) if self.use_state and "state" in items[0] else None,
+            unnorm_key=[item["dataset"] for item in items],
+        )
 
 
 def fit_values(
