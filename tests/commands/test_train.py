@@ -63,7 +63,7 @@ def test_a_run_can_be_repeated_from_its_own_config(recipe, tmp_path):
 
 def is_result(name: str) -> bool:
     """Not a time."""
-    return not any(part in name for part in ("time", "per_second"))
+    return not any(part in name for part in ("time", "per_second", "memory"))
 
 
 def test_resuming_is_not_part_of_what_is_repeated(tmp_path):

@@ -320,6 +320,7 @@ def test_short_runs_leave_curves_and_a_line_for_every_log(recipe, tmp_path):
     assert [row["step"] for row in rows if "eval_loss" in row] == [2, 3]
     assert all({"step", "epoch", "time"} <= set(row) for row in rows)
     assert [row["samples_per_second"] > 0 for row in rows if "loss" in row] == [True]
+    assert [0.05 < row["peak_memory_gib"] < 500 for row in rows if "loss" in row] == [True]
 
 
 @pytest.mark.slow

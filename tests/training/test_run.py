@@ -22,8 +22,8 @@ def test_a_run_leaves_a_policy_and_its_settings(recipe, tmp_path):
     written = yaml.safe_load((output / "config.yaml").read_text())
     assert written["max_steps"] == 2 and written["dataset"] == arguments[1].dataset
     assert AutoModel.from_pretrained(output).config.model_type == trainer.model.config.model_type
-    *datasets, last = summarize(trainer)
-    assert last == f"policy written to {output}"
+    *datasets, last, curves = summarize(trainer)
+    assert last == f"policy written to {output}" and curves.startswith(f"curves: {output / 'loss.png'}")
     assert len(datasets) == 1 and " passes over " in datasets[0]
 
 

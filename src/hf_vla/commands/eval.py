@@ -186,3 +186,6 @@ def main(argv: list[str] | None = None, load=load_policy) -> None:
 
         print(f"results put into {add_results(arguments.model, Path(arguments.output) / 'success_summary.csv')}")
     print(f"results written to {arguments.output}")
+    pictures = [Path(arguments.output) / name for name in ("success_summary.png", "videos")]
+    if there := [str(path) for path in pictures if path.exists()]:
+        print(f"pictures: {', '.join(there)}; all on one page: hf-vla report {arguments.output}")

@@ -183,6 +183,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{task:28s}" + "".join(f" {solved[name][task]:18d}" for name in columns))
     print(f"{result['minutes']:.1f} minutes; results in {output / 'result.json'}")
     print(f"figures: {policy / 'loss.png'}, {evaluation / 'success_summary.png'}; videos: {evaluation / 'videos'}")
+    print(f"all on one page: hf-vla report {output}")
     print(f'load it: hf_vla.Policy.from_pretrained("{policy}")')
 
 

@@ -63,3 +63,4 @@ def main(argv: list[str] | None = None) -> None:
         failed = len(used["failed_seeds"])
         print(f"{task}: {len(used['seeds'])} episodes recorded, {failed} dropped because the expert failed")
     print(f"dataset written to {arguments.output}")
+    print(f"pictures and curves: hf-vla inspect {arguments.output} --output {arguments.output.rstrip('/')}.html")

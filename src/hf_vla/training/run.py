@@ -92,7 +92,7 @@ def train(
 
 
 def summarize(trainer: VLATrainer) -> list[str]:
-    """Return lines that say how often each dataset was read, how many items were skipped, and where the policy is.
+    """Return lines that say how often each dataset was read, how many items were skipped, and where policy and curves are.
 
     Args:
         trainer: of a finished run, as `train` returns it.
@@ -104,7 +104,11 @@ def summarize(trainer: VLATrainer) -> list[str]:
         lines.append(f"{member['dataset']}: {passes:.1f} passes over {member['frames']} frames")
     if mixture.num_skipped:
         lines.append(f"skipped {mixture.num_skipped} items that can't be read")
-    return [*lines, f"policy written to {trainer.args.output_dir}"]
+    lines.append(f"policy written to {trainer.args.output_dir}")
+    curves = Path(trainer.args.output_dir) / "loss.png"
+    if curves.is_file():
+        lines.append(f"curves: {curves}; all on one page: hf-vla report {trainer.args.output_dir}")
+    return lines
 
 
 def _closed_loop(evaluation_args: EvaluationArguments):

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers import TrainerCallback
 from transformers.utils import logging
@@ -53,7 +55,7 @@ class SummaryCallback(TrainerCallback):
     """Appends one JSON line per log and evaluation to `summary.jsonl` beside the checkpoints.
 
     A line holds `step`, `epoch`, `time` (UTC), all numbers that were logged, and for training logs `samples_per_second`
-    since the last line, without evaluations and saving. A new run starts a new file. A resumed one keeps the lines up to its
+    since the last line, without evaluations and saving, and `peak_memory_gib`, the most so far. A new run starts a new file. A resumed one keeps the lines up to its
     checkpoint, because the later steps come again.
     """
 
@@ -82,6 +84,8 @@ class SummaryCallback(TrainerCallback):
         if "loss" in logs and state.global_step > step:
             batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
             row["samples_per_second"] = (state.global_step - step) * batch / (time.perf_counter() - moment)
+            if (memory := peak_memory_gib()) is not None:
+                row["peak_memory_gib"] = memory
         file = self._file(args)
         file.parent.mkdir(parents=True, exist_ok=True)
         with full_disk_named(file), open(file, "a", encoding="utf-8") as lines:
@@ -100,6 +104,18 @@ class SummaryCallback(TrainerCallback):
     @staticmethod
     def _file(args) -> Path:
         return Path(args.output_dir) / "summary.jsonl"
+
+
+def peak_memory_gib() -> float | None:
+    """Return the most memory that this process has had so far, on its accelerator if there is one; None if it is not known."""
+    if torch.accelerator.is_available():
+        return torch.accelerator.max_memory_allocated() / 2**30
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / 2 ** (30 if sys.platform == "darwin" else 20)  # bytes there, KiB elsewhere
 
 
 def read_summary(file: str | os.PathLike) -> list[dict[str, Any]]:
