@@ -1,1 +1,1 @@
-"""Model cards of policies, in their folders and Hub repositories."""
+"""Cards of policies and datasets, in their folders and Hub repositories; pushing them."""

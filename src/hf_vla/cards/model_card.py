@@ -8,7 +8,7 @@ metadata that a user set are kept. A card without such comments is a user's own,
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -80,7 +80,7 @@ def add_results(folder: str | os.PathLike, summary: str | os.PathLike) -> Path:
 
 def compose(folder: Path, existing, name, metadata: Mapping, training=None, settings=None) -> str | None:
     """Return the card's text; None if the existing one is a user's own, or the folder has nothing to describe."""
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import ModelCardData
 
     # A folder being written beside or in its final place has a name with a dot.
     own_name = next(part for part in reversed(folder.resolve().parts) if not part.startswith("."))
@@ -98,34 +98,43 @@ def compose(folder: Path, existing, name, metadata: Mapping, training=None, sett
         fields = ModelCardData(tags=list(TAGS), library_name="hf_vla", pipeline_tag="robotics", license="unknown")
         body = f"{_NOTE}\n\n# {plain(name)}\n\n{_WHAT}\n\n"
     else:
-        if "<!-- hf_vla:" not in existing:
+        read = read_card(existing, name)
+        if read is None:
             return None
-        try:
-            card = ModelCard(existing, ignore_metadata_errors=False)
-        except (ValueError, yaml.YAMLError) as error:
-            logger.warning(
-                f"the model card of {name} is left as it is, as its metadata can't be read: {' '.join(str(error).split())}"
-            )
-            return None
-        fields, body = card.data, card.text.lstrip("\n")
+        fields, body = read
         title = re.escape(plain(own_name))
         body = re.sub(rf"^# {title}$", lambda _: f"# {plain(name)}", body, count=1, flags=re.MULTILINE)
     _describe(fields, folder, metadata, name)
     sections["licence"] = card_sections.licence(fields.license)
     for key, section in sections.items():
-        body = _put(body, key, section)
+        body = put_section(body, key, section, card_sections.ORDER)
     return f"---\n{fields.to_yaml()}\n---\n\n{body}"
 
 
-def _put(body: str, key: str, section: str) -> str:
-    """Replace the section of that name in `body`, or insert it in its place in the order."""
+def read_card(text: str, name: str) -> tuple | None:
+    """Return metadata and body of a card; None if it is a user's own, or its metadata can't be read, which is logged."""
+    from huggingface_hub import ModelCard
+
+    if "<!-- hf_vla:" not in text:
+        return None
+    try:
+        card = ModelCard(text, ignore_metadata_errors=False)
+    except (ValueError, yaml.YAMLError) as error:
+        logger.warning(
+            f"the card of {name} is left as it is, as its metadata can't be read: {' '.join(str(error).split())}"
+        )
+        return None
+    return card.data, card.text.lstrip("\n")
+
+
+def put_section(body: str, key: str, section: str, order: Sequence[str]) -> str:
+    """Replace the section of that name in a card's body, or insert it in its place in the order."""
     # What a section quotes must not end it.
     section = section.replace("<!-- hf_vla", "<!- - hf_vla")
     block = f"<!-- hf_vla: {key} -->\n{section}\n<!-- hf_vla: end of {key} -->"
     pattern = rf"<!-- hf_vla: {key} -->\n.*?<!-- hf_vla: end of {key} -->"
     if re.search(pattern, body, flags=re.DOTALL):
         return re.sub(pattern, lambda _: block, body, flags=re.DOTALL)
-    order = card_sections.ORDER
     later = [f"<!-- hf_vla: {other} -->" for other in order[order.index(key) + 1 :]]
     places = [body.index(mark) for mark in later if mark in body]
     at = min(places, default=len(body))

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
+from urllib.parse import quote
 
 from ..hub import is_repository_name
 from ..registry import FRAMEWORKS, class_of
@@ -229,9 +230,28 @@ def _number(value) -> str:
     return "–" if value is None else f"{value:,}"
 
 
+def run(folder: Path) -> str | None:
+    """Return the section on what else of the run is in the folder: curves, videos, a report."""
+    parts = []
+    if (folder / "loss.png").is_file():
+        parts.append("![losses, learning rates and evaluations over the steps of the training](loss.png)")
+    if (folder / "report.html").is_file():
+        parts.append("[report.html](report.html) has all of it on one page: download it and open it.")
+    films = sorted((folder / "evaluation").glob("**/videos/*.mp4"))
+    if films:
+        links = [f"* [{plain(film.stem)}]({quote(film.relative_to(folder).as_posix())})" for film in films]
+        parts.append("\n".join(["Episodes of the evaluation:", "", *links]))
+    return "\n\n".join(["## The run", *parts]) if parts else None
+
+
 #: The sections that are made from a folder's files
-OF_FILES: dict[str, Callable[[Path], str | None]] = {"architecture": architecture, "data": data, "results": results}
-ORDER = ("architecture", "use", "data", "training", "results", "licence")
+OF_FILES: dict[str, Callable[[Path], str | None]] = {
+    "architecture": architecture,
+    "data": data,
+    "results": results,
+    "run": run,
+}
+ORDER = ("architecture", "use", "data", "training", "results", "run", "licence")
 
 __all__ = [
     "OF_FILES",

@@ -2,6 +2,7 @@
 
     hf-vla demo                                  # the quickstart's policy if it is there, or one with random weights
     hf-vla demo --model user/policy --port 7861
+    hf-vla demo --model user/policy --push user/space      # upload it as a Space instead, with this package inside
 
 Without --model, the environment variable MODEL_ID names the policy. GRADIO_SERVER_NAME and GRADIO_SERVER_PORT are read too.
 
@@ -29,12 +30,28 @@ def make_parser() -> ArgumentParser:
         default=os.environ.get("LEND_TOKEN") == "1",
         help="load what visitors name with this machine's Hub token: they then see its private repositories",
     )
+    parser.add_argument(
+        "--push", metavar="USER/SPACE", help="upload the demo as a Space on the Hub, and do not open it here"
+    )
+    parser.add_argument("--private", action="store_true", default=None, help="with --push: make a private Space")
+    parser.add_argument(
+        "--extras", nargs="+", metavar="EXTRA", help="with --push: extras of hf_vla for the Space; default: demo sim"
+    )
     return parser
 
 
-@command
+@command(extra="demo")
 def main(argv: list[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
+    if arguments.push is None and (arguments.private or arguments.extras):
+        raise ValueError("--private and --extras are for a Space: add --push USER/SPACE")
+    if arguments.push is not None:
+        from ..demo.space import EXTRAS, push_space
+
+        extras = tuple(arguments.extras or EXTRAS)
+        address = push_space(arguments.push, arguments.model, extras=extras, private=arguments.private)
+        print(f"uploaded to {address}")
+        return
     from ..demo.app import launch
 
     launch(arguments.model, arguments.host, arguments.port, arguments.lend_token, **policy_options(arguments))

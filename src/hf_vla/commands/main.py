@@ -12,6 +12,8 @@ COMMANDS = {
     "train": "train a policy by a recipe",
     "eval": "evaluate a policy in closed loop",
     "compare": "tell which evaluated policies differ by more than noise",
+    "report": "make one HTML page of a run: settings, curves, evaluations, videos",
+    "push": "upload a policy with its run, or a dataset, to the Hub",
     "serve": "serve a policy over WebSocket",
     "record": "record a scripted expert's demonstrations as a dataset",
     "label": "label datasets by advantage, for training on experience",

@@ -441,6 +441,32 @@ class LeRobotDataset(Dataset):
             "reading": hashlib.sha256(json.dumps(reading, default=str).encode()).hexdigest()[:16],
         }
 
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, token: str | None = None, **metadata: Any
+    ) -> str:
+        """Upload the dataset's folder, all of its episodes and cameras, with a card; see `hf_vla.cards.dataset_card`.
+
+        Args:
+            repo_id: the dataset repository, "user/name"; made if it is not there.
+            private: whether a repository that is made here is private.
+            token: of the Hub; by default the one that is logged in.
+            metadata: fields of the card's metadata, such as `license="cc-by-4.0"`.
+
+        Returns:
+            The repository's address.
+
+        Raises:
+            OSError: the Hub refuses, or cannot be reached.
+        """
+        from ..cards.dataset_card import compose
+        from ..cards.pushing import remote_card, upload
+
+        existing = remote_card(repo_id, "dataset", token)
+        if existing is None and (self.root / "README.md").is_file():
+            existing = (self.root / "README.md").read_text(encoding="utf-8")
+        card = compose(self.metadata.info, self.instructions, repo_id, existing, metadata)
+        return upload(self.root, repo_id, card or existing, repo_type="dataset", private=private, token=token)
+
     def _choose_cameras(self, cameras: Iterable[str] | None, features: Mapping[str, Any]) -> list[str]:
         known = self._mapping.cameras
         if cameras is None:
