@@ -1,11 +1,11 @@
-.PHONY: install quickstart demo test test-fast test-torchao lint
+.PHONY: install quickstart demo docs test test-fast test-torchao lint
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Extras for simulators beyond the quickstart's: make test SIMULATORS=libero,gym
 SIMULATORS ?=
-EXTRAS := train,sim,server,demo,deepspeed,quantization,export,dev$(if $(SIMULATORS),$(shell echo ,)$(SIMULATORS))
+EXTRAS := train,sim,server,demo,docs,deepspeed,quantization,export,dev$(if $(SIMULATORS),$(shell echo ,)$(SIMULATORS))
 # One thread a process: two torch threads on busy cores spin instead of working.
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -28,6 +28,12 @@ quickstart: install
 
 demo: install
 	$(BIN)/hf-vla demo
+
+# The documentation as a site, in site/. Only installing needs a network.
+docs:
+	@$(BIN)/python -c "import material, mkdocstrings" 2>/dev/null || $(MAKE) install || \
+	    { echo "error: the site needs mkdocs, which could not be installed; try 'make install' with a network" >&2; exit 1; }
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --site-dir site && echo "the site is in site/: open site/index.html"
 
 # All tests; and those for daily work, which leave out what starts processes or trains for long. The summary names the
 # simulators that are not installed, whose tests are skipped.

@@ -1,26 +1,23 @@
 """hf-vla-client: a second wheel of the same files, for simulators' environments; no torch, no transformers, Python 3.8."""
 
 import ast
-import asyncio
 import csv
 import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
 import zipfile
-from contextlib import contextmanager
 from email.parser import Parser
 from pathlib import Path
 
 import pytest
 import tiny_policies
+from served_policies import served
 
 from hf_vla.evaluation import EvaluationSettings, evaluate_with_controls
 from hf_vla.evaluation.records import load_record, record_names
 from hf_vla.plugins import import_user_code
-from hf_vla.serving import PolicyServer
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,27 +69,6 @@ def client(site: Path, *arguments: str, **variables: str) -> subprocess.Complete
     return run(
         site, "from hf_vla.evaluation.client import main\nsys.exit(main(sys.argv[1:]))", *arguments, **variables
     )
-
-
-@contextmanager
-def served(policy):
-    """The address of a server of this policy."""
-    loop, stopped, addresses, up = asyncio.new_event_loop(), asyncio.Event(), [], threading.Event()
-
-    async def serve():
-        async with PolicyServer(policy, "tiny").listen("127.0.0.1", 0) as listening:
-            addresses.append(f"ws://127.0.0.1:{listening.sockets[0].getsockname()[1]}")
-            up.set()
-            await stopped.wait()
-
-    thread = threading.Thread(target=loop.run_until_complete, args=[serve()])
-    thread.start()
-    try:
-        assert up.wait(30)
-        yield addresses[0]
-    finally:
-        loop.call_soon_threadsafe(stopped.set)
-        thread.join(30)
 
 
 def test_what_it_says_of_itself(wheel):

@@ -32,7 +32,7 @@ policy = hf_vla.Policy.from_pretrained(run + "/policy", device="cpu")
 dataset, data = hf_vla.data.LeRobotDataset(data, 4), data
 exec(code)
 for arguments in (
-    ["push", run, "me/run"], ["push", run + "/policy", "me/run"], ["push", data, "me/data", "--private"],
+    ["push", run + "/policy", "me/run"], ["push", run, "me/run"], ["push", data, "me/data", "--private"],
     ["demo", "--model", "me/run", "--push", "me/space"], ["demo", "--push", "me/space"],
 ):
     main(arguments)
@@ -146,7 +146,7 @@ def test_a_space_brings_the_package(hub, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     place = done.stdout.strip()
-    assert place.endswith("hf_vla/__init__.py") and "hf_vla-" in place and "src" not in place
+    assert place.endswith("hf_vla/__init__.py") and "hf_vla-" in place and "/src/" not in place
 
 
 @pytest.mark.slow

@@ -248,3 +248,4 @@ def test_the_guide_leads_to_a_dataset(tmp_path, monkeypatch, capsys):
     assert "all 40 frames of 2 episodes can be read" in capsys.readouterr().out
     assert (tmp_path / "datasets/my-robot.html").is_file()
     assert LeRobotDataset("datasets/my-robot", 16)[0]["lang"] == "wave at the camera"
+    assert "* wave at the camera" in Path("datasets/my-robot/README.md").read_text()

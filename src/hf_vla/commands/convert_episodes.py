@@ -29,6 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
     log_to_console()
+    from ..data import LeRobotDataset
     from ..data.episode_folders import convert_episodes
 
     output = convert_episodes(
@@ -39,4 +40,5 @@ def main(argv: list[str] | None = None) -> None:
         instruction=arguments.instruction,
         image_size=tuple(arguments.image_size) if arguments.image_size else None,
     )
+    LeRobotDataset(output, 1).write_card()
     print(f"dataset written to {output}")

@@ -47,6 +47,7 @@ def make_parser() -> ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     arguments = make_parser().parse_args(argv)
     log_to_console()
+    from ..data import LeRobotDataset
     from ..evaluation.demonstrations import record_dataset
 
     seeds = record_dataset(
@@ -62,5 +63,6 @@ def main(argv: list[str] | None = None) -> None:
     for task, used in seeds.items():
         failed = len(used["failed_seeds"])
         print(f"{task}: {len(used['seeds'])} episodes recorded, {failed} dropped because the expert failed")
+    LeRobotDataset(arguments.output, 1).write_card()
     print(f"dataset written to {arguments.output}")
     print(f"pictures and curves: hf-vla inspect {arguments.output} --output {arguments.output.rstrip('/')}.html")

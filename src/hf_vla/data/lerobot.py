@@ -441,6 +441,12 @@ class LeRobotDataset(Dataset):
             "reading": hashlib.sha256(json.dumps(reading, default=str).encode()).hexdigest()[:16],
         }
 
+    def write_card(self) -> None:
+        """Write or renew the dataset's card, README.md in its folder; see `hf_vla.cards.dataset_card`."""
+        from ..cards.dataset_card import write_dataset_card
+
+        write_dataset_card(self.root, self.metadata.info, self.instructions)
+
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = None, token: str | None = None, **metadata: Any
     ) -> str:
