@@ -98,15 +98,17 @@ def test_yaml_flags_and_several_tasks(tmp_path):
     recipe = tmp_path / "evaluate.yaml"
     recipe.write_text(
         "model: somewhere/presser\nunnorm-key: key\ndevice: cpu\ntask: [button-press-topdown-v3, reach]\n"
-        "episodes: 50\nmax_steps: 10\nuntrained-baseline: false\nnum-videos: 0\nname: mine\n"
+        "episodes: 50\nmax_steps: 10\nuntrained-baseline: false\nnum-videos: 0\nname: mine\nwrong_instruction: true\n"
     )
     main([str(recipe), "--episodes", "1", "--seed-start", "77", "--output", str(tmp_path / "out")], load=load)
     rows = read(tmp_path / "out/success_summary.csv")
     assert [(row["policy"], row["task"], row["episodes"]) for row in rows] == [
         ("mine", "button-press-topdown", "1"),
         ("mine", "reach", "1"),
+        ("mine (wrong instruction)", "button-press-topdown", "1"),
+        ("mine (wrong instruction)", "reach", "1"),
     ]
-    assert [row["seed"] for row in read(tmp_path / "out/episodes.csv")] == ["77", "77"]
+    assert [row["seed"] for row in read(tmp_path / "out/episodes.csv")] == ["77"] * 4
 
 
 def test_results_stand_in_the_policys_card(tmp_path):
