@@ -55,7 +55,7 @@ def test_stages_that_were_interrupted_go_on(tmp_path, monkeypatch):
     """What each stage is called with, first of all and after a training that was killed when it had a checkpoint."""
     called, fails = [], ["train"]
 
-    def run(command):
+    def run(command, **_):
         stage = next(name for name in ("record", "train", "eval") if name in command)
         called.append(command[command.index(stage) :])
         if stage == "train":
@@ -67,15 +67,21 @@ def test_stages_that_were_interrupted_go_on(tmp_path, monkeypatch):
             (tmp_path / "evaluation" / "success_summary.csv").write_text(
                 "\n".join(["control,task,episodes,successes", *lines, ""])
             )
-        return subprocess.CompletedProcess(command, int(stage in fails))
+        return real([sys.executable, "-c", f"sum(range(10**6)); exit({int(stage in fails)})"])
 
-    monkeypatch.setattr("hf_vla.commands.quickstart.subprocess.run", run)
+    real = subprocess.Popen
+    monkeypatch.setattr("hf_vla.commands.quickstart.subprocess.Popen", run)
     monkeypatch.setattr("hf_vla.cards.model_card.add_results", lambda *_: None)
     arguments = ["--recipe", "libero_object", "--output", str(tmp_path), "--episodes", "4"]
     with pytest.raises(SystemExit):
         main(arguments)
+    stages = json.loads((tmp_path / "stages.json").read_text())
+    assert (stages["record"]["done"], stages["train"]["done"]) == (True, False)
+    took = stages["train"]["seconds"]
+    assert took > 0 < stages["train"]["processor_seconds"]
     fails.clear()
     main(arguments)
+    assert json.loads((tmp_path / "stages.json").read_text())["train"]["seconds"] > took  # both attempts
     record, first, second, evaluate = called
     assert first[:2] == second[:2] == ["train", "libero_object"]
     assert "--resume_from_checkpoint" not in first and second[-2:] == ["--resume_from_checkpoint", "true"]

@@ -99,6 +99,16 @@ def test_seeds_place_objects_and_fixtures_and_leave_numpys_generator_alone(simul
         make(fixture_seed=7, initial_states="random")
 
 
+def test_the_arm_starts_as_in_official_states_or_further_away(simulator):
+    noise = {"type": "gaussian", "magnitude": 0.02}
+    assert make(initial_states="random").settings()["start_noise"] == 0.02
+    assert simulator().robots[0].initialization_noise == noise
+    make(initial_states="random", start_noise=0.1)
+    assert simulator().robots[0].initialization_noise == noise | {"magnitude": 0.1}
+    assert make().settings()["start_noise"] is None
+    assert not hasattr(simulator().robots[0], "initialization_noise")  # the states say where the arm is
+
+
 def test_objects_without_a_place_are_placed_again(simulator):
     environment = make()
     simulator().env.failures = 3
@@ -168,6 +178,11 @@ def test_success_and_the_step_limit():
         ({"initial_states": "officials"}, "initial_states is 'officials'; possible: official, random"),
         ({"quality": "best"}, "quality is 'best'; possible: official, smooth, fast"),
         ({"targets": "all"}, "targets is 'all'; possible: task, any"),
+        (
+            {"start_noise": 0.1},
+            "start_noise is 0.1 with official initial states; possible: 0 to 0.5, with random ones",
+        ),
+        ({"start_noise": -1, "initial_states": "random"}, "start_noise is -1 with random"),
         ({"targets": "any"}, "does not name one object of several to move"),
     ],
 )
@@ -204,11 +219,19 @@ def test_the_seed_says_which_object_of_the_scene_is_to_be_moved(simulator, monke
     monkeypatch.setattr(fake_libero.OffScreenRenderEnv, "names", names)
     environment = make("libero_object/3", targets="any", initial_states="random")
     goal = simulator().env.parsed_problem
+    states = []
     for seed, (words, name) in enumerate([("put", "put_1"), ("red mug", "red_mug_1"), ("plate", "plate_1")] * 2):
         observation = environment.reset(seed)
+        states.append(observation["state"].tolist())
         assert observation["lang"] == environment.instruction == f"object 3 {words} it down"
         assert goal["goal_state"] == [["in", name, "basket_1_contain_region"]]
     assert environment.settings()["targets"] == "any"
+    # Objects of one scene are asked for from the same start.
+    assert states[0] == states[1] == states[2] != states[3] == states[4] == states[5]
+    official = make("libero_object/3", targets="any")
+    assert official.num_episodes == 150
+    official.reset(149)
+    assert ("state", 49.0) in simulator().log and official.instruction == "object 3 plate it down"
     # Which others could be asked for is known without that setting, too.
     task = make("libero_object/3")
     assert task.instruction == "object 3 put it down"

@@ -9,6 +9,7 @@ finished stages are not run again, a recording and an evaluation keep their fini
 saves checkpoints goes on from the last one. Leaves result.json with the success rates beside the figures.
 """
 
+import contextlib
 import csv
 import json
 import os
@@ -32,6 +33,7 @@ from .command import command
 from .packaged import RECIPES
 from .parser import ArgumentParser, log_to_console, read_yaml
 
+_SECONDS_BETWEEN_NOTES = 5.0
 _CONTROLS = {"none": "trained", "blind": "blind", "wrong instruction": "wrong instruction", "untrained": "untrained"}
 
 
@@ -52,7 +54,7 @@ def make_parser() -> ArgumentParser:
 
 
 class Stages:
-    """Runs commands one after the other, and remembers in a file which are done and how long they took.
+    """Runs commands one after the other, and remembers in a file which are done and how long they took, interrupted ones too.
 
     Args:
         folder: where that file is.
@@ -62,33 +64,65 @@ class Stages:
     def __init__(self, folder: Path, imports: Sequence[str] = ()):
         self.imports = [f"--import={name}" for name in imports]
         self.file = folder / "stages.json"
-        #: stage -> "seconds" and "processor_seconds", which its processes together used
-        self.done: dict[str, dict[str, float]] = json.loads(self.file.read_text()) if self.file.exists() else {}
+        #: stage -> whether it is "done", and "seconds" and "processor_seconds", which its processes together used
+        self.stages: dict[str, dict[str, Any]] = json.loads(self.file.read_text()) if self.file.exists() else {}
+
+    def done(self, name: str) -> bool:
+        return bool(self.stages.get(name, {}).get("done"))
 
     def run(self, name: str, subcommand: str, *arguments: str, processes: int = 1) -> None:
-        if name in self.done:
-            print(f"[{name}] done already, in {self.done[name]['seconds']:.0f} s", flush=True)
+        if self.done(name):
+            print(f"[{name}] done already, in {self.stages[name]['seconds']:.0f} s", flush=True)
             return
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         command = [*launcher * (processes > 1), "-m", "hf_vla", subcommand, *arguments, *self.imports]
         print(f"[{name}] python {shlex.join(command)}", flush=True)
-        start, used = time.monotonic(), _processor_seconds()
-        status = subprocess.run([sys.executable, *command]).returncode
+        before = self.stages.get(name, {"seconds": 0.0, "processor_seconds": 0.0})
+        start, ended, used, status = time.monotonic(), _ended_seconds(), 0.0, None
+        process = subprocess.Popen([sys.executable, *command])
+        try:
+            while status is None:
+                # What a stage used until it is killed is known to this interval.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    status = process.wait(timeout=_SECONDS_BETWEEN_NOTES)
+                # Gone at the end: then what it used in all is known to the system.
+                running = _processor_seconds(process.pid) if status is None else _ended_seconds() - ended
+                used = max(used, running)
+                self.stages[name] = {
+                    "done": status == 0,
+                    "seconds": before["seconds"] + time.monotonic() - start,
+                    "processor_seconds": before["processor_seconds"] + used,
+                }
+                write_json(self.file, self.stages)
+        finally:
+            if status is None:  # interrupted
+                process.terminate()
+                process.wait()
         if status:
             raise OSError(f"stage {name} failed with status {status}; see its message above")
-        took = {"seconds": time.monotonic() - start, "processor_seconds": _processor_seconds() - used}
-        self.done[name] = took
-        write_json(self.file, self.done)
+        took = self.stages[name]
         print(
             f"[{name}] took {took['seconds']:.0f} s, and {took['processor_seconds']:.0f} s of processor time",
             flush=True,
         )
 
 
-def _processor_seconds() -> float:
+def _ended_seconds() -> float:
     """The processor time of all processes that this one started and that have ended."""
     times = os.times()
     return times.children_user + times.children_system
+
+
+def _processor_seconds(pid: int) -> float:
+    """The processor time so far of a process and all that it started; 0 if it has ended."""
+    import psutil  # accelerate brings it
+
+    try:
+        parent = psutil.Process(pid)
+        times = [process.cpu_times() for process in (parent, *parent.children(recursive=True))]
+    except psutil.NoSuchProcess:
+        return 0.0
+    return sum(t.user + t.system + t.children_user + t.children_system for t in times)
 
 
 def write_json(file: Path, content: dict) -> None:
@@ -154,7 +188,7 @@ def main(argv: list[str] | None = None) -> None:
         options += ["--use_cpu", "true", "--per_device_train_batch_size", str(max(1, batch // processes))]
     if any(policy.glob("checkpoint-*")):
         options += ["--resume_from_checkpoint", "true"]
-    elif policy.exists() and "train" not in stages.done:
+    elif policy.exists() and not stages.done("train"):
         shutil.rmtree(policy)  # of a run that was interrupted before it saved anything
     stages.run(
         "train", "train",
@@ -171,8 +205,8 @@ def main(argv: list[str] | None = None) -> None:
         "episodes": episodes,
         "success": solved["none"],
         **{f"{control.replace(' ', '_')}_success": solved[control] for control in solved if control != "none"},
-        "minutes": round(sum(stage["seconds"] for stage in stages.done.values()) / 60, 2),
-        "processor_minutes": round(sum(stage["processor_seconds"] for stage in stages.done.values()) / 60, 2),
+        "minutes": round(sum(stage["seconds"] for stage in stages.stages.values()) / 60, 2),
+        "processor_minutes": round(sum(stage["processor_seconds"] for stage in stages.stages.values()) / 60, 2),
         "policy": str(policy),
     }
     write_json(output / "result.json", result)

@@ -35,6 +35,8 @@ _MODALITY_CAMERAS = {"image": "primary_image", "wrist_image": "wrist_image"}
 WAITING_STEPS = _RECORD.waiting_steps
 # No motion, gripper open: what the robot does while the objects settle.
 _WAITING_ACTION = np.array(_RECORD.waiting_action, dtype=np.float64)
+# Of the arm's joints, in radians; LIBERO's own resets, unlike its official states, have none.
+_OFFICIAL_START_NOISE = 0.02
 _INSTALL = "pip install 'hf_vla[libero]'"
 _CANNOT_RENDER = (
     "LIBERO cannot render here ({}); install the Debian package libosmesa6 and set MUJOCO_GL=osmesa, or MUJOCO_GL=egl if "
@@ -64,9 +66,12 @@ class LiberoEnvironment(Environment):
         quality: "official", or "fast" without multisampling and shadows, which takes half of a CPU's time. "smooth" is
             as fast: it renders without them at twice the size and takes the mean of four pixels, which is closer to
             what a policy sees that shrinks official images to this size.
-        targets: "task", or "any": the seed's remainder says which of the scene's objects is to be moved (0: the task's
-            own), and instruction, expert and success are this object's. For tasks of one object that the instruction
-            names: demonstrations that can't be followed without the instruction.
+        targets: "task", or "any": of n objects in the scene, the remainder of seed / n says which one is to be moved (0: the
+            task's own), with its instruction, expert and success; the whole part is the seed or number of the initial
+            state. So n demonstrations start alike, and only the instruction tells them apart. For tasks of one object that
+            the instruction names.
+        start_noise: standard deviation, in radians, of the arm's joints in random initial states; by default 0.02, that of the
+            official ones.
         protocol: "current" or "published": images, fixtures and step limits exactly as in StarVLA's evaluation. Without it images
             are as the demonstrations have them, and fixtures are placed anew in every episode.
 
@@ -103,6 +108,7 @@ class LiberoEnvironment(Environment):
         quality: str = "official",
         protocol: str | None = None,
         targets: str = "task",
+        start_noise: float | None = None,
     ):
         self.protocol = protocol
         benchmark = load_record("libero", protocol)
@@ -142,22 +148,36 @@ class LiberoEnvironment(Environment):
                 f"fixture_seed is {fixture_seed}, but with random initial states the seed of an episode places "
                 "everything; leave it out"
             )
+        if start_noise is not None and (initial_states == "official" or not 0 <= start_noise <= 0.5):
+            raise ValueError(
+                f"start_noise is {start_noise} with {initial_states} initial states; possible: 0 to 0.5, with random ones"
+            )
         self.camera_names, self.image_size, self.max_steps = cameras, image_size, max_steps
         self.initial_states, self.waiting_steps = initial_states, waiting_steps
         self.fixture_seed, self.quality, self.targets = fixture_seed, quality, targets
+        if initial_states == "random":
+            self.start_noise = _OFFICIAL_START_NOISE if start_noise is None else start_noise
+        else:
+            self.start_noise = None
         self.instruction, self.task_name = record.language, record.name
 
         self._states = _official_states(suite, int(number)) if initial_states == "official" else None
         self.num_episodes = None if self._states is None else len(self._states)
         self._command = ActionProcessor(benchmark.action["steps"])
         self._simulator = _make_simulator(suite, record.bddl_file, horizon=max_steps + waiting_steps + 1)
+        if self.start_noise:
+            for robot in self._simulator.robots:
+                robot.initialization_noise = {"type": "gaussian", "magnitude": self.start_noise}
         self._prepare_rendering()
         self._scene_tasks = _scene_tasks(self._simulator, self.instruction) if targets == "any" else []
         if targets == "any" and not self._scene_tasks:
+            self._simulator.close()
             raise ValueError(
                 f'targets is "any", but {self.task} ({self.instruction!r}) does not name one object of several to move; '
                 "possible: tasks such as those of libero_object"
             )
+        if self.num_episodes is not None and self._scene_tasks:
+            self.num_episodes *= len(self._scene_tasks)
         self._images: list[Image.Image] | None = None
         self._steps = -1
 
@@ -204,14 +224,15 @@ class LiberoEnvironment(Environment):
     def reset(self, seed: int) -> dict[str, Any]:
         if not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"seed is {seed!r}; possible: integers from 0")
-        if self._states is not None and seed >= len(self._states):
+        if self.num_episodes is not None and seed >= self.num_episodes:
             raise ValueError(
-                f"{self.task} has no episode {seed}; its official initial states are 0 to {len(self._states) - 1} "
+                f"{self.task} has no episode {seed}; its official initial states are 0 to {self.num_episodes - 1} "
                 '(initial_states="random" takes any seed)'
             )
         simulator = self._simulator
         if self.targets == "any":
-            self.instruction, goal = self._scene_tasks[seed % len(self._scene_tasks)]
+            seed, target = divmod(int(seed), len(self._scene_tasks))
+            self.instruction, goal = self._scene_tasks[target]
             simulator.env.parsed_problem["goal_state"] = [goal]
         with _own_numpy_randomness(int(seed) if self.fixture_seed is None else self.fixture_seed):
             _reset(simulator)
@@ -280,6 +301,7 @@ class LiberoEnvironment(Environment):
             "quality": self.quality,
             "protocol": self.protocol,
             "targets": self.targets,
+            "start_noise": self.start_noise,
         }
 
     def modality(self) -> dict[str, Any]:
