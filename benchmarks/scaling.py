@@ -33,7 +33,7 @@ class Case:
     text: int = 60
     steps: int = 4
     batch: int = 1
-    layers: int | None = None  # of the language model and the head; None: all
+    layers: int | None = None  # of the language model and the head; None: the configuration's
 
 
 SWEEPS = {
@@ -116,18 +116,18 @@ def processor_seconds(function: Callable[[], None], repeats: int) -> float:
 
 def sweep(vlm_config: dict, device: str, dtype: torch.dtype, layers: tuple[int, ...], measure: Callable, **own):
     """Yield (what changes, its value, what `measure` says of the call), one size after the other."""
+    whole = build(vlm_config, Case(), device, dtype, **own)
     for name, values in SWEEPS.items():
         for value in values:
             case = replace(Case(), **{name: value})
-            model = build(vlm_config, case, device, dtype, **own)
-            yield name, value, measure(model, static_prediction(model, inputs_of(case), case.steps))
+            whole.config.action_horizon = case.horizon
+            yield name, value, measure(whole, static_prediction(whole, inputs_of(case), case.steps))
+    whole.config.action_horizon = Case().horizon
     for value in layers:
-        case = Case(layers=value)
-        model = build(vlm_config, case, device, dtype, **own)
-        yield "layers", value, measure(model, static_prediction(model, inputs_of(case)))
-    model = build(vlm_config, Case(), device, dtype, **own)
+        model = build(vlm_config, Case(layers=value), device, dtype, **own)
+        yield "layers", value, measure(model, static_prediction(model, inputs_of(Case())))
     for copies in COPIES:
-        yield "R, training", copies, measure(model, training_step(model, Case(), copies))
+        yield "R, training", copies, measure(whole, training_step(whole, Case(), copies))
 
 
 def limit_ms(counts: Counts, bandwidth: float, tflops: float) -> float:
@@ -135,9 +135,8 @@ def limit_ms(counts: Counts, bandwidth: float, tflops: float) -> float:
     return 1e3 * max(counts.weight_bytes / (bandwidth * 1e12), counts.flops / (tflops * 1e12))
 
 
-def table(rows: list, header: list[str]) -> str:
-    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
-    return "\n".join(lines + [f"| {' | '.join(map(str, row))} |" for row in rows])
+def line(*cells) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def plot(path: str, counted: dict, measured: dict) -> None:
@@ -187,33 +186,20 @@ def main() -> None:
     torch.manual_seed(0)
     own = {"action_hidden_size": 256, "attention_head_dim": 32}
     counted, measured = {}, {}
-    full = (small(), "meta", torch.bfloat16, (4, 8)) if a.tiny else (QWEN3_VL_4B, "meta", torch.bfloat16, (9, 18, 36))
-    for name, value, counts in sweep(*full, count, **(own if a.tiny else {})):
-        counted.setdefault(name, {})[value] = counts
-    rows = [
-        [
-            name,
-            value,
-            f"{c.flops / 1e12:.3f}",
-            f"{c.weight_bytes / 1e9:.2f}",
-            f"{c.launches:,}",
-            "" if "training" in name else f"{limit_ms(c, a.bandwidth, a.tflops):.2f}",
-        ]
-        for name, of_name in counted.items()
-        for value, c in of_name.items()
-    ]
-    print(table(rows, ["", "value", "TFLOP", "GB of weights", "operators", "limit, ms"]), flush=True)
+    full = (small(), "meta", torch.bfloat16, (4, 8)) if a.tiny else (QWEN3_VL_4B, "meta", torch.bfloat16, (9, 18))
+    print(line("", "value", "TFLOP", "GB of weights", "operators", "limit, ms") + "\n|---|---|---|---|---|---|")
+    for name, value, c in sweep(*full, count, **(own if a.tiny else {})):
+        counted.setdefault(name, {})[value] = c
+        cells = [f"{c.flops / 1e12:.3f}", f"{c.weight_bytes / 1e9:.2f}", f"{c.launches:,}"]
+        cells.append("" if "training" in name else f"{limit_ms(c, a.bandwidth, a.tflops):.2f}")
+        print(line(name, value, *cells), flush=True)
     if not a.counts_only:
+        print("\n" + line("", "value", "processor time, ms", "× the first") + "\n|---|---|---|---|")
         timed = sweep(small(), "cpu", torch.float32, (2, 4, 8), lambda _, f: processor_seconds(f, a.repeats), **own)
         for name, value, seconds in timed:
             measured.setdefault(name, {})[value] = seconds
-        rows = [
-            [name, value, f"{1e3 * s:.0f}", f"{s / next(iter(of_name.values())):.2f}"]
-            for name, of_name in measured.items()
-            for value, s in of_name.items()
-        ]
-        print()
-        print(table(rows, ["", "value", "processor time, ms", "× the first"]))
+            first = next(iter(measured[name].values()))
+            print(line(name, value, f"{1e3 * seconds:.0f}", f"{seconds / first:.2f}"), flush=True)
     if a.plot:
         plot(a.plot, counted, measured)
 
