@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -236,6 +237,24 @@ def test_the_document_on_inference(tmp_path, monkeypatch):
     for block in blocks:
         exec(block.replace("outputs/quickstart/policy", str(tmp_path / "policy")), names)
     assert names["actions"].shape == (2, 3, 2) and names["prediction"].chunks.shape == (11, 8, 3, 2)
+
+
+def test_a_robots_control_loop(tmp_path):
+    """The block with `PolicyRunner`, on a robot that takes nine steps; the tiny policy's chunks have three actions, not sixteen."""
+    policy = build("qwen_gr00t")
+    policy.save_pretrained(tmp_path / "policy")
+    text = (DOC.parent / "real_time_chunking.md").read_text()
+    block = next(
+        b for b in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL) if "PolicyRunner" in b
+    )
+    sent = []
+    robot = SimpleNamespace(send=sent.append, observe=observation)
+    names = {"running": lambda: len(sent) < 9, "robot": robot, "rate": SimpleNamespace(sleep=lambda: None)}
+    assert "execute=8" in block
+    exec(block.replace('"my-policy"', repr(str(tmp_path / "policy"))).replace("execute=8", "execute=2"), names)
+    assert np.stack(sent).shape == (9, 2) and np.isfinite(sent).all()
+    with pytest.raises(RuntimeError, match="closed"):
+        names["runner"].act(observation())
 
 
 class TestBadRegistration:

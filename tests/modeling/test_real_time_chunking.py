@@ -190,6 +190,7 @@ def untrained():
         ({"previous_chunk": (2, 5, 2), "inference_delay": None}, "inference_delay is None; give a whole number"),
         ({"inference_delay": 1.5}, "inference_delay is 1.5; give a whole number"),
         ({"inference_delay": 1}, "there is no previous_chunk"),
+        ({"max_guidance_weight": 2.0}, "max_guidance_weight is 2.0, but there is no previous_chunk that guides"),
         ({"previous_chunk": (2, 5, 2), "max_guidance_weight": math.inf}, "max_guidance_weight is inf"),
         ({"previous_chunk": (2, 5, 2), "max_guidance_weight": -1.0}, "max_guidance_weight is -1"),
     ],

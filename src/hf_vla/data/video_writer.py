@@ -16,8 +16,8 @@ __all__ = ["VideoWriter", "write_video"]
 class VideoWriter:
     """An mp4 file (H.264, yuv420p) that grows frame by frame; frame k is shown at k / fps seconds.
 
-    There are no B-frames, so a frame is decoded from at most `gop_size` frames, and one thread encodes, so that equal
-    frames give equal bytes.
+    There are no B-frames, so a frame is decoded from at most `gop_size` frames. One thread encodes, so that with the same build
+    of x264 equal frames give equal bytes if they are at least 64 pixels wide and high. Smaller ones are not always encoded alike.
 
     Args:
         path: the file; its folder exists.

@@ -64,8 +64,17 @@ class RealTimeChunking:
 
     @classmethod
     def from_arguments(cls, arguments: dict) -> "RealTimeChunking | None":
-        """Pop the three fields from keyword arguments; None if these hold neither a previous chunk nor a delay."""
+        """Pop the three fields from keyword arguments; None if these hold neither a previous chunk nor a delay.
+
+        Raises:
+            ValueError: `max_guidance_weight` is given without `previous_chunk`, which may be None for an episode's first chunk.
+        """
         given = {name: arguments.pop(name) for name in _ARGUMENTS if name in arguments}
+        if "max_guidance_weight" in given and "previous_chunk" not in given:
+            raise ValueError(
+                f"max_guidance_weight is {given['max_guidance_weight']!r}, but there is no previous_chunk that guides; give it (None "
+                "for the first chunk of an episode), or leave out both"
+            )
         if given.get("previous_chunk") is None and not given.get("inference_delay"):
             return None
         return cls(**{"previous_chunk": None, **given})
