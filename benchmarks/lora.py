@@ -130,7 +130,7 @@ def main() -> None:
         "episodes": a.episodes,
         "new_task": a.new_task,
         "steps": {"policy": a.steps, "adapter": a.adapter_steps},
-        "success": {"before": evaluate("policy", policy)},
+        "success": {},
         "parameters": {"before": parameters(policy, "model.safetensors")},
         "minutes": stages.minutes,
     }
@@ -145,7 +145,8 @@ def main() -> None:
         adapter = train(way, {"base": recipe, "policy": str(policy), **changes}, members, a.adapter_steps)
         result["success"][way] = evaluate(way, adapter)
         result["parameters"][way] = parameters(adapter, "adapter_model.safetensors")
-        (a.output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    result["success"] = {"before": evaluate("policy", policy), **result["success"]}
+    (a.output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     tasks = [*a.tasks, a.new_task]
     print(f"| solved, of {a.episodes} | {' | '.join(tasks)} (new) | parameters saved | minutes of training |")
     print("|" + "---|" * (len(tasks) + 3))
