@@ -6,7 +6,7 @@ Fits a value function on the frozen policy's states: how long until the task is 
 better or worse than was to be expected: positive or negative. Demonstrations and a human's corrections are always positive, and of the
 policy's own frames (hf-vla eval --record) the best 40 % of each task. Writes meta/returns_TAG.parquet and meta/advantages_TAG.parquet
 beside each dataset, whose own files stay as they are; a recipe's key `advantage: TAG` trains on them, see
-docs/reinforcement_learning.md.
+docs/recap.md.
 
 Prints for each task how the values of solved episodes go with the time to success (rank correlation, 1 is best), all by value functions
 that had not seen the episode, and the share of positive frames by source.
