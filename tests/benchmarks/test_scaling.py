@@ -6,6 +6,7 @@ from counting import count, static_prediction
 from full_size import QWEN3_VL_4B, shrink
 from scaling import Case, build, inputs_of, training_step
 
+pytestmark = pytest.mark.slow
 OWN = {"action_hidden_size": 32, "attention_head_dim": 16}
 
 

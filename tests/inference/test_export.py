@@ -13,6 +13,7 @@ from hf_vla.commands.main import main
 from hf_vla.inference.export import export_policy, static_prediction
 from hf_vla.inference.exported import ExportedModel, load_exported
 
+pytestmark = pytest.mark.slow
 QWEN25 = "Qwen2.5-VL-3B-Instruct"
 VIEWS = [(96, 64), (64, 96)]
 SHORT, LONG = "shut it", "put the red block on the green plate"

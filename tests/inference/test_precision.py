@@ -11,6 +11,7 @@ from hf_vla import Policy
 from hf_vla.commands.main import main
 from hf_vla.inference.precision import measure_precisions
 
+pytestmark = pytest.mark.slow
 KINDS = {"int8": "Int8Tensor", "fp8": "Float8Tensor", "int4": "Params4bit"}
 
 

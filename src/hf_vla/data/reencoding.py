@@ -29,7 +29,7 @@ from .video import open_video
 _KEPT_FORMATS = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p")
 _STATE = "reencoding.json"
 #: x264's quality to begin with, and by how much it is raised for a video of which a frame is too far from the original.
-_CRF, _CRF_STEP = 18, 4
+_CRF, _CRF_STEP = 28, 5
 
 
 @dataclass
