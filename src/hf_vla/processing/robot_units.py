@@ -111,6 +111,8 @@ class RobotUnits:
 
     def _normalize(self, values: np.ndarray, keys: list[str], modality: str) -> np.ndarray:
         normalizers = {key: self.normalizer(key, modality) for key in set(keys)}
+        if len(normalizers) == 1:
+            return normalizers[keys[0]].normalize(values)
         return np.stack([normalizers[key].normalize(x) for key, x in zip(keys, values, strict=True)])
 
     def unnormalize_actions(self, actions, unnorm_key: str | Sequence[str] | None = None, state=None) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Converting images and text to the backbone's tensors, by its own chat template, tokenizer and image processor."""
 
 from itertools import groupby
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -39,14 +40,80 @@ def encode(
         if image_token in text:
             raise ValueError(f"the prompt of sample {index} contains {image_token!r}, which stands for an image")
     replacements = iter(laid_out.texts)
-    prompts = []
-    for views, text, answer in zip(images, texts, answers or [None] * len(texts), strict=True):
-        prompt = chat_prompt(processor, len(views), text, answer)
-        if (written := prompt.count(image_token)) != len(views):
-            raise ValueError(f"the chat template wrote {written} {image_token!r} for {len(views)} images")
-        prompts.append(_expand(prompt, image_token, [next(replacements) for _ in views]))
-    tokens = processor.tokenizer(prompts, **_PADDED)
-    return _with_images(processor, tokens, laid_out)
+    # What a batch's samples share, such as their instruction, is rendered and tokenised once.
+    samples = [
+        (text, answer, tuple(next(replacements) for _ in views))
+        for views, text, answer in zip(images, texts, answers or [None] * len(texts), strict=True)
+    ]
+    different = list(dict.fromkeys(samples))
+    prompts = {key: _rendered(processor, *key) for key in {(len(own), text, answer) for text, answer, own in samples}}
+    for (views, *_), prompt in prompts.items():
+        if (written := prompt.count(image_token)) != views:
+            raise ValueError(f"the chat template wrote {written} {image_token!r} for {views} images")
+    expanded = _tokens(
+        processor.tokenizer, image_token, [(prompts[len(own), text, answer], own) for text, answer, own in different]
+    )
+    tokens_of = dict(zip(different, expanded, strict=True))
+    return _with_images(
+        processor, _left_padded(processor.tokenizer, [tokens_of[sample] for sample in samples]), laid_out
+    )
+
+
+#: Per processor, rendered prompts by all that they depend on: robots are given few instructions, again and again.
+_PROMPTS: WeakKeyDictionary = WeakKeyDictionary()
+_KEPT_PROMPTS = 4096
+
+
+def _rendered(processor, num_images: int, text: str, answer: str | None) -> str:
+    """As `chat_prompt`, remembered if there is no answer, of which each is another."""
+    if answer is not None:
+        return chat_prompt(processor, num_images, text, answer)
+    key = (num_images, text, str(processor.chat_template), str(processor.tokenizer.special_tokens_map))
+    known = _PROMPTS.setdefault(processor, {})
+    if (prompt := known.get(key)) is None:
+        if len(known) >= _KEPT_PROMPTS:
+            known.clear()
+        prompt = known[key] = chat_prompt(processor, num_images, text)
+    return prompt
+
+
+def _tokens(tokenizer, image_token: str, prompts: list[tuple[str, tuple[str, ...]]]) -> list[np.ndarray]:
+    """Tokenise prompts, each with what takes the place of its image tokens.
+
+    An image of n image tokens is one for the tokenizer, and repeated afterwards: those are most of a prompt.
+    """
+    image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+    lengths = [[len(text) // len(image_token) for text in own] for _, own in prompts]
+    repeated = all(
+        text == image_token * length
+        for (_, own), of_images in zip(prompts, lengths, strict=True)
+        for text, length in zip(own, of_images, strict=True)
+    )
+    if repeated:
+        rows = [np.array(row) for row in tokenizer([prompt for prompt, _ in prompts], **_PLAIN)["input_ids"]]
+        if all((row == image_token_id).sum() == len(of_images) for row, of_images in zip(rows, lengths, strict=True)):
+            return [_repeated(row, row == image_token_id, own) for row, own in zip(rows, lengths, strict=True)]
+    texts = [_expand(prompt, image_token, list(own)) for prompt, own in prompts]
+    return [np.array(row) for row in tokenizer(texts, **_PLAIN)["input_ids"]]
+
+
+def _repeated(row: np.ndarray, is_image: np.ndarray, lengths: list[int]) -> np.ndarray:
+    counts = np.ones(len(row), dtype=int)
+    counts[is_image] = lengths
+    return np.repeat(row, counts)
+
+
+def _left_padded(tokenizer, rows: list[np.ndarray]) -> dict[str, torch.Tensor]:
+    """input_ids and attention_mask (B, L) of the samples' tokens."""
+    longest = max(map(len, rows))
+    if tokenizer.pad_token_id is None and any(len(row) < longest for row in rows):
+        raise ValueError("the tokenizer has no pad_token, which prompts of unequal lengths need in a batch; set one")
+    ids = np.full((len(rows), longest), tokenizer.pad_token_id or 0)
+    mask = np.zeros_like(ids)
+    for row, own_ids, own_mask in zip(rows, ids, mask, strict=True):
+        own_ids[longest - len(row) :] = row
+        own_mask[longest - len(row) :] = 1
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
 
 
 def image_token_positions(
@@ -141,6 +208,7 @@ def encode_conversations(
     return encoded
 
 
+_PLAIN = {"add_special_tokens": False, "return_attention_mask": False}
 _PADDED = {"padding": True, "padding_side": "left", "return_tensors": "pt", "add_special_tokens": False}
 
 
