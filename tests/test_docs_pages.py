@@ -249,7 +249,7 @@ def test_python_that_predicts(known, name):
 
 
 def test_python_of_real_time_chunking(known):
-    (block,) = blocks(DOCS / "real_time_chunking.md", "python")
+    block, _ = blocks(DOCS / "real_time_chunking.md", "python")  # the other one moves a robot
     block = block.replace("my-policy", "outputs/quickstart/policy").replace("chunk[8:]", "chunk[1:]")
     exec(block.replace("inference_delay=3", "inference_delay=1"), known)
     np.testing.assert_array_equal(known["chunk"][:1], known["rest"][:1])
