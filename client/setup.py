@@ -34,10 +34,12 @@ MODULES = (
     "evaluation",
 )
 WITHOUT = (
+    "evaluation/collection.py",
     "evaluation/demonstrations.py",
     "evaluation/gymnasium.py",
     "evaluation/metaworld.py",
     "evaluation/recording.py",
+    "evaluation/remote_simulators.py",
     "evaluation/success.py",
     "utils/pillow.py",
     "utils/renamed.py",

@@ -1,5 +1,7 @@
 """An environment without a simulator and policies without a network, quick enough to test rollouts with."""
 
+import os
+
 import numpy as np
 from PIL import Image
 
@@ -103,3 +105,50 @@ class MetaWorldExpert:
 
     def infer(self, observation):
         return self.environment.expert_action()[None]
+
+
+class ToyBandit(ToyEnvironment):
+    """One chunk of three actions in the units of `tiny_policies`' arm; the nearer their first number is to 1, the better.
+
+    Args:
+        crash_file: the process ends as soon as it steps, as long as there is such a file, which it removes.
+        reward: in place of the environment's own.
+    """
+
+    name, task, instruction, robot_type = "bandit", "near", "open the drawer", "arm"
+    action_low, action_high = np.array([-1.0, 2.0], np.float32), np.array([3.0, 4.0], np.float32)
+    action_names, state_names, camera_names = ("a", "b"), ("x", "y"), ("front",)
+    best, tolerance = 1.0, 0.3
+
+    def __init__(self, task="near", max_steps=3, crash_file=None, reward=None, chunks=1):
+        super().__init__(task, max_steps * chunks)
+        self.crash_file, self.reward = crash_file, reward
+        self.chunk = max_steps
+
+    @classmethod
+    def task_names(cls):
+        return ["near"]
+
+    def reset(self, seed):
+        self.steps, self.seed = 0, seed
+        return self.observation()
+
+    def observation(self):
+        return {"image": [self.render(64)], "lang": self.instruction, "state": np.array([[0.5, 3.0]], np.float32)}
+
+    def step(self, action):
+        if self.crash_file is not None and os.path.exists(self.crash_file):
+            os.remove(self.crash_file)
+            os._exit(3)
+        self.steps += 1
+        distance = abs(float(action[0]) - self.best)
+        return StepResult(
+            reward=-distance if self.reward is None else self.reward,
+            terminated=False,
+            truncated=self.steps >= self.max_steps,
+            success=distance < self.tolerance and self.steps % self.chunk == 0,
+            info={},
+        )
+
+    def render(self, size=None):
+        return Image.new("RGB", (size or 64,) * 2, (128,) * 3)

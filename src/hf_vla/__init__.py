@@ -63,8 +63,10 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test compares it with
         register_backbone_family as register_backbone_family,
     )
     from .robots.robot_types import register_robot as register_robot
+    from .training.ppo_trainer import VLAPPOTrainer as VLAPPOTrainer
     from .training.trainer import VLATrainer as VLATrainer
     from .training_args.arguments import VLATrainingArguments as VLATrainingArguments
+    from .training_args.ppo_arguments import PPOArguments as PPOArguments
 
 _LAZY = {
     "BackboneFamily": "processing.backbone_families",
@@ -80,6 +82,8 @@ _LAZY = {
     "Policy": "inference.policy",
     "Prediction": "inference.prediction",
     "VisionLanguageActionPipeline": "inference.pipeline",
+    "PPOArguments": "training_args.ppo_arguments",
+    "VLAPPOTrainer": "training.ppo_trainer",
     "VLATrainer": "training.trainer",
     "VLATrainingArguments": "training_args.arguments",
     "register_backbone_family": "processing.backbone_families",

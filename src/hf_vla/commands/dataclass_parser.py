@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import HfArgumentParser
@@ -20,14 +20,22 @@ class _DataclassParser(ArgumentParser, HfArgumentParser):
 
 
 def parse_dataclasses(
-    types: Sequence[type], argv: Sequence[str] | None = None, description: str | None = None
+    types: Sequence[type],
+    argv: Sequence[str] | None = None,
+    description: str | None = None,
+    command: str = "train",
+    optional: Mapping[type, Sequence[str]] | None = None,
 ) -> tuple[tuple, dict[str, Any]]:
     """Return instances of `types` from `[RECIPE] --flag value …`, and the settings that were given, by name.
 
     Mistakes end the program with one line; what the dataclasses refuse is a ValueError.
+
+    Args:
+        command: of `hf-vla`, for the usage.
+        optional: types of which None is returned unless one of these settings is given.
     """
     parser = _DataclassParser(
-        types, prog="hf-vla train", description=description, usage="%(prog)s [RECIPE] [--flag value …]"
+        types, prog=f"hf-vla {command}", description=description, usage="%(prog)s [RECIPE] [--flag value …]"
     )
     add_launch_flags(parser.add_argument_group("several processes"))
     namespace = vars(parser.parse_args(argv))
@@ -39,6 +47,9 @@ def parse_dataclasses(
         values["deepspeed"] = str(find_file(engine, LAUNCH_CONFIGS, "DeepSpeed configuration", ".json"))
     instances = []
     for cls in types:
+        if cls in (optional or {}) and not any(values[name] for name in optional[cls]):
+            instances.append(None)
+            continue
         names = {field.name for field in dataclasses.fields(cls) if field.init}
         instances.append(cls(**{name: value for name, value in values.items() if name in names}))
     defaults = vars(parser.parse_args([]))

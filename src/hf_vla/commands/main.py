@@ -14,6 +14,8 @@ COMMANDS = {
     "compare": "tell which evaluated policies differ by more than noise",
     "report": "make one HTML page of a run: settings, curves, evaluations, videos",
     "push": "upload a policy with its run, or a dataset, to the Hub",
+    "rl": "improve a policy by letting it act (reinforcement learning)",
+    "simulate": "serve simulators to reinforcement learning elsewhere",
     "serve": "serve a policy over WebSocket",
     "record": "record a scripted expert's demonstrations as a dataset",
     "label": "label datasets by advantage, for training on experience",

@@ -1,11 +1,15 @@
 """Action chunks as draws from a distribution, for reinforcement learning: sampling, and the log-probability of a sample."""
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from .exploration import Exploration, LearnedStd
+
+#: Where random numbers come from: one generator for the batch, one for each observation, or torch's own.
+Generators = torch.Generator | Sequence[torch.Generator] | None
 
 #: What `sample_chunk` returns beside the actions and `chunk_log_prob` is given: tensors with one row per observation.
 Trace = dict[str, torch.Tensor]
@@ -29,7 +33,7 @@ class ChunkDistribution:
         *,
         state: torch.Tensor | None = None,
         exploration: Exploration | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         **inputs,
     ) -> tuple[torch.Tensor, torch.Tensor, Trace]:
         """Draw one action chunk per observation, with what `chunk_log_prob` needs to tell its log-probability again.
@@ -37,7 +41,8 @@ class ChunkDistribution:
         Args:
             input_ids, attention_mask, state, inputs: as in `predict_action`.
             exploration: how to draw; by default the framework's.
-            generator: where random numbers come from, by default torch's own generator.
+            generator: where random numbers come from, by default torch's own generator. Given a list with one generator for
+                each observation, an observation's draw does not depend on the rest of the batch.
 
         Returns:
             The actions, float32 (B, action_horizon, action_dim), normalised, as drawn: not clipped. Their log-probabilities,
@@ -47,6 +52,8 @@ class ChunkDistribution:
             ValueError: the policy's dropout is on, a setting is not this framework's, or an argument doesn't fit the policy.
         """
         exploration = self._checked_exploration(exploration)
+        if isinstance(generator, Sequence) and len(generator) != len(input_ids):
+            raise ValueError(f"{len(generator)} generators for {len(input_ids)} observations; give one for each")
         inputs = self._checked_observation(input_ids, attention_mask, state, inputs)
         actions, log_prob, trace = self.draw_chunk(exploration, generator, **inputs)
         return actions.float(), log_prob, trace
@@ -110,7 +117,7 @@ class ChunkDistribution:
         return self.backbone_states(**of_backbone)[-1], attention_mask, state
 
     def draw_chunk(
-        self, exploration: Exploration, generator: torch.Generator | None, **inputs
+        self, exploration: Exploration, generator: Generators, **inputs
     ) -> tuple[torch.Tensor, torch.Tensor, Trace]:
         """Draw chunks: what `sample_chunk` returns. It is given the observation as `sample_actions` is."""
         raise NotImplementedError(f"{type(self).__name__} has no draw_chunk")
@@ -161,10 +168,26 @@ def raise_if_dropout(policy: nn.Module) -> None:
                 )
 
 
-def draw_normal(shape, generator: torch.Generator | None, device: torch.device) -> torch.Tensor:
-    """Draw float32 numbers from N(0, 1), on the generator's device if there is one, and bring them on the device."""
+def draw(
+    function: Callable, shape: Sequence[int], generator: Generators, device: torch.device, **options
+) -> torch.Tensor:
+    """Draw numbers by `torch.randn` or the like, on the generator's device if there is one, and bring them on the device.
+
+    Args:
+        function: called as `function(shape, generator=, device=, **options)`.
+        shape: (B, …).
+        generator: with one for each of the B rows, each row is a draw of its own.
+    """
+    if isinstance(generator, Sequence):
+        rows = [function((1, *shape[1:]), generator=own, device=own.device, **options).to(device) for own in generator]
+        return torch.cat(rows)
     drawn_on = device if generator is None else generator.device
-    return torch.randn(shape, generator=generator, device=drawn_on, dtype=torch.float32).to(device)
+    return function(tuple(shape), generator=generator, device=drawn_on, **options).to(device)
+
+
+def draw_normal(shape: Sequence[int], generator: Generators, device: torch.device) -> torch.Tensor:
+    """Draw float32 numbers from N(0, 1); see `draw`."""
+    return draw(torch.randn, shape, generator, device, dtype=torch.float32)
 
 
 def gaussian_log_prob(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, executed: int | None) -> torch.Tensor:
@@ -179,4 +202,4 @@ def gaussian_log_prob(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, ex
     return each[..., :executed, :].flatten(1).sum(dim=1)
 
 
-__all__ = ["ChunkDistribution", "Trace", "draw_normal", "gaussian_log_prob", "raise_if_dropout"]
+__all__ = ["ChunkDistribution", "Generators", "Trace", "draw", "draw_normal", "gaussian_log_prob", "raise_if_dropout"]

@@ -54,7 +54,20 @@ class Critic(nn.Module):
 
         Without a state, a critic that reads it is given zeros.
         """
-        return self.layers(self.features(mean_states(states, attention_mask), state))[:, 0]
+        return self.of_observations(self.observed(states, attention_mask, state))
+
+    def observed(
+        self, states: torch.Tensor, attention_mask: torch.Tensor | None = None, state: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """As `forward`, but only what is read of it: float32 (B, vlm_hidden_size + state_dim), without gradient, to be kept."""
+        mean, size = mean_states(states, attention_mask), self.config["state_dim"]
+        own = mean.new_zeros(len(mean), size) if state is None else state[:, 0, :size].float()
+        return torch.cat([mean, own], dim=-1)
+
+    def of_observations(self, observed: torch.Tensor) -> torch.Tensor:
+        """what `observed` returned -> values, float32 (B,)"""
+        size = self.config["vlm_hidden_size"]
+        return self.layers(self.features(observed[:, :size], observed[:, None, size:]))[:, 0]
 
     def features(self, mean: torch.Tensor, state: torch.Tensor | None = None) -> torch.Tensor:
         """mean state (B, vlm_hidden_size), robot's state (B, 1, state_dim) or None -> what the layers are given (B, …)"""

@@ -3,11 +3,13 @@
 Time runs from noise (0) to actions (1); a step goes from time k / K to (k + 1) / K.
 """
 
+from functools import partial
+
 import torch
 
 from . import flow_matching
 from .action_head import FlowMatchingActionHead
-from .chunk_distributions import Trace, draw_normal, gaussian_log_prob
+from .chunk_distributions import Generators, Trace, draw, draw_normal, gaussian_log_prob
 from .diffusion_transformer import Conditioning
 from .exploration import Exploration
 
@@ -35,14 +37,13 @@ def transition(
     return x + size * velocity + score * diffusion**2 * size / 2, diffusion * size.sqrt()
 
 
-def noisy_steps(which: str, batch: int, number: int, generator: torch.Generator | None, device) -> torch.Tensor:
+def noisy_steps(which: str, batch: int, number: int, generator: Generators, device) -> torch.Tensor:
     """Return the indices of the noisy ones of `number` denoising steps, integers (B, M), ascending."""
     if which == "all":
         return torch.arange(number, device=device).expand(batch, -1)
     if which == "last":
         return torch.full((batch, 1), number - 1, device=device)
-    drawn_on = device if generator is None else generator.device
-    return torch.randint(number, (batch, 1), generator=generator, device=drawn_on).to(device)
+    return draw(partial(torch.randint, number), (batch, 1), generator, device)
 
 
 class FlowExploration:
@@ -88,7 +89,7 @@ class FlowExploration:
         _, mean, std = self.moments(trace["before"], trace["step"], trace["number"], trace["timestep"])
         return gaussian_log_prob(trace["after"], mean, std, self.exploration.executed_steps)
 
-    def draw(self, generator: torch.Generator | None) -> tuple[torch.Tensor, Trace]:
+    def draw(self, generator: Generators) -> tuple[torch.Tensor, Trace]:
         """Return chunks (B, H, A) and their trace: before and after each of M noisy steps (B, M, H, A), and which these are."""
         config, device = self.head.config, self.conditioning.states[0].device
         batch = len(self.conditioning.states[0])

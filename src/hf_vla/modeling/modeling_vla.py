@@ -1,7 +1,7 @@
 """Base class of all policies: the public `forward` and `predict_action`, initial weights; loading is in `loading.py`."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +12,11 @@ from transformers.utils import ModelOutput, logging
 
 from ..cards.model_card import LeavesModelCard
 from .backbone import layer_states
-from .chunk_distributions import ChunkDistribution
+from .chunk_distributions import ChunkDistribution, Trace
 from .compiled_sampling import CompiledSampling
 from .configuration_vla import VLAConfig
 from .diffusion_transformer import SinusoidalPositions
+from .exploration import Exploration
 from .loading import PolicyLoading
 from .losses import ActionTargets, labelled, language_model_loss
 from .placeholders import check_placeholders
@@ -41,12 +42,15 @@ class VLAOutput(ModelOutput):
             The backbone's language-model loss.
         loss_per_sample (`torch.Tensor` of shape `(batch_size,)`, *optional*):
             The loss of each sample of the batch, without its `sample_weight`; samples of a `vlm_batch` are not in it.
+        log_prob (`torch.Tensor` of shape `(batch_size,)`, *optional*):
+            The log-probabilities of sampled chunks, of a batch with a `trace`.
     """
 
     loss: torch.Tensor | None = None
     action_loss: torch.Tensor | None = None
     vlm_loss: torch.Tensor | None = None
     loss_per_sample: torch.Tensor | None = None
+    log_prob: torch.Tensor | None = None
 
 
 class VLAPreTrainedModel(ChunkDistribution, PolicyLoading, LeavesModelCard, PreTrainedModel):
@@ -82,6 +86,8 @@ class VLAPreTrainedModel(ChunkDistribution, PolicyLoading, LeavesModelCard, PreT
     head_inputs: tuple[str, ...] = ()
     #: The field of the configuration that says how many placeholders a prompt has, if the framework reads them.
     placeholders: str | None = None
+    #: Whether all that the head reads of the backbone are `backbone_states`, so that `known_states` can take their place.
+    reads_backbone_states = True
     #: Whether a prediction can be one graph; not if the number of its steps depends on what it predicts (QwenFAST).
     one_graph = True
     #: Whether a batch with actions also holds them as tokens, in `labels` (QwenFAST).
@@ -188,9 +194,13 @@ class VLAPreTrainedModel(ChunkDistribution, PolicyLoading, LeavesModelCard, PreT
         timestep: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         vlm_batch: Mapping[str, torch.Tensor] | None = None,
+        trace: Trace | None = None,
+        exploration: Exploration | None = None,
         **inputs,
     ) -> VLAOutput:
         """Compute the loss of a batch with actions, or the backbone's language-model loss of a batch with labels.
+
+        Reinforcement learning gives a `trace` instead, and gets the log-probabilities of the chunks that were sampled.
 
         Args:
             input_ids, attention_mask: (B, L).
@@ -203,12 +213,19 @@ class VLAPreTrainedModel(ChunkDistribution, PolicyLoading, LeavesModelCard, PreT
             labels: (B, L) token ids, -100 where a token does not count; instead of actions, for co-training.
             vlm_batch: a batch of image-text samples with labels, for co-training, whose language-model loss is added. One call
                 computes both losses, because DDP, FSDP and ZeRO need one backward pass.
+            trace, exploration: as in `chunk_log_prob`, which this calls: DDP, FSDP and ZeRO need `forward`.
             inputs: the backbone's other inputs: `pixel_values`, and whatever else its family has.
 
         Raises:
             ValueError: a tensor is missing, or has another shape than this policy needs.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
+        if trace is not None:
+            if actions is not None or labels is not None:
+                raise ValueError(
+                    "a batch has either a `trace` or `actions`; compute both losses by calls of their own"
+                )
+            return VLAOutput(log_prob=self.chunk_log_prob(state=state, trace=trace, exploration=exploration, **inputs))
         if sample_weight is not None and sample_weight.shape != (len(input_ids),):
             raise ValueError(
                 f"sample_weight has shape {tuple(sample_weight.shape)}; {len(input_ids)} samples need ({len(input_ids)},)"
@@ -347,14 +364,23 @@ class VLAPreTrainedModel(ChunkDistribution, PolicyLoading, LeavesModelCard, PreT
         """Whether actions depend on how much a prompt is padded: StarVLA's checkpoints of some frameworks attend padding."""
         return not getattr(self.config, "mask_padding", True)
 
-    def backbone_states(self, input_ids, attention_mask, **vlm_inputs) -> list[torch.Tensor]:
+    def backbone_states(
+        self, input_ids, attention_mask, known_states: Sequence[torch.Tensor] | None = None, **vlm_inputs
+    ) -> list[torch.Tensor]:
         """Return h[0] … h[N] of the backbone's N decoder layers, (B, L, hidden_size) each, in the configured convention.
 
         `token_embeddings=`, a [`~hf_vla.modeling.backbone.TokenEmbeddings`], replaces the embeddings of some tokens. `plan=` is
         a [`~hf_vla.modeling.static_backbone.BackbonePlan`] of these inputs. `up_to=` is the index of the last state needed.
+        `known_states=` is what an earlier call returned for these inputs, without `up_to`; the backbone then does not run.
         """
+        if known_states is not None:
+            return list(known_states[: vlm_inputs.get("up_to", -1) % len(known_states) + 1])
         convention = self.config.hidden_states_convention
         return layer_states(self.vlm, convention, input_ids=input_ids, attention_mask=attention_mask, **vlm_inputs)
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters on which `backbone_states` depend: if all are frozen, an observation's states stay the same."""
+        yield from self.vlm.parameters()
 
     def loss_counts(self, batch: Mapping) -> dict[str, int | torch.Tensor]:
         """Return the number of targets over which `forward` averages each loss of a batch: action steps, labelled tokens.

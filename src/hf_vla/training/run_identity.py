@@ -45,7 +45,7 @@ def describe_run(trainer: Trainer) -> dict[str, Any]:
         ),
         "processes": _named(args, "world_size per_device_train_batch_size gradient_accumulation_steps"),
         "numerics": _named(args, "bf16 fp16 torch_compile"),
-        "arguments": _own_arguments(args),
+        "arguments": _own_arguments(args) | getattr(trainer, "own_arguments", {}),
         "save_only_model": args.save_only_model,
     }
     return json.loads(json.dumps(run, default=str))

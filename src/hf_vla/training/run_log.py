@@ -164,14 +164,24 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: str | os.PathLike) -> bool
     Returns:
         False if there is nothing to draw.
     """
-    rates = _series(rows, lambda name: name.startswith("learning_rate/"))
+    rates = series(rows, lambda name: name.startswith("learning_rate/"))
     panels = [
-        ("training loss", "log", _series([row for row in rows if "loss" in row], _is_loss)),
-        ("learning rate", "linear", rates or _series(rows, lambda name: name == "learning_rate")),
-        ("evaluation", "log", _series(rows, _is_evaluation_error)),
-        ("success rate", "linear", _series(rows, lambda name: name.startswith("eval_success"))),
+        ("training loss", "log", series([row for row in rows if "loss" in row], _is_loss)),
+        ("learning rate", "linear", rates or series(rows, lambda name: name == "learning_rate")),
+        ("evaluation", "log", series(rows, _is_evaluation_error)),
+        ("success rate", "linear", series(rows, lambda name: name.startswith("eval_success"))),
     ]
-    panels = [panel for panel in panels if panel[2]]
+    return plot_panels([panel for panel in panels if panel[2]], path, "step")
+
+
+def plot_panels(
+    panels: Sequence[tuple[str, str, dict[str, list[tuple[float, float]]]]], path: str | os.PathLike, xlabel: str
+) -> bool:
+    """Draw panels one below the other as a PNG, which is written whole or not at all; return false if there are none.
+
+    Args:
+        panels: title, scale ("log" or "linear"), and the points of each curve by its name.
+    """
     if not panels:
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -180,20 +190,20 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: str | os.PathLike) -> bool
     figure = Figure(figsize=(7, 1 + 2.4 * len(panels)), layout="constrained")
     FigureCanvasAgg(figure)  # needs no display
     all_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
-    for axes, (title, scale, series) in zip(all_axes, panels, strict=True):
-        for number, (name, points) in enumerate(series.items()):
+    for axes, (title, scale, curves) in zip(all_axes, panels, strict=True):
+        for number, (name, points) in enumerate(curves.items()):
             steps, values = zip(*points, strict=True)
             # A single point makes no line.
             marker = "." if len(points) < 20 else ""
             axes.plot(steps, values, marker=marker, color=_COLOURS[number % len(_COLOURS)], label=name, linewidth=1.2)
-        values = [value for points in series.values() for _, value in points]
+        values = [value for points in curves.values() for _, value in points]
         wide = min(values) > 0 and max(values) > 3 * min(values)  # else a logarithmic scale has too few ticks
         axes.set(ylabel=title, yscale=scale if wide else "linear")
         if title == "success rate":
             axes.set_ylim(-0.03, 1.03)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7, loc="best")
-    all_axes[-1].set_xlabel("step")
+    all_axes[-1].set_xlabel(xlabel)
     all_axes[-1].xaxis.get_major_locator().set_params(integer=True)
     with atomic_write(path) as partial:
         figure.savefig(partial, dpi=120, format="png")
@@ -209,14 +219,16 @@ def _is_evaluation_error(name: str) -> bool:
     return name.startswith("eval_") and (name.endswith("loss") or name == "eval_action_error")
 
 
-def _series(rows: Sequence[dict[str, Any]], chosen: Callable[[str], bool]) -> dict[str, list[tuple[int, float]]]:
-    """Return the points (step, value) of the chosen numbers by name, in their order."""
-    series: dict[str, list[tuple[int, float]]] = {}
+def series(
+    rows: Sequence[dict[str, Any]], chosen: Callable[[str], bool], over: str = "step"
+) -> dict[str, list[tuple[float, float]]]:
+    """Return the points (step, value) of the chosen numbers by name, in their order; or over "epoch"."""
+    found: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         for name, value in row.items():
             if chosen(name) and isinstance(value, (int, float)):
-                series.setdefault(name, []).append((row["step"], value))
-    return series
+                found.setdefault(name, []).append((row[over], value))
+    return found
 
 
 __all__ = [
@@ -224,6 +236,8 @@ __all__ = [
     "LossPlotCallback",
     "SummaryCallback",
     "plot_curves",
+    "plot_panels",
     "read_summary",
+    "series",
     "write_run_config",
 ]

@@ -1,5 +1,7 @@
 """QwenAdapter: learned queries in the prompt -> each backbone layer's states of queries and images -> one block -> chunk."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -105,6 +107,10 @@ class QwenAdapterForActionPrediction(RegressionPolicy):
         positions = last_placeholders(input_ids, self.config, self.placeholders)
         queries = TokenEmbeddings(positions, self.action_head.action_queries.weight)
         return super().backbone_states(input_ids, attention_mask, token_embeddings=queries, **vlm_inputs)
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        yield from super().backbone_parameters()
+        yield self.action_head.action_queries.weight
 
     def regress(self, input_ids, attention_mask, state=None, **inputs) -> torch.Tensor:
         needed = min(self.config.num_action_layers, self.config.vlm_num_layers)

@@ -28,6 +28,7 @@ class QwenFASTForActionPrediction(VLAPreTrainedModel):
     sampling_options = frozenset({"guidance"})
     exploration_settings = frozenset({"temperature"})
     trace_entries = ("tokens",)
+    reads_backbone_states = False
 
     def __init__(self, config: QwenFASTConfig):
         super().__init__(config)

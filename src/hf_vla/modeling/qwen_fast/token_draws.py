@@ -5,6 +5,7 @@ from torch import nn
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from ..backbone import with_positions, with_token_types
+from ..chunk_distributions import Generators, draw
 from ..sampling import guided
 
 
@@ -14,12 +15,11 @@ class GumbelNoise(LogitsProcessor):
     `generate` itself draws from torch's global generator.
     """
 
-    def __init__(self, temperature: float, generator: torch.Generator | None):
+    def __init__(self, temperature: float, generator: Generators):
         self.temperature, self.generator = temperature, generator
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        drawn_on = scores.device if self.generator is None else self.generator.device
-        uniform = torch.rand(scores.shape, generator=self.generator, device=drawn_on, dtype=torch.float64)
+        uniform = draw(torch.rand, scores.shape, self.generator, scores.device, dtype=torch.float64)
         gumbel = -torch.log(-torch.log(uniform.clamp(min=1e-300)))
         return scores.float() / self.temperature + gumbel.to(scores.device, torch.float32)
 

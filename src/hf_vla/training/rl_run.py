@@ -1,0 +1,207 @@
+"""A run of reinforcement learning as a recipe describes it: a policy, a simulator, PPO, and what the policy gained."""
+
+import functools
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModel, AutoProcessor, set_seed
+from transformers.utils import logging
+
+from ..checkpoints.opening import open_checkpoint
+from ..evaluation.collection import Collector, Context
+from ..evaluation.environments import canonical_task, environment_class, make_environment
+from ..evaluation.success import FIRST_VALIDATION_SEED
+from ..inference.exploring import PredictingPolicy
+from ..inference.policy import Policy
+from ..training_args.arguments import VLATrainingArguments
+from ..training_args.peft import PeftArguments
+from ..training_args.ppo_arguments import CollectionArguments, PPOArguments
+from ..training_args.recipe import DataArguments, PolicyArguments
+from .checkpointing import checkpoint_to_resume, remove_checkpoints, saved_policy_step
+from .ppo_trainer import VLAPPOTrainer
+from .run_identity import check_same_run, describe_run
+from .run_log import write_run_config
+
+logger = logging.get_logger(__name__)
+
+# Of simulators with any number of episodes: as many as no run uses up.
+_MANY = 1_000_000
+
+
+class LearningStarts(Sequence):
+    """What a run's episodes start from: its tasks in turns, each with one seed after the other.
+
+    Args:
+        args: the run's; with the environments' settings.
+        num_episodes: how many episodes the simulator has, if a seed is the number of one.
+    """
+
+    def __init__(self, args: CollectionArguments, settings: Mapping[str, Any], num_episodes: int | None):
+        self._tasks = args.tasks
+        self._first, self._number = (0, num_episodes) if num_episodes is not None else (args.first_seed, _MANY)
+        self.name = f"{args.env}: {', '.join(args.tasks)}"
+        self.identity = {
+            "env": args.env,
+            "tasks": list(args.tasks),
+            "settings": dict(settings),
+            "first_seed": args.first_seed,
+        }
+
+    def __len__(self) -> int:
+        return len(self._tasks) * self._number
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        seed, task = divmod(number, len(self._tasks))
+        return {"task": self._tasks[task], "seed": self._first + seed}
+
+
+class Validation:
+    """The success rate on the same episodes each time, as the trainer's `closed_loop`."""
+
+    def __init__(
+        self, collect: Collector, tasks: Sequence[str], episodes: int, first_seed: int, unnorm_key: str | None
+    ):
+        self._collect, self._unnorm_key, self.tasks = collect, unnorm_key, list(tasks)
+        self._contexts = [
+            Context(task, seed, seed) for task in tasks for seed in range(first_seed, first_seed + episodes)
+        ]
+
+    @property
+    def metric_names(self) -> list[str]:
+        return ["success", *(f"success/{task}" for task in self.tasks)]
+
+    def __call__(self, model, processor) -> dict[str, float]:
+        episodes = self._collect(self._contexts, PredictingPolicy(Policy(model, processor, self._unnorm_key)))
+        solved = {task: [e.success for e in episodes if e.context.task == task] for task in self.tasks}
+        rates = {f"success/{task}": sum(found) / len(found) for task, found in solved.items()}
+        return {"success": sum(e.success for e in episodes) / len(episodes), **rates}
+
+
+def train_by_acting(
+    policy_args: PolicyArguments,
+    data_args: DataArguments | None,
+    peft_args: PeftArguments,
+    collection_args: CollectionArguments,
+    ppo_args: PPOArguments,
+    args: VLATrainingArguments,
+    *,
+    given: Mapping[str, Any] | None = None,
+) -> VLAPPOTrainer:
+    """Train a policy by letting it act, or continue an interrupted run, and write the policy to `args.output_dir`.
+
+    Args:
+        policy_args: the policy to start from (`policy`).
+        data_args: demonstrations for `imitation_weight`, or None.
+        peft_args: whether and how an adapter is trained instead of the policy.
+        collection_args: simulator, tasks and processes.
+        ppo_args: how it learns.
+        args: everything else.
+        given: the training arguments that were set explicitly, for `OUTPUT/config.yaml`; by default none.
+
+    Returns:
+        The trainer, after training.
+
+    Raises:
+        ValueError: settings that contradict each other, the policy or the simulator.
+    """
+    if args.output_dir is None:
+        raise ValueError("set output_dir: where checkpoints and the trained policy go")
+    if not policy_args.policy:
+        raise ValueError("set policy: reinforcement learning starts from a policy that sometimes succeeds")
+    if data_args is None and ppo_args.imitation_weight:
+        raise ValueError("imitation_weight weighs the loss on demonstrations, and there are none: set dataset")
+    if data_args is not None and not ppo_args.imitation_weight:
+        raise ValueError("a dataset is set, and imitation_weight is 0: set it, or leave the dataset out")
+    env, tasks = collection_args.env, [canonical_task(collection_args.env, task) for task in collection_args.tasks]
+    collection_args.tasks = list(dict.fromkeys(tasks))
+    settings = {**environment_class(env).practice_settings, **collection_args.env_config}
+    checkpoint = checkpoint_to_resume(args)
+    set_seed(args.seed)
+    model, processor, demonstrations = _load(policy_args, data_args, peft_args, args)
+    environments = {task: functools.partial(make_environment, env, task, **settings) for task in collection_args.tasks}
+    with Collector(
+        environments,
+        num_workers=collection_args.num_workers,
+        environments_per_worker=collection_args.environments_per_worker,
+        workers=_remote(collection_args, settings),
+        execute_steps=ppo_args.execute_steps,
+        timeout=collection_args.worker_timeout,
+    ) as collect:
+        facts = [collect.facts(task) for task in collection_args.tasks]  # what can't be learned from fails here
+        number = facts[0].num_episodes
+        first = FIRST_VALIDATION_SEED if number is None else 0
+        validation = None
+        if args.eval_strategy != "no":
+            episodes = collection_args.validation_episodes
+            validation = Validation(collect, collection_args.tasks, episodes, first, ppo_args.unnorm_key)
+        trainer = VLAPPOTrainer(
+            model,
+            args,
+            ppo_args,
+            train_dataset=LearningStarts(collection_args, settings, number),
+            collect=collect,
+            demonstrations=demonstrations,
+            processing_class=processor,
+            closed_loop=validation,
+        )
+        resume = "auto" if args.resume_from_checkpoint == "auto" else checkpoint
+        if checkpoint is not None:
+            check_same_run(checkpoint, describe_run(trainer), trainer.may_finish(checkpoint, resume))
+        if trainer.is_world_process_zero():
+            if args.overwrite_output_dir:
+                remove_checkpoints(Path(args.output_dir))
+                for name in ("evaluation_before", "evaluation"):
+                    shutil.rmtree(Path(args.output_dir, name), ignore_errors=True)
+            parts = (
+                policy_args,
+                *([data_args] if data_args is not None else []),
+                peft_args,
+                collection_args,
+                ppo_args,
+            )
+            write_run_config(Path(args.output_dir), parts, dict(given or {}))
+        saved = None if checkpoint is None else saved_policy_step(args.output_dir)
+        trainer.train(resume_from_checkpoint=resume)
+        if saved is not None and checkpoint.name == f"checkpoint-{saved}" and saved == trainer.state.global_step:
+            logger.warning(f"the run in {args.output_dir} is finished: nothing was trained or written")
+        else:
+            trainer.save_model()
+    return trainer
+
+
+def _load(policy_args: PolicyArguments, data_args: DataArguments | None, peft_args: PeftArguments, args):
+    """Return the model, its processor, and the demonstrations or None."""
+    checkpoint = open_checkpoint(policy_args.policy)
+    if checkpoint.is_adapter:
+        raise ValueError(
+            f"{policy_args.policy} is an adapter, without its base; merge them first (hf-vla merge {policy_args.policy} MERGED)"
+        )
+    options = peft_args.loading_options(policy_args, args)
+    model = AutoModel.from_pretrained(checkpoint, dtype=policy_args.dtype, **options)
+    of_processor = {"robot_type": policy_args.robot_type} if policy_args.robot_type else {}
+    processor = AutoProcessor.from_pretrained(checkpoint, **of_processor)
+    demonstrations = None if data_args is None else data_args.build(model.config.action_horizon, args.seed)
+    if peft_args.use_peft:
+        from .lora import add_adapter  # needs peft
+
+        model = add_adapter(model, policy_args, peft_args)
+    return model, processor, demonstrations
+
+
+def _remote(args: CollectionArguments, settings: Mapping[str, Any]) -> list:
+    if not args.collectors:
+        return []
+    from ..evaluation.remote_simulators import remote_workers
+
+    return [
+        worker
+        for address in args.collectors
+        for worker in remote_workers(address, args.env, settings, timeout=args.worker_timeout)
+    ]
+
+
+__all__ = ["LearningStarts", "Validation", "train_by_acting"]

@@ -1,0 +1,294 @@
+"""PPO's formulas by hand, and a bandit learned through the trainer: one process and two, killed and resumed, bad input."""
+
+import copy
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny_policies import build
+from toy import ToyBandit
+
+from hf_vla import VLATrainingArguments
+from hf_vla.evaluation.collection import CollectedChunk, CollectedEpisode, Collector, Context
+from hf_vla.training.ppo import (
+    explained_variance,
+    generalized_advantages,
+    group_advantages,
+    policy_losses,
+    value_losses,
+)
+from hf_vla.training.ppo_buffer import Buffer, EpisodeFacts, chunk_rewards
+from hf_vla.training.ppo_trainer import VLAPPOTrainer
+from hf_vla.training_args.ppo_arguments import CollectionArguments, PPOArguments
+
+STARTS = [{"task": "near", "seed": seed} for seed in range(1000)]
+
+
+class TestFormulas:
+    def test_generalized_advantages(self):
+        """Two chunks, success in the second: by hand with gamma 0.9, lambda 0.5."""
+        advantages, returns = generalized_advantages([0, 1], [0.2, 0.6], 0.9, 0.5)
+        last = 1 - 0.6
+        first = 0.9 * 0.6 - 0.2 + 0.9 * 0.5 * last
+        assert advantages == pytest.approx([first, last]) and returns == pytest.approx([first + 0.2, 1.0])
+
+    def test_the_time_limit_is_an_end_of_value_0(self):
+        advantages, _ = generalized_advantages([0.0], [0.7], 0.99, 0.95)
+        assert advantages == pytest.approx([-0.7])
+
+    def test_groups(self):
+        assert group_advantages([1, 0, 0, 1], "rloo") == pytest.approx([2 / 3, -2 / 3, -2 / 3, 2 / 3])
+        assert group_advantages([1, 0, 0, 0], "grpo") == pytest.approx(
+            [x / math.sqrt(3 / 16) for x in (0.75, -0.25, -0.25, -0.25)], rel=1e-5
+        )
+        with pytest.raises(ValueError, match="nothing to compare"):
+            group_advantages([1], "rloo")
+
+    def test_clips(self):
+        """Ratios 1.5, 0.5, 1.5, 0.5, 6 with advantages of both signs; clip 0.8 to 1.28, dual clip 3."""
+        ratios, advantages = torch.tensor([1.5, 0.5, 1.5, 0.5, 6.0]), torch.tensor([1.0, 1.0, -1.0, -1.0, -2.0])
+        losses, figures = policy_losses(ratios.log(), torch.zeros(5), advantages, 0.2, 0.28, 3.0)
+        assert losses.tolist() == pytest.approx([-1.28, -0.5, 1.5, 0.8, 6.0])
+        assert figures["clip_fraction"].tolist() == [1, 0, 0, 1, 0]
+        assert figures["dual_clip_fraction"].tolist() == [0, 0, 0, 0, 1]
+        assert policy_losses(ratios.log(), torch.zeros(5), advantages, 0.2, 0.28, None)[0][-1] == pytest.approx(12.0)
+        kl = [r - 1 - math.log(r) for r in ratios.tolist()]
+        assert figures["approx_kl"].tolist() == pytest.approx(kl, rel=1e-5)
+
+    def test_a_ratio_without_bounds_stays_finite(self):
+        losses, _ = policy_losses(torch.tensor([500.0]), torch.zeros(1), -torch.ones(1), 0.2, 0.2, None)
+        assert losses.isfinite().all()
+
+    def test_values_are_clipped(self):
+        values, old, returns = torch.tensor([0.9, 0.1]), torch.tensor([0.5, 0.0]), torch.tensor([1.0, 1.0])
+        losses, clipped = value_losses(values, old, returns, 0.2)
+        assert losses.tolist() == pytest.approx([0.3**2 / 2, 0.9**2 / 2]) and clipped.tolist() == [1, 0]
+
+    def test_explained_variance(self):
+        returns = np.array([0.0, 1.0, 1.0])
+        assert explained_variance(returns, returns) == 1 and explained_variance(np.zeros(3), returns) == 0
+        assert explained_variance(np.ones(3), np.ones(3)) == 0
+
+
+def episode(successes, rewards=None):
+    chunks = [CollectedChunk(f"chunk {i}", (0.5, 0.5), s) for i, s in enumerate(successes)]
+    return CollectedEpisode(Context("near", 0), chunks)
+
+
+class TestBuffer:
+    def test_only_the_first_success_counts(self):
+        assert chunk_rewards(episode([False, True, True]), PPOArguments()) == [0, 1, 0]
+        dense = PPOArguments(reward="dense", reward_scale=0.1)
+        assert chunk_rewards(episode([False, True]), dense) == pytest.approx([0.1, 1.1])
+
+    def test_groups_without_difference_are_dropped(self):
+        args = PPOArguments(advantage="rloo", group_size=2, episodes_per_iteration=6)
+        outcomes = [True, True, True, False, False, False]
+        episodes = {i: episode([False, s]) for i, s in enumerate(outcomes)}
+        facts = [EpisodeFacts(i, s, 4, float(s), 2) for i, s in enumerate(outcomes)]
+        buffer = Buffer(episodes, facts, args)
+        buffer.compare_groups()
+        assert buffer.kept == {2, 3} and buffer.total == 4
+        assert buffer.advantages.tolist() == [1, 1, -1, -1]
+
+    def test_steps_have_the_same_chunks_however_many_processes_there_are(self):
+        args = PPOArguments(episodes_per_iteration=6)
+        lengths = [1, 4, 2, 3, 5, 2]
+        episodes = {i: episode([False] * n) for i, n in enumerate(lengths)}
+        for i, one in episodes.items():
+            one.chunks = [c._replace(sample=(i, t)) for t, c in enumerate(one.chunks)]
+        facts = [EpisodeFacts(i, False, n, 0.0, n) for i, n in enumerate(lengths)]
+        whole = Buffer(episodes, facts, args)
+        halves = [Buffer({i: e for i, e in episodes.items() if i % 2 == p}, facts, args) for p in (0, 1)]
+        seen = []
+        for number, (rows, count) in enumerate(whole.parts(4, [0, 1])):
+            one = {whole.chunks[row] for row in rows}
+            of_halves = [half.parts(4, [0, 1])[number] for half in halves]
+            other = {half.chunks[row] for half, (rows, _) in zip(halves, of_halves, strict=True) for row in rows}
+            assert one == other and count == len(one) == of_halves[0][1] == of_halves[1][1]
+            seen += one
+        assert len(seen) == len(set(seen)) == sum(lengths)
+
+
+@pytest.fixture(scope="module")
+def collect():
+    with Collector({"near": ToyBandit}, environments_per_worker=16, execute_steps=3) as collector:
+        yield collector
+
+
+def make(folder, collect, framework="qwen_pi_v3", *, policy=None, training=None, **changes):
+    policy = copy.deepcopy(policy or build(framework))
+    settings = {
+        "learning_rate": 3e-3,
+        "report_to": "none",
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    settings |= {"freeze_modules": ["^vlm"], "lr_scheduler_type": "constant", "weight_decay": 0.0, **(training or {})}
+    ppo = {"iterations": 6, "episodes_per_iteration": 32, "epochs": 2, "minibatches": 2, "execute_steps": 3}
+    ppo |= {"reward": "dense", "reward_scale": 1.0, "critic_warmup_iterations": 0, "target_kl": 0.0, **changes}
+    return VLAPPOTrainer(
+        policy.model,
+        VLATrainingArguments(output_dir=str(folder), **settings),
+        PPOArguments(**ppo),
+        train_dataset=STARTS,
+        collect=collect,
+        processing_class=policy.processor,
+    )
+
+
+def logged(trainer, name):
+    return [row[name] for row in trainer.state.log_history if name in row]
+
+
+@pytest.mark.parametrize("advantage", ["gae", "rloo", "grpo"])
+def test_a_bandit_is_learned(tmp_path, collect, advantage):
+    """A flow policy; the best action is known, and so is the return for it, 1."""
+    trainer = make(tmp_path, collect, advantage=advantage)
+    trainer.train()
+    returns = logged(trainer, "rollout/return")
+    assert len(returns) == 6 and returns[-1] > returns[0] + 1.0, returns
+    assert max(logged(trainer, "actor/first_log_ratio")) < 1e-4
+    assert max(logged(trainer, "actor/collection_log_ratio")) < 1e-4
+    assert trainer.progress["episodes"] == 192 and trainer.progress["environment_steps"] == 576
+    assert (tmp_path / "learning.png").is_file()
+    if advantage == "gae":
+        trainer.save_model()
+        assert (tmp_path / "critic.safetensors").is_file() and (tmp_path / "config.json").is_file()
+    for name in (
+        "actor/approx_kl",
+        "actor/clip_fraction",
+        "actor/ratio",
+        "adv/max",
+        "seconds/collection",
+        "grad_norm",
+    ):
+        assert len(logged(trainer, name)) == 6, name
+
+
+@pytest.mark.parametrize("framework", ["qwen_oft", "qwen_fast", "qwen_discrete_diffusion"])
+def test_other_frameworks_take_a_step(tmp_path, collect, framework):
+    freeze = None if framework in ("qwen_fast",) else ["^vlm"]
+    trainer = make(
+        tmp_path, collect, framework, iterations=1, episodes_per_iteration=8, training={"freeze_modules": freeze}
+    )
+    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    assert any(not torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
+    assert max(logged(trainer, "actor/first_log_ratio")) < 1e-3
+    assert trainer._keep_states == (framework != "qwen_fast")
+
+
+def test_images_or_kept_states_give_the_same_update(tmp_path, collect):
+    found = []
+    for keep in (True, False):
+        trainer = make(
+            tmp_path, collect, iterations=1, keep_states=keep, training={"gradient_accumulation_steps": 1 + keep}
+        )
+        trainer.train()
+        found.append((logged(trainer, "grad_norm")[-1], trainer.model.action_head.state_dict()))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-3)
+    for name, x in found[0][1].items():
+        torch.testing.assert_close(x, found[1][1][name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_learning_rate_of_0_changes_nothing(tmp_path, collect):
+    trainer = make(tmp_path, collect, iterations=2, training={"learning_rate": 0.0})
+    before = {name: p.clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
+
+
+def test_divergence_ends_an_iteration(tmp_path, collect):
+    trainer = make(tmp_path, collect, iterations=2, epochs=10, target_kl=1e-3, training={"save_strategy": "epoch"})
+    trainer.train()
+    assert trainer.state.global_step < 40 and trainer.state.epoch == 2
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 2
+
+
+def test_a_resumed_run_is_the_same(tmp_path, collect):
+    """Stopped within its third iteration, the run repeats it from its start."""
+    whole = make(tmp_path / "whole", collect, iterations=3, training={"save_strategy": "epoch"})
+    whole.train()
+    cut = make(tmp_path / "cut", collect, iterations=3, training={"save_strategy": "epoch"})
+    original, calls = cut.compute_loss, []
+
+    def stops(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 10:  # the second step of the third iteration
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    cut.compute_loss = stops
+    with pytest.raises(KeyboardInterrupt):
+        cut.train()
+    again = make(tmp_path / "cut", collect, iterations=3, training={"save_strategy": "epoch"})
+    again.train(resume_from_checkpoint=True)
+    assert again.progress["episodes"] == 96 and again.state.global_step == 12
+    for name in ("rollout/return", "grad_norm", "critic/value_loss"):
+        assert logged(again, name) == pytest.approx(logged(whole, name), rel=1e-4), name
+    for name, x in whole.model.action_head.state_dict().items():
+        torch.testing.assert_close(again.model.action_head.state_dict()[name], x, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_resumes_with_its_own_policy_and_task_only(tmp_path, collect):
+    make(tmp_path, collect, iterations=1, training={"save_strategy": "epoch"}).train()
+    other = copy.deepcopy(build("qwen_pi_v3"))
+    other.model.action_head.state_dict()
+    next(other.model.action_head.parameters()).data.add_(0.5)
+    trainer = make(tmp_path, collect, iterations=2, policy=other, training={"save_strategy": "epoch"})
+    with pytest.raises(ValueError, match="belongs to another run: data.start_policy is"):
+        trainer.train(resume_from_checkpoint=True)
+    state = json.loads((tmp_path / "checkpoint-4" / "rl_state.json").read_text())
+    assert state["iteration"] == 1 and state["episodes"] == 32
+
+
+def test_groups_of_one_outcome_only_are_an_error(tmp_path, collect):
+    trainer = make(tmp_path, collect, advantage="rloo", reward="sparse", episodes_per_iteration=8)
+    with pytest.raises(ValueError, match="5 collections of groups, and in each all episodes had the same return"):
+        ToyBandit.tolerance  # noqa: B018  (sparse: the untrained policy never succeeds)
+        trainer.train()
+
+
+def test_dropout_is_switched_off_and_said(tmp_path, collect, caplog):
+    policy = copy.deepcopy(build("qwen_pi_v3"))
+    policy.model.action_head.dropping = torch.nn.Dropout(0.2)
+    trainer = make(tmp_path, collect, policy=policy, iterations=1, episodes_per_iteration=4)
+    assert policy.model.action_head.dropping.p == 0.2 and trainer.model.action_head.dropping.p == 0
+    assert "dropout (0.2) is off while the policy learns by acting" in caplog.text
+    trainer.train()
+
+
+@pytest.mark.parametrize(
+    "changes, training, message",
+    [
+        ({}, {"max_steps": 10}, "max_steps is 10; how long"),
+        ({}, {"save_strategy": "steps"}, "save_strategy is 'steps'; possible: no, epoch"),
+        ({"execute_steps": 4}, {}, "execute_steps is 4; a chunk of this policy has 3 actions"),
+        ({"temperature": 0.5}, {}, "does not explore by temperature, only by"),
+        ({"imitation_weight": 0.1}, {}, "weighs the loss on demonstrations, and there are none"),
+        ({"keep_states": True}, {"freeze_modules": None}, "keep_states is for a frozen backbone"),
+    ],
+)
+def test_contradicting_settings(tmp_path, collect, changes, training, message):
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, collect, training=training, **changes)
+
+
+@pytest.mark.parametrize(
+    "cls, changes, message",
+    [
+        (PPOArguments, {"iterations": 0}, "iterations is 0; it must be a whole number, at least 1"),
+        (PPOArguments, {"gamma": 1.5}, "gamma is 1.5; it must be a number, above 0, at most 1"),
+        (PPOArguments, {"advantage": "ppo"}, "advantage is 'ppo'; possible: gae, rloo, grpo"),
+        (PPOArguments, {"advantage": "rloo", "group_size": 5}, "not a multiple of group_size, 5"),
+        (CollectionArguments, {}, "tasks is not set"),
+        (CollectionArguments, {"tasks": ["a"], "num_workers": 0}, "num_workers is 0 and there are no collectors"),
+    ],
+)
+def test_wrong_arguments(cls, changes, message):
+    with pytest.raises(ValueError, match=message):
+        cls(**changes)
