@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import HfArgumentParser
@@ -24,7 +24,6 @@ def parse_dataclasses(
     argv: Sequence[str] | None = None,
     description: str | None = None,
     command: str = "train",
-    optional: Mapping[type, Sequence[str]] | None = None,
 ) -> tuple[tuple, dict[str, Any]]:
     """Return instances of `types` from `[RECIPE] --flag value …`, and the settings that were given, by name.
 
@@ -32,7 +31,6 @@ def parse_dataclasses(
 
     Args:
         command: of `hf-vla`, for the usage.
-        optional: types of which None is returned unless one of these settings is given.
     """
     parser = _DataclassParser(
         types, prog=f"hf-vla {command}", description=description, usage="%(prog)s [RECIPE] [--flag value …]"
@@ -47,9 +45,6 @@ def parse_dataclasses(
         values["deepspeed"] = str(find_file(engine, LAUNCH_CONFIGS, "DeepSpeed configuration", ".json"))
     instances = []
     for cls in types:
-        if cls in (optional or {}) and not any(values[name] for name in optional[cls]):
-            instances.append(None)
-            continue
         names = {field.name for field in dataclasses.fields(cls) if field.init}
         instances.append(cls(**{name: value for name, value in values.items() if name in names}))
     defaults = vars(parser.parse_args([]))

@@ -31,16 +31,14 @@ def main(argv: list[str] | None = None) -> None:
     from ..training_args.arguments import VLATrainingArguments
     from ..training_args.peft import PeftArguments
     from ..training_args.ppo_arguments import CollectionArguments, PPOArguments
-    from ..training_args.recipe import DataArguments, PolicyArguments
+    from ..training_args.recipe import PolicyArguments
     from .dataclass_parser import parse_dataclasses
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("hf_vla").setLevel(logging.INFO)
-    types = (PolicyArguments, DataArguments, PeftArguments, CollectionArguments, PPOArguments, VLATrainingArguments)
-    arguments, given = parse_dataclasses(
-        types, argv, description=__doc__, command="rl", optional={DataArguments: ("dataset", "mixture")}
-    )
-    policy, _, _, collection, ppo, args = arguments
+    types = (PolicyArguments, PeftArguments, CollectionArguments, PPOArguments, VLATrainingArguments)
+    arguments, given = parse_dataclasses(types, argv, description=__doc__, command="rl")
+    policy, _, collection, ppo, args = arguments
     is_main = int(os.environ.get("RANK", 0)) == 0
     output = Path(args.output_dir)
     if is_main and collection.test_episodes:

@@ -591,7 +591,7 @@ def _check_arguments(args, ppo_args: PPOArguments, train_dataset, demonstrations
             f"episodes_per_iteration is {ppo_args.episodes_per_iteration}, fewer than the {args.world_size} processes"
         )
     if ppo_args.imitation_weight and demonstrations is None:
-        raise ValueError("imitation_weight weighs the loss on demonstrations, and there are none: set dataset")
+        raise ValueError("imitation_weight weighs the loss on demonstrations, and there are none: give some")
     if demonstrations is not None and not ppo_args.imitation_weight:
         raise ValueError("demonstrations are given, and imitation_weight is 0: set it, or leave them out")
 

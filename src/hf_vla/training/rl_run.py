@@ -16,6 +16,7 @@ from ..evaluation.success import FIRST_VALIDATION_SEED
 from ..inference.exploring import PredictingPolicy
 from ..inference.policy import Policy
 from ..training_args.arguments import VLATrainingArguments
+from ..training_args.continued import check_continued
 from ..training_args.peft import PeftArguments
 from ..training_args.ppo_arguments import CollectionArguments, PPOArguments
 from ..training_args.recipe import DataArguments, PolicyArguments
@@ -83,7 +84,6 @@ class Validation:
 
 def train_by_acting(
     policy_args: PolicyArguments,
-    data_args: DataArguments | None,
     peft_args: PeftArguments,
     collection_args: CollectionArguments,
     ppo_args: PPOArguments,
@@ -95,9 +95,8 @@ def train_by_acting(
 
     Args:
         policy_args: the policy to start from (`policy`).
-        data_args: demonstrations for `imitation_weight`, or None.
         peft_args: whether and how an adapter is trained instead of the policy.
-        collection_args: simulator, tasks and processes.
+        collection_args: simulator, tasks and processes; demonstrations.
         ppo_args: how it learns.
         args: everything else.
         given: the training arguments that were set explicitly, for `OUTPUT/config.yaml`; by default none.
@@ -112,16 +111,12 @@ def train_by_acting(
         raise ValueError("set output_dir: where checkpoints and the trained policy go")
     if not policy_args.policy:
         raise ValueError("set policy: reinforcement learning starts from a policy that sometimes succeeds")
-    if data_args is None and ppo_args.imitation_weight:
-        raise ValueError("imitation_weight weighs the loss on demonstrations, and there are none: set dataset")
-    if data_args is not None and not ppo_args.imitation_weight:
-        raise ValueError("a dataset is set, and imitation_weight is 0: set it, or leave the dataset out")
     env, tasks = collection_args.env, [canonical_task(collection_args.env, task) for task in collection_args.tasks]
     collection_args.tasks = list(dict.fromkeys(tasks))
     settings = {**environment_class(env).practice_settings, **collection_args.env_config}
     checkpoint = checkpoint_to_resume(args)
     set_seed(args.seed)
-    model, processor, demonstrations = _load(policy_args, data_args, peft_args, args)
+    model, processor, demonstrations = _load(policy_args, peft_args, collection_args.demonstrations, args)
     environments = {task: functools.partial(make_environment, env, task, **settings) for task in collection_args.tasks}
     with Collector(
         environments,
@@ -156,13 +151,7 @@ def train_by_acting(
                 remove_checkpoints(Path(args.output_dir))
                 for name in ("evaluation_before", "evaluation"):
                     shutil.rmtree(Path(args.output_dir, name), ignore_errors=True)
-            parts = (
-                policy_args,
-                *([data_args] if data_args is not None else []),
-                peft_args,
-                collection_args,
-                ppo_args,
-            )
+            parts = (policy_args, peft_args, collection_args, ppo_args)
             write_run_config(Path(args.output_dir), parts, dict(given or {}))
         saved = None if checkpoint is None else saved_policy_step(args.output_dir)
         trainer.train(resume_from_checkpoint=resume)
@@ -173,8 +162,8 @@ def train_by_acting(
     return trainer
 
 
-def _load(policy_args: PolicyArguments, data_args: DataArguments | None, peft_args: PeftArguments, args):
-    """Return the model, its processor, and the demonstrations or None."""
+def _load(policy_args: PolicyArguments, peft_args: PeftArguments, demonstrations: Sequence[str] | None, args):
+    """Return the model, its processor, and the dataset of demonstrations or None."""
     checkpoint = open_checkpoint(policy_args.policy)
     if checkpoint.is_adapter:
         raise ValueError(
@@ -184,12 +173,16 @@ def _load(policy_args: PolicyArguments, data_args: DataArguments | None, peft_ar
     model = AutoModel.from_pretrained(checkpoint, dtype=policy_args.dtype, **options)
     of_processor = {"robot_type": policy_args.robot_type} if policy_args.robot_type else {}
     processor = AutoProcessor.from_pretrained(checkpoint, **of_processor)
-    demonstrations = None if data_args is None else data_args.build(model.config.action_horizon, args.seed)
+    dataset = None
+    if demonstrations:
+        data_args = DataArguments(dataset=list(demonstrations))
+        dataset = data_args.build(model.config.action_horizon, args.seed)
+        check_continued(processor, dataset.datasets, data_args, policy_args.policy, policy_args.new_inputs)
     if peft_args.use_peft:
         from .lora import add_adapter  # needs peft
 
         model = add_adapter(model, policy_args, peft_args)
-    return model, processor, demonstrations
+    return model, processor, dataset
 
 
 def _remote(args: CollectionArguments, settings: Mapping[str, Any]) -> list:

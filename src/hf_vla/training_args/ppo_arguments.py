@@ -102,7 +102,9 @@ class PPOArguments:
     execute_steps: int = field(default=5, metadata={"help": "actions of a chunk that are executed"})
     critic_learning_rate: float = field(default=1e-3, metadata={"help": "learning rate of the critic"})
     critic_epochs: int = field(default=10, metadata={"help": "epochs of the critic in an iteration"})
-    critic_minibatch_size: int = field(default=256, metadata={"help": "chunks per step of the critic, over all processes"})
+    critic_minibatch_size: int = field(
+        default=256, metadata={"help": "chunks per step of the critic, over all processes"}
+    )
     critic_hidden_size: int = field(default=256, metadata={"help": "width of the critic's layers"})
     critic_warmup_iterations: int = field(default=1, metadata={"help": "iterations in which only the critic learns"})
     value_clip: float = field(default=0.2, metadata={"help": "clip of the critic's values; 0: none"})
@@ -140,6 +142,7 @@ class CollectionArguments:
         env, tasks: simulator and its tasks, which take turns.
         env_config: further settings of the simulator, such as max_steps.
         first_seed: of the first episode; later ones count up. With episodes of which there is a fixed number, these take turns.
+        demonstrations: LeRobot datasets for `imitation_weight`.
         num_workers: processes with simulators, per training process.
         environments_per_worker: simulators in each of them; the more there are, the larger the policy's batches.
         collectors: addresses `ws://host:port` of further machines' simulators, which `hf-vla simulate` serves.
@@ -154,6 +157,9 @@ class CollectionArguments:
     tasks: list[str] | None = field(default=None, metadata={"help": "tasks of the simulator"})
     env_config: dict | str | None = field(default=None, metadata={"help": "JSON: settings of it, such as max_steps"})
     first_seed: int = field(default=FIRST_LEARNING_SEED, metadata={"help": "seed of the first collected episode"})
+    demonstrations: list[str] | None = field(
+        default=None, metadata={"help": "LeRobot datasets to imitate meanwhile, with imitation_weight"}
+    )
     num_workers: int = field(default=2, metadata={"help": "processes with simulators, per training process"})
     environments_per_worker: int = field(default=8, metadata={"help": "simulators in each of them"})
     collectors: list[str] | None = field(
