@@ -1,0 +1,114 @@
+"""`hf-vla rl`, from the command line to the table, in a toy simulator; killed and resumed."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from tiny_policies import build
+
+from hf_vla.commands.rl import main
+from hf_vla.plugins import USER_CODE
+from hf_vla.training.run_log import read_summary
+
+PLUGIN = """
+import os, signal
+import hf_vla, toy
+
+class Bandit(toy.ToyBandit):
+    def __init__(self, task="near", max_steps=3, kill=None):
+        super().__init__(task, max_steps)
+        self.kill = kill
+
+    def step(self, action):
+        if self.kill and os.path.isdir(self.kill) and not os.path.exists(self.kill + ".killed"):
+            open(self.kill + ".killed", "w").close()
+            os.kill(os.getppid(), signal.SIGKILL)
+        return super().step(action)
+
+hf_vla.register_environment("bandit", Bandit)
+"""
+
+
+@pytest.fixture
+def arguments(tmp_path, monkeypatch):
+    """A recipe for a toy simulator and a tiny policy."""
+    monkeypatch.setenv(USER_CODE, "")
+    (tmp_path / "bandits.py").write_text(PLUGIN)
+    build("qwen_pi_v3").save_pretrained(tmp_path / "policy")
+    recipe = {
+        "policy": str(tmp_path / "policy"), "env": "bandit", "tasks": ["near"], "reward": "dense", "execute_steps": 3,
+        "iterations": 2, "episodes_per_iteration": 8, "epochs": 1, "minibatches": 2, "learning_rate": 1e-3,
+        "freeze_modules": ["^vlm"], "num_workers": 1, "environments_per_worker": 4, "save_strategy": "epoch",
+        "eval_strategy": "epoch", "evaluate_every": 2, "validation_episodes": 2, "test_episodes": 2, "test_seed": 50,
+        "use_cpu": True, "report_to": "none", "disable_tqdm": True,
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return [
+        str(tmp_path / "recipe.yaml"),
+        "--import",
+        str(tmp_path / "bandits.py"),
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+
+
+def test_from_the_policy_to_the_table(arguments, tmp_path, capsys):
+    main(arguments)
+    out, told = tmp_path / "out", capsys.readouterr().out
+    assert "24 episodes, 72 environment steps" in told  # with those of the critic's warm-up
+    for name in ("before", "before (untrained)", "after", "after (blind)"):
+        assert any(line.split("  ")[0] == name and line.endswith("of 2") for line in told.splitlines()), told
+    assert "difference +0.00, 95 % interval" in told
+    rows = [row for row in read_summary(out / "summary.jsonl") if "rollout/success_once" in row]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    for name in (
+        "config.json",
+        "model.safetensors",
+        "critic.safetensors",
+        "learning.png",
+        "evaluation/success_summary.csv",
+    ):
+        assert (out / name).is_file(), name
+    assert yaml.safe_load((out / "config.yaml").read_text())["iterations"] == 2
+    with pytest.raises(SystemExit):  # the folder of another run
+        main(arguments)
+    assert "continue from there with --resume_from_checkpoint true" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--tasks", "far"], "unknown task 'far'; possible: near"),
+        (["--imitation_weight", "0.1"], "imitation_weight weighs the loss on demonstrations"),
+        (["--policy", "nowhere/at/all"], "nowhere/at/all"),
+        (["--eval_strategy", "steps"], "eval_strategy is 'steps'; possible: no, epoch"),
+        (["--collectors", "ws://127.0.0.1:1"], "there is no server of simulators at ws://127.0.0.1:1"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, flags, message, capsys):
+    with pytest.raises(SystemExit):
+        main([*arguments, "--test_episodes", "0", *flags])
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1 and message in error[0]
+
+
+@pytest.mark.slow
+def test_kill_9_within_an_iteration(arguments, tmp_path):
+    """Killed while it collects its second iteration, a run goes on at that iteration's start, to the same policy."""
+    arguments += ["--test_episodes", "0", "--eval_strategy", "no"]
+    main([*arguments, "--output_dir", str(tmp_path / "whole")])
+    config = f'{{"kill": "{tmp_path / "out" / "checkpoint-2"}"}}'
+    command = [sys.executable, "-m", "hf_vla", "rl", *arguments, "--env_config", config]
+    killed = subprocess.run(command, capture_output=True, env=dict(os.environ), check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out" / "config.json").exists() and (tmp_path / "out" / "checkpoint-2").is_dir()
+    main([*arguments, "--env_config", config, "--resume_from_checkpoint", "true"])
+    whole, resumed = (read_summary(tmp_path / name / "summary.jsonl") for name in ("whole", "out"))
+    for one, other in zip(whole, resumed, strict=True):
+        assert one.get("rollout/return") == pytest.approx(other.get("rollout/return"), rel=1e-5)
+    expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
+    assert all(found[name].allclose(x, atol=1e-6) for name, x in expected.items())
