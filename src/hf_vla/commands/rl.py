@@ -39,6 +39,8 @@ def main(argv: list[str] | None = None) -> None:
     types = (PolicyArguments, PeftArguments, CollectionArguments, PPOArguments, VLATrainingArguments)
     arguments, given = parse_dataclasses(types, argv, description=__doc__, command="rl")
     policy, _, collection, ppo, args = arguments
+    if args.output_dir is None:
+        raise ValueError("set output_dir: where checkpoints and the trained policy go")
     is_main = int(os.environ.get("RANK", 0)) == 0
     output = Path(args.output_dir)
     if is_main and collection.test_episodes:

@@ -58,6 +58,8 @@ class ExploringPolicy:
     ):
         self.policy, self.exploration, self.critic = policy, exploration, critic
         self.keep_states, self.batch_size, self.context = keep_states, batch_size, context
+        if policy.guidance != 1:
+            raise ValueError(f"guidance is {policy.guidance:g}; chunks of a guided policy have no known probability, so leave it out")
         if keep_states and not policy.model.reads_backbone_states:
             raise ValueError(
                 f"{type(policy.model).__name__} writes actions with its backbone, whose states can't be kept"

@@ -107,8 +107,6 @@ def train_by_acting(
     Raises:
         ValueError: settings that contradict each other, the policy or the simulator.
     """
-    if args.output_dir is None:
-        raise ValueError("set output_dir: where checkpoints and the trained policy go")
     if not policy_args.policy:
         raise ValueError("set policy: reinforcement learning starts from a policy that sometimes succeeds")
     env, tasks = collection_args.env, [canonical_task(collection_args.env, task) for task in collection_args.tasks]
