@@ -1,5 +1,6 @@
 """Collecting episodes: batches, one process or several, a process that dies, environments that can't be learned from."""
 
+import contextlib
 import functools
 
 import numpy as np
@@ -156,7 +157,8 @@ class TestOtherMachines:
         def stops(observations, seeds):
             if len(policy.batches) == 1:
                 served.close()
-                worker._connection.socket.shutdown(2)
+                with contextlib.suppress(OSError):  # closed already
+                    worker._connection.socket.shutdown(2)
             return original(observations, seeds)
 
         policy.sample = stops

@@ -94,7 +94,10 @@ class SimulatorServer:
         self._server.serve_forever()
 
     def close(self) -> None:
-        self._server.shutdown()
+        """Stop listening, and end the connections."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.shutdown()
 
     def __enter__(self) -> SimulatorServer:
         self._thread = threading.Thread(target=self.serve_forever, daemon=True)
