@@ -80,7 +80,7 @@ class ExploringPolicy:
         policy, model = self.policy, self.policy.model
         batch = policy.prepare(observations)
         state = states(batch)
-        inputs = dict(policy.model_inputs(batch, state))
+        inputs = dict(policy.model_inputs(batch))
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         known, features = None, None
         with self.context():

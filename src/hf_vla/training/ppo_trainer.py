@@ -22,7 +22,6 @@ from ..data import VLADataCollator
 from ..evaluation.collection import CollectedEpisode, Context, draw_seed
 from ..inference.exploring import ExploringPolicy, SampledChunk
 from ..inference.fingerprint import fingerprint
-from ..inference.observations import states
 from ..inference.policy import Policy
 from ..modeling.critic import Critic
 from ..modeling.exploration import Exploration
@@ -254,8 +253,7 @@ class VLAPPOTrainer(VLATrainer):
         if self._keep_states:
             inputs = stacked(chunks)
         else:
-            batch = [chunk.observation for chunk in chunks]
-            inputs = dict(self._policy.model_inputs(batch, states(batch)))
+            inputs = dict(self._policy.model_inputs([chunk.observation for chunk in chunks]))
         ppo = {
             "rows": torch.from_numpy(rows.astype(np.int64)),
             "old_log_prob": torch.from_numpy(buffer.old_log_probs[rows]),
