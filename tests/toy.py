@@ -109,9 +109,10 @@ class MetaWorldExpert:
 
 
 class ToyBandit(ToyEnvironment):
-    """One chunk of three actions in the units of `tiny_policies`' arm; the nearer their first number is to 1, the better.
+    """One chunk of three actions in the units of `tiny_policies`' arm; the nearer their first number is to 2.5, the better.
 
     Args:
+        tolerance: the task is solved if the last action is as near as this.
         crash_file: the process ends as soon as it steps, as long as there is such a file, which it removes.
         reward: in place of the environment's own.
     """
@@ -119,11 +120,11 @@ class ToyBandit(ToyEnvironment):
     name, task, instruction, robot_type = "bandit", "near", "open the drawer", "arm"
     action_low, action_high = np.array([-1.0, 2.0], np.float32), np.array([3.0, 4.0], np.float32)
     action_names, state_names, camera_names = ("a", "b"), ("x", "y"), ("front",)
-    best, tolerance = 1.0, 0.3
+    best = 2.5
 
-    def __init__(self, task="near", max_steps=3, crash_file=None, reward=None, chunks=1):
+    def __init__(self, task="near", max_steps=3, crash_file=None, reward=None, chunks=1, tolerance=0.3):
         super().__init__(task, max_steps * chunks)
-        self.crash_file, self.reward = crash_file, reward
+        self.crash_file, self.reward, self.tolerance = crash_file, reward, tolerance
         self.chunk = max_steps
 
     @classmethod

@@ -128,12 +128,17 @@ def test_wrong_arguments():
 class TestOtherMachines:
     """Simulators behind a server: here in a process of this machine."""
 
-    @pytest.fixture
-    def served(self, tmp_path, monkeypatch):
-        monkeypatch.setenv(USER_CODE, "")
-        plugin = tmp_path / "toy_plugin.py"
+    @pytest.fixture(scope="class")
+    def plugin(self, tmp_path_factory):
+        plugin = tmp_path_factory.mktemp("plugin") / "toy_plugin.py"
         plugin.write_text("import hf_vla, toy\n\nhf_vla.register_environment('toy', toy.ToyEnvironment)\n")
-        import_user_code(str(plugin))  # its processes too
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(USER_CODE, "")
+            import_user_code(str(plugin))  # the server's processes import it too
+            yield
+
+    @pytest.fixture
+    def served(self, plugin):
         with SimulatorServer("toy", port=0, num_workers=2) as server:
             yield server
 

@@ -1,6 +1,7 @@
 """PPO's formulas by hand, and a bandit learned through the trainer: one process and two, killed and resumed, bad input."""
 
 import copy
+import functools
 import json
 import math
 import os
@@ -28,9 +29,6 @@ from hf_vla.training.ppo_buffer import Buffer, EpisodeFacts, chunk_rewards
 from hf_vla.training.ppo_trainer import VLAPPOTrainer
 from hf_vla.training.run_log import read_summary
 from hf_vla.training_args.ppo_arguments import CollectionArguments, PPOArguments
-
-STARTS = [{"task": "near", "seed": seed} for seed in range(1000)]
-
 
 class TestFormulas:
     def test_generalized_advantages(self):
@@ -120,11 +118,12 @@ class TestBuffer:
 
 @pytest.fixture(scope="module")
 def collect():
-    with Collector({"near": ToyBandit}, environments_per_worker=16, execute_steps=3) as collector:
+    tasks = {"near": ToyBandit, "impossible": functools.partial(ToyBandit, tolerance=0.0)}
+    with Collector(tasks, environments_per_worker=16, execute_steps=3) as collector:
         yield collector
 
 
-def make(folder, collect, framework="qwen_pi_v3", *, policy=None, training=None, **changes):
+def make(folder, collect, framework="qwen_pi_v3", *, policy=None, training=None, task="near", **changes):
     policy = copy.deepcopy(policy or build(framework))
     settings = {
         "learning_rate": 3e-3,
@@ -140,7 +139,7 @@ def make(folder, collect, framework="qwen_pi_v3", *, policy=None, training=None,
         policy.model,
         VLATrainingArguments(output_dir=str(folder), **settings),
         PPOArguments(**ppo),
-        train_dataset=STARTS,
+        train_dataset=[{"task": task, "seed": seed} for seed in range(1000)],
         collect=collect,
         processing_class=policy.processor,
     )
@@ -152,14 +151,16 @@ def logged(trainer, name):
 
 @pytest.mark.parametrize("advantage", ["gae", "rloo", "grpo"])
 def test_a_bandit_is_learned(tmp_path, collect, advantage):
-    """A flow policy; the best action is known, and so is the return for it, 1."""
-    trainer = make(tmp_path, collect, advantage=advantage)
+    """At its best, with this noise, a policy returns -0.7; at the arm's limit -1.5; a mean of 32 has a standard error below 0.2."""
+    training = {"learning_rate": 1.5e-4}
+    trainer = make(tmp_path, collect, "qwen_oft", advantage=advantage, iterations=8, std=0.15, training=training)
     trainer.train()
     returns = logged(trainer, "rollout/return")
-    assert len(returns) == 6 and returns[-1] > returns[0] + 1.0, returns
+    print("RETURNS", advantage, returns, logged(trainer, "actor/approx_kl"))
+    assert returns[0] < -2 and returns[-1] > -1.2, returns
     assert max(logged(trainer, "actor/first_log_ratio")) < 1e-4
     assert max(logged(trainer, "actor/collection_log_ratio")) < 1e-4
-    assert trainer.progress["episodes"] == 192 and trainer.progress["environment_steps"] == 576
+    assert trainer.progress["episodes"] == 256 and trainer.progress["environment_steps"] == 768
     assert (tmp_path / "learning.png").is_file()
     if advantage == "gae":
         trainer.save_model()
@@ -172,7 +173,7 @@ def test_a_bandit_is_learned(tmp_path, collect, advantage):
         "seconds/collection",
         "grad_norm",
     ):
-        assert len(logged(trainer, name)) == 6, name
+        assert len(logged(trainer, name)) == 8, name
 
 
 @pytest.mark.parametrize("framework", ["qwen_oft", "qwen_fast", "qwen_discrete_diffusion"])
@@ -253,9 +254,9 @@ def test_a_run_resumes_with_its_own_policy_and_task_only(tmp_path, collect):
 
 
 def test_groups_of_one_outcome_only_are_an_error(tmp_path, collect):
-    trainer = make(tmp_path, collect, advantage="rloo", reward="sparse", episodes_per_iteration=8)
+    changes = {"advantage": "rloo", "reward": "sparse", "episodes_per_iteration": 8}
+    trainer = make(tmp_path, collect, task="impossible", **changes)
     with pytest.raises(ValueError, match="5 collections of groups, and in each all episodes had the same return"):
-        ToyBandit.tolerance  # noqa: B018  (sparse: the untrained policy never succeeds)
         trainer.train()
 
 

@@ -272,16 +272,22 @@ class LocalWorker:
         theirs.close()
 
     def send(self, request: tuple) -> None:
-        self._connection.send(request)
+        try:
+            self._connection.send(request)
+        except OSError:
+            raise self._ended() from None
 
     def receive(self) -> tuple:
+        if not self._connection.poll(self._timeout):
+            raise ConnectionError(f"it has not answered for {self._timeout:g} s")
         try:
-            if not self._connection.poll(self._timeout):
-                raise ConnectionError(f"it has not answered for {self._timeout:g} s")
             return self._connection.recv()
-        except EOFError:
-            self.process.join(timeout=5)
-            raise ConnectionError(f"it ended with exit code {self.process.exitcode}") from None
+        except (EOFError, OSError):
+            raise self._ended() from None
+
+    def _ended(self) -> ConnectionError:
+        self.process.join(timeout=5)
+        return ConnectionError(f"it ended with exit code {self.process.exitcode}")
 
     def close(self) -> None:
         if self.process is None:

@@ -59,7 +59,9 @@ class ExploringPolicy:
         self.policy, self.exploration, self.critic = policy, exploration, critic
         self.keep_states, self.batch_size, self.context = keep_states, batch_size, context
         if policy.guidance != 1:
-            raise ValueError(f"guidance is {policy.guidance:g}; chunks of a guided policy have no known probability, so leave it out")
+            raise ValueError(
+                f"guidance is {policy.guidance:g}; chunks of a guided policy have no known probability, so leave it out"
+            )
         if keep_states and not policy.model.reads_backbone_states:
             raise ValueError(
                 f"{type(policy.model).__name__} writes actions with its backbone, whose states can't be kept"
@@ -87,8 +89,11 @@ class ExploringPolicy:
             if model.reads_backbone_states and (self.critic is not None or self.keep_states):
                 known = self._backbone_states(inputs)
             if self.critic is not None:
-                seen = (known[-1], inputs.get("attention_mask"), inputs.get("state"))
-                features = self.critic.observed(*(model.observation_states(**inputs) if known is None else seen)).cpu()
+                if known is None:
+                    seen = model.observation_states(**inputs)
+                else:
+                    seen = (known[-1], inputs.get("attention_mask"), inputs.get("state"))
+                features = self.critic.observed(*seen).cpu()
             own = {} if known is None else {"known_states": known}
             drawn, log_prob, trace = model.sample_chunk(
                 **inputs, **own, exploration=self.exploration, generator=generators

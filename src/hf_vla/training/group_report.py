@@ -21,8 +21,8 @@ _Rows = dict[str, dict[float | None, list[str]]]
 class GroupRecorder(TrainerCallback):
     """Logs the table of what is trained once, and records each group's learning rate and gradient norm before clipping.
 
-    Rates are those of the last step. Norms are taken in the steps that are logged, if there is more than one group. Under
-    DeepSpeed, whose engine does not expose the gradients, there are none.
+    Rates are those of the last step. Norms are taken in the steps that are logged, or in all if it is epochs that are logged,
+    if there is more than one group. Under DeepSpeed, whose engine does not expose the gradients, there are none.
 
     Args:
         trainer: its `group_names` name the optimizer's parameter groups.
@@ -42,7 +42,7 @@ class GroupRecorder(TrainerCallback):
         self._norms = {}
         step = state.global_step + 1
         logged = step % max(1, int(state.logging_steps)) == 0 or step >= state.max_steps
-        logged = logged or (step == 1 and args.logging_first_step)
+        logged = logged or (step == 1 and args.logging_first_step) or args.logging_strategy == "epoch"
         if not logged or len(set(self.trainer.group_names)) < 2:
             return
         gradients: dict[str, list[torch.Tensor]] = {}

@@ -87,6 +87,8 @@ class VLAPPOTrainer(VLATrainer):
             raise ValueError("pass the policy's processor as processing_class: observations go through it")
         _check_arguments(args, ppo_args, train_dataset, demonstrations)
         args.num_train_epochs = ppo_args.iterations
+        if args.logging_strategy != "no":
+            args.logging_strategy = IntervalStrategy.EPOCH
         self.exploration = _exploration(model, ppo_args)
         if rates := switch_off_dropout(model):
             logger.warning(f"dropout ({rates}) is off while the policy learns by acting: probabilities would be noise")
@@ -494,6 +496,7 @@ class _Iterations(TrainerCallback):
         self._trainer = trainer
 
     def on_step_end(self, args, state, control, **kwargs):
+        control.should_log = False  # an iteration is logged when it is over
         if self._trainer.end_step():
             control.should_epoch_stop = True
         return control
@@ -504,7 +507,6 @@ class _Iterations(TrainerCallback):
         trainer.end_iteration(done)
         last = done >= trainer.ppo_args.iterations
         state.epoch = float(done)  # also if the iteration was ended early
-        control.should_log |= args.logging_strategy != "no"
         control.should_save &= last or done % trainer.ppo_args.save_every == 0
         control.should_evaluate &= last or done % trainer.ppo_args.evaluate_every == 0
         return control
