@@ -30,6 +30,7 @@ from hf_vla.training.ppo_trainer import VLAPPOTrainer
 from hf_vla.training.run_log import read_summary
 from hf_vla.training_args.ppo_arguments import CollectionArguments, PPOArguments
 
+
 class TestFormulas:
     def test_generalized_advantages(self):
         """Two chunks, success in the second: by hand with gamma 0.9, lambda 0.5."""
@@ -123,7 +124,9 @@ def collect():
         yield collector
 
 
-def make(folder, collect, framework="qwen_pi_v3", *, policy=None, training=None, task="near", **changes):
+def make(
+    folder, collect, framework="qwen_pi_v3", *, policy=None, training=None, task="near", demonstrations=None, **changes
+):
     policy = copy.deepcopy(policy or build(framework))
     settings = {
         "learning_rate": 3e-3,
@@ -141,6 +144,7 @@ def make(folder, collect, framework="qwen_pi_v3", *, policy=None, training=None,
         PPOArguments(**ppo),
         train_dataset=[{"task": task, "seed": seed} for seed in range(1000)],
         collect=collect,
+        demonstrations=demonstrations,
         processing_class=policy.processor,
     )
 
@@ -149,15 +153,14 @@ def logged(trainer, name):
     return [row[name] for row in trainer.state.log_history if name in row]
 
 
-@pytest.mark.parametrize("advantage", ["gae", "rloo", "grpo"])
+@pytest.mark.parametrize("advantage", ["gae", "rloo"])
 def test_a_bandit_is_learned(tmp_path, collect, advantage):
-    """At its best, with this noise, a policy returns -0.7; at the arm's limit -1.5; a mean of 32 has a standard error below 0.2."""
+    """A policy that stays as it is returns less than -2, one that runs to the arm's limit -1.5; 1 of the return is for success."""
     training = {"learning_rate": 1.5e-4}
     trainer = make(tmp_path, collect, "qwen_oft", advantage=advantage, iterations=8, std=0.15, training=training)
     trainer.train()
     returns = logged(trainer, "rollout/return")
-    print("RETURNS", advantage, returns, logged(trainer, "actor/approx_kl"))
-    assert returns[0] < -2 and returns[-1] > -1.2, returns
+    assert returns[0] < -2 and returns[-1] > -0.8, returns
     assert max(logged(trainer, "actor/first_log_ratio")) < 1e-4
     assert max(logged(trainer, "actor/collection_log_ratio")) < 1e-4
     assert trainer.progress["episodes"] == 256 and trainer.progress["environment_steps"] == 768
@@ -214,6 +217,22 @@ def test_divergence_ends_an_iteration(tmp_path, collect):
     trainer.train()
     assert trainer.state.global_step < 40 and trainer.state.epoch == 2
     assert len(list(tmp_path.glob("checkpoint-*"))) == 2
+
+
+def test_demonstrations_are_imitated_meanwhile(tmp_path, collect):
+    """No episode is solved, so that all advantages are 0: only the demonstrations teach."""
+    shown = {
+        "image": [ToyBandit().render(64)],
+        "lang": ToyBandit.instruction,
+        "state": np.array([[0.5, 3.0]], np.float32),
+    }
+    shown |= {"action": np.full((3, 2), [2.5, 3.0], np.float32), "dataset": "arm"}
+    changes = {"reward": "sparse", "imitation_weight": 1.0, "imitation_batch_size": 2, "episodes_per_iteration": 4}
+    changes |= {"iterations": 4, "training": {"learning_rate": 5e-4}}
+    trainer = make(tmp_path, collect, "qwen_oft", task="impossible", demonstrations=[shown], **changes)
+    trainer.train()
+    losses = logged(trainer, "actor/imitation_loss")
+    assert len(losses) == 4 and losses[-1] < losses[0] / 2, losses
 
 
 def test_a_resumed_run_is_the_same(tmp_path, collect):

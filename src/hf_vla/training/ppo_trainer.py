@@ -511,7 +511,13 @@ class _Iterations(TrainerCallback):
         control.should_evaluate &= last or done % trainer.ppo_args.evaluate_every == 0
         return control
 
-    def on_log(self, args, state, control, **kwargs):
+    def on_save(self, args, state, control, **kwargs):
+        self._plot(args, state)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._plot(args, state)
+
+    def _plot(self, args, state) -> None:
         if state.is_world_process_zero:
             plot_learning(state.log_history, Path(args.output_dir, "learning.png"))
 
