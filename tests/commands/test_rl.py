@@ -1,14 +1,9 @@
-"""`hf-vla rl`, from the command line to the table, in a toy simulator; killed and resumed."""
+"""`hf-vla rl`, from the command line to the table, in a toy simulator."""
 
-import os
 import re
-import signal
-import subprocess
-import sys
 
 import pytest
 import yaml
-from safetensors.torch import load_file
 from tiny_policies import build
 
 from hf_vla.commands.rl import main
@@ -16,21 +11,9 @@ from hf_vla.plugins import USER_CODE
 from hf_vla.training.run_log import read_summary
 
 PLUGIN = """
-import os, signal
 import hf_vla, toy
 
-class Bandit(toy.ToyBandit):
-    def __init__(self, task="near", max_steps=3, kill=None):
-        super().__init__(task, max_steps)
-        self.kill = kill
-
-    def step(self, action):
-        if self.kill and os.path.isdir(self.kill) and not os.path.exists(self.kill + ".killed"):
-            open(self.kill + ".killed", "w").close()
-            os.kill(os.getppid(), signal.SIGKILL)
-        return super().step(action)
-
-hf_vla.register_environment("bandit", Bandit)
+hf_vla.register_environment("bandit", toy.ToyBandit)
 """
 
 
@@ -97,21 +80,3 @@ def test_mistakes_are_one_line(arguments, flags, message, capsys):
         main([*arguments, "--test_episodes", "0", *flags])
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1 and message in error[0]
-
-
-@pytest.mark.slow
-def test_kill_9_within_an_iteration(arguments, tmp_path):
-    """Killed while it collects its second iteration, a run goes on at that iteration's start, to the same policy."""
-    arguments += ["--test_episodes", "0", "--eval_strategy", "no"]
-    main([*arguments, "--output_dir", str(tmp_path / "whole")])
-    config = f'{{"kill": "{tmp_path / "out" / "checkpoint-2"}"}}'
-    command = [sys.executable, "-m", "hf_vla", "rl", *arguments, "--env_config", config]
-    killed = subprocess.run(command, capture_output=True, env=dict(os.environ), check=False)
-    assert killed.returncode == -signal.SIGKILL
-    assert not (tmp_path / "out" / "config.json").exists() and (tmp_path / "out" / "checkpoint-2").is_dir()
-    main([*arguments, "--env_config", config, "--resume_from_checkpoint", "true"])
-    whole, resumed = (read_summary(tmp_path / name / "summary.jsonl") for name in ("whole", "out"))
-    for one, other in zip(whole, resumed, strict=True):
-        assert one.get("rollout/return") == pytest.approx(other.get("rollout/return"), rel=1e-5)
-    expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
-    assert all(found[name].allclose(x, atol=1e-6) for name, x in expected.items())
