@@ -110,7 +110,7 @@ class TestBareNames:
         ("given", "message"),
         [
             ("quikstart", "there is no recipe 'quikstart'; did you mean quickstart"),
-            ("mine.yaml", "there is no recipe 'mine.yaml'; the package's are bridge_rt_1, libero, quickstart"),
+            ("mine.yaml", "there is no recipe 'mine.yaml'; the package's are bridge_rt_1, "),
             ("recipes/mine.yaml", "there is no recipe 'recipes/mine.yaml'; the package's are"),
         ],
     )
