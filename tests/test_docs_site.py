@@ -53,7 +53,7 @@ def test_docstrings_are_in_the_reference(site):
     text = (site / "api.html").read_text(encoding="utf-8")
     for name in ("from_pretrained", "predict_action", "unnormalize_actions", "VLATrainer", "register_framework"):
         assert name in text
-    assert "[<code>~" not in text and "&gt;&gt;&gt; " in text
+    assert "[<code>~" not in text and "&gt;&gt;&gt;" in text
 
 
 @pytest.mark.parametrize("name", sorted(figures()))
