@@ -1,6 +1,8 @@
 """Exported policies: the network predicts what the policy does, on ONNX Runtime and by `torch.export`; its folder says what it takes."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,6 +78,11 @@ def test_observations_in_robot_units_out(exported, format):
     }
     expected = policy.infer(given, num_inference_steps=2, seed=3)
     np.testing.assert_allclose(loaded.infer(given, seed=3), expected, atol=1e-4)
+    text = (Path(__file__).resolve().parents[2] / "docs" / "inference.md").read_text()
+    (block,) = (each for each in re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S) if "load_exported" in each)
+    names = {"observation": given}
+    exec(block.replace('"exported"', f"{str(exported)!r}, format={format!r}"), names)
+    np.testing.assert_array_equal(names["actions"], loaded.infer(given, seed=0))
     with pytest.raises(ValueError, match="this was exported for 1 in each call"):
         loaded.infer([given, given])
     with pytest.raises(ValueError, match="num_inference_steps is 7; this was exported with 2"):

@@ -30,8 +30,10 @@ class Echo(Policy):
         policy = tiny_policies.build("qwen_oft")
         super().__init__(policy.model, policy.processor)
         self.seconds_per_call = seconds
+        self.called = threading.Event()
 
     def infer(self, observations, **options):
+        self.called.set()
         time.sleep(self.seconds_per_call)
         return np.stack([np.full(SHAPE, np.ravel(each["state"])[0], np.float32) for each in observations])
 
@@ -69,8 +71,14 @@ def reply(request: dict, actions=None, **changed) -> dict:
 
 
 def test_the_answer_to_an_interrupted_call_is_not_taken_for_the_next():
-    with serving(Echo(seconds=0.4)) as (port, _), PolicyClient(port=port) as client:
-        threading.Timer(0.2, lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)).start()
+    policy = Echo(seconds=0.4)
+
+    def interrupt():
+        policy.called.wait()
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    with serving(policy) as (port, _), PolicyClient(port=port) as client:
+        threading.Thread(target=interrupt, daemon=True).start()
         with pytest.raises(KeyboardInterrupt):
             client.infer(observation(1))
         assert np.unique(client.infer(observation(2))) == 2

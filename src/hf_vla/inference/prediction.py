@@ -56,8 +56,10 @@ class Stopwatch:
     def stage(self, name: str) -> Iterator[None]:
         """Add the time spent in the `with` block to a stage."""
         start = self._now()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - start
+        try:
+            yield
+        finally:  # a backbone whose last states are not read ends by an exception
+            self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - start
 
 
 class Recorder:
