@@ -31,12 +31,11 @@ HEAD_BY_LORA = {"lora_target_modules": OF_LANGUAGE_MODEL + OF_HEAD, "modules_to_
 #: By name: the recipe that is begun with, what it changes, and from where the first tasks are shown again.
 WAYS = {
     "new data alone": ("quickstart_lora", {}, None),
-    "and the policy's statistics": ("quickstart_lora", {"keep_statistics": True}, None),
-    "and the head by LoRA": ("quickstart_lora", {"keep_statistics": True, **HEAD_BY_LORA}, None),
-    "with the old data": ("quickstart_lora", {"keep_statistics": True}, "data"),
-    "with the old data, its statistics replaced": ("quickstart_lora", {}, "data"),
-    "with own rollouts": ("quickstart_lora", {"keep_statistics": True}, "rollouts"),
-    "with own rollouts, the head by LoRA": ("quickstart_lora", {"keep_statistics": True, **HEAD_BY_LORA}, "rollouts"),
+    "new data alone, the head by LoRA": ("quickstart_lora", HEAD_BY_LORA, None),
+    "with the old data": ("quickstart_lora_keep", {}, "data"),
+    "with the old data, the policy's statistics": ("quickstart_lora_keep", {"keep_statistics": True}, "data"),
+    "with own rollouts": ("quickstart_lora_keep", {}, "rollouts"),
+    "with own rollouts, the head by LoRA": ("quickstart_lora_keep", HEAD_BY_LORA, "rollouts"),
 }
 
 
@@ -105,7 +104,12 @@ def main() -> None:
         folder = a.output / name.replace(" ", "_").replace(",", "").replace("'", "")
         folder.mkdir(exist_ok=True)
         (folder / "mixture.yaml").write_text(yaml.safe_dump(members))
-        recipe = recipe | {"dataset": None, "mixture": str(folder / "mixture.yaml"), "max_steps": steps}
+        recipe = recipe | {
+            "dataset": None,
+            "dataset_weights": None,
+            "mixture": str(folder / "mixture.yaml"),
+            "max_steps": steps,
+        }
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"output_dir": str(folder / "policy")}))
         return stages.run(name, "train", folder / "policy", folder / "recipe.yaml")
 
@@ -141,7 +145,6 @@ def main() -> None:
             members.append(old)
         elif shown_again == "rollouts":
             members.append({"dataset": str(rollouts())})
-            changes = {**changes, "successes_only": True}
         adapter = train(way, {"base": recipe, "policy": str(policy), **changes}, members, a.adapter_steps)
         result["success"][way] = evaluate(way, adapter)
         result["parameters"][way] = parameters(adapter, "adapter_model.safetensors")
