@@ -55,6 +55,9 @@ INTERNALS = (
     Internal(_TRAINER, "_init_training_state", "a run is finished from the checkpoint of its last step, without a step more",
              "the Trainer trains no step after max_steps",
              ("max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial")),
+    # training/ppo_trainer.py
+    Internal(_TRAINER, "_save_optimizer_and_scheduler", "the critic and its optimizer are saved beside the policy's",
+             "callbacks can write into a checkpoint before it is whole", ("output_dir",)),
     Internal(_TRAINER, "_load_from_checkpoint", "weights saved under other names than the model's are loaded",
              "the Trainer resumes through from_pretrained", ("resume_from_checkpoint", "model")),
     Internal(_TRAINER, "_load_best_model", "weights saved under other names than the model's are loaded; so is the EMA",
