@@ -2,6 +2,7 @@
 
 import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 from toy import ToyEnvironment
@@ -133,6 +134,19 @@ def test_the_users_backend_is_kept(machine, monkeypatch):
     machine(["gpu"])
     monkeypatch.setenv("MUJOCO_GL", "glfw")
     assert rendering.select_mujoco_backend() == "glfw"
+
+
+def test_mujoco_that_was_imported_without_a_way_to_render(machine, monkeypatch):
+    machine(["gpu"])
+    context = type("GLContext", (), {"__module__": "mujoco.glfw"})
+    monkeypatch.setitem(sys.modules, "mujoco", SimpleNamespace(GLContext=context))
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")  # too late: mujoco reads it only at import
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    with pytest.raises(OSError, match="imported before MUJOCO_GL was set"):
+        rendering.select_mujoco_backend()
+    monkeypatch.setenv("DISPLAY", ":0")
+    rendering.select_mujoco_backend()
 
 
 def test_probing_egl_does_not_fail_on_this_machine():

@@ -6,6 +6,7 @@ import ctypes
 import logging
 import os
 import sys
+from types import ModuleType
 
 __all__ = ["select_mujoco_backend"]
 
@@ -17,20 +18,26 @@ _NO_BACKEND = (
     "MuJoCo cannot render on this machine: there is neither an EGL device nor the OSMesa library. "
     "Install the Debian package libosmesa6 (apt-get install libosmesa6), or set MUJOCO_GL to a backend that works."
 )
+_IMPORTED_TOO_EARLY = (
+    "mujoco was imported before MUJOCO_GL was set, and would render by GLFW, which needs a display; here it would end the "
+    "process. Make the environment before anything imports mujoco, or set MUJOCO_GL=osmesa (or egl) before Python starts."
+)
 
 
 def select_mujoco_backend() -> str:
     """Set `MUJOCO_GL`, unless the user has, to a backend that works here; call before `mujoco` is first imported.
 
     A GPU's EGL comes first, then OSMesa, then EGL's software device. Nothing changes on systems other than Linux, nor if
-    `mujoco` is already imported, since it reads the variable only at import.
+    `mujoco` is already imported, since it reads the variable only at import: it must then be able to render.
 
     Returns:
         The value of `MUJOCO_GL`, empty if MuJoCo uses its own default.
 
     Raises:
-        OSError: no backend works; the message names the package to install.
+        OSError: no backend works, and the message names the package to install; or `mujoco` was imported without one.
     """
+    if sys.platform == "linux" and _renders_by_glfw(sys.modules.get("mujoco")) and not _has_display():
+        raise OSError(_IMPORTED_TOO_EARLY)
     if os.environ.get("MUJOCO_GL") or sys.platform != "linux" or "mujoco" in sys.modules:
         return os.environ.get("MUJOCO_GL", "")
     egl = _usable_egl_devices()
@@ -47,6 +54,14 @@ def select_mujoco_backend() -> str:
     os.environ["MUJOCO_GL"] = backend
     logger.info("MuJoCo renders with MUJOCO_GL=%s", backend)
     return backend
+
+
+def _renders_by_glfw(mujoco: ModuleType | None) -> bool:
+    return getattr(getattr(mujoco, "GLContext", None), "__module__", None) == "mujoco.glfw"
+
+
+def _has_display() -> bool:
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def _can_load(*names: str) -> bool:

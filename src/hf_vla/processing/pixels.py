@@ -4,7 +4,6 @@ transformers has two backends of each image processor, and takes the one for whi
 with, torchvision's, is computed here by torch; of other families' processors the backend for Pillow is called.
 """
 
-import copy
 import functools
 
 import numpy as np
@@ -28,8 +27,7 @@ def qwen_vl_pixels(image_processor, images: list[Image.Image]) -> dict[str, torc
 
     Returns:
         pixel_values: float32 (patches, 3 · temporal_patch_size · patch_size²), all images' patches in order, the patches of one
-            token side by side. Of a processor from `with_compact_patches` it is `compact_pixel_values`, uint8 (patches,
-            3 · patch_size²), of which `expand_patches` makes the same.
+            token side by side.
         image_grid_thw: int64 (N, 3), each image's patches along time (1), height and width.
     """
     if image_processor.do_resize and image_processor.resample not in _MODES:
@@ -37,44 +35,25 @@ def qwen_vl_pixels(image_processor, images: list[Image.Image]) -> dict[str, torc
     side, sizes = image_processor.patch_size, {}
     pixels = [_resized(image_processor, image, sizes) for image in images]
     grids = [(height // side, width // side) for height, width, _ in (image.shape for image in pixels)]
-    compact = np.empty((sum(rows * columns for rows, columns in grids), 3 * side * side), np.uint8)
+    patches = np.empty((sum(rows * columns for rows, columns in grids), 3 * side * side), np.uint8)
     start = 0
     for image, (rows, columns) in zip(pixels, grids, strict=True):
-        _write_patches(image_processor, image, compact[start : (start := start + rows * columns)])
-    compact = torch.from_numpy(compact)
-    if getattr(image_processor, "compact_patches", False):
-        patches = {COMPACT: compact}
-    else:
-        patches = {"pixel_values": expand_patches(image_processor, compact)}
-    return patches | {"image_grid_thw": torch.tensor([[1, *grid] for grid in grids])}
+        _write_patches(image_processor, image, patches[start : (start := start + rows * columns)])
+    return {
+        "pixel_values": _normalised(image_processor, torch.from_numpy(patches)),
+        "image_grid_thw": torch.tensor([[1, *grid] for grid in grids]),
+    }
 
 
-#: What takes the place of `pixel_values` in a batch of compact patches
-COMPACT = "compact_pixel_values"
-
-
-def with_compact_patches(image_processor):
-    """Return a copy of an image processor for which `qwen_vl_pixels` leaves patches uint8, and each frame single.
-
-    They take an eighth of the memory, which loader workers write, send and pin. Other families' layouts ignore it.
-    """
-    image_processor = copy.copy(image_processor)
-    image_processor.compact_patches = True
-    return image_processor
-
-
-def expand_patches(image_processor, compact: torch.Tensor) -> torch.Tensor:
-    """Normalise patches and repeat them along time, on their device: uint8 (N, 3 · side²) -> float32 (N, 3 · frames · side²)."""
-    number, frames, area = len(compact), image_processor.temporal_patch_size, image_processor.patch_size**2
-    shift, factor = (x.to(compact.device, non_blocking=True) for x in _normalisation(image_processor))
-    compact = compact.view(number, 3, 1, area)
-    if compact.device.type != "cpu":
-        return ((compact - shift) / factor).expand(-1, -1, frames, -1).flatten(1)
-    patches = _new((number, 3, frames, area), np.float32)
+def _normalised(image_processor, patches: torch.Tensor) -> torch.Tensor:
+    """Normalise patches and repeat them along time: uint8 (N, 3 · side²) -> float32 (N, 3 · frames · side²)."""
+    number, frames, area = len(patches), image_processor.temporal_patch_size, image_processor.patch_size**2
+    shift, factor = _normalisation(image_processor)
+    normalised = _new((number, 3, frames, area), np.float32)
     # A few at a time, while they are in the processor's cache
-    for part, own in zip(compact.split(_AT_ONCE), patches.split(_AT_ONCE), strict=True):
+    for part, own in zip(patches.view(number, 3, 1, area).split(_AT_ONCE), normalised.split(_AT_ONCE), strict=True):
         own.copy_((part - shift).div_(factor))
-    return patches.flatten(1)
+    return normalised.flatten(1)
 
 
 _AT_ONCE = 128
@@ -161,4 +140,4 @@ def _write_patches(image_processor, pixels: np.ndarray, patches: np.ndarray) -> 
     patches.reshape(split.shape)[...] = split  # by NumPy, which is faster at it than torch
 
 
-__all__ = ["COMPACT", "expand_patches", "pillow_backend", "qwen_vl_pixels", "resized_by_torch", "with_compact_patches"]
+__all__ = ["pillow_backend", "qwen_vl_pixels", "resized_by_torch"]

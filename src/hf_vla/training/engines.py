@@ -5,6 +5,7 @@ import dataclasses
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from ..training_args.arguments import VLATrainingArguments
@@ -53,6 +54,27 @@ def shards_weights(accelerator: Accelerator) -> bool:
     )
 
 
+@torch.no_grad()
+def copy_full_weights(sharded: nn.Module, whole: nn.Module) -> None:
+    """Copy the weights of a model that is sharded over processes into a whole one; all processes call it.
+
+    Args:
+        sharded: by FSDP2 or ZeRO-3.
+    """
+    targets = dict(whole.named_parameters())
+    for name, parameter in sharded.named_parameters():
+        target = targets[name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", "")]
+        if isinstance(parameter, DTensor):
+            target.copy_(parameter.full_tensor())
+        elif hasattr(parameter, "ds_id"):
+            import deepspeed
+
+            with deepspeed.zero.GatheredParameters([parameter]):
+                target.copy_(parameter)
+        else:
+            target.copy_(parameter)
+
+
 class PerProcessSeed(TrainerCallback):
     """Seeds each process differently as training begins: noise, denoising time, dropout.
 
@@ -73,6 +95,7 @@ def float32_sums(policy):
 
 __all__ = [
     "PerProcessSeed",
+    "copy_full_weights",
     "float32_sums",
     "prepare_accelerator",
     "prepare_arguments",

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast, gather_object
 from torch import nn
-from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging
@@ -28,7 +27,7 @@ from ..modeling.exploration import Exploration
 from ..training_args.arguments import VLATrainingArguments
 from ..training_args.ppo_arguments import PPOArguments
 from .critic_fitting import CriticFitting
-from .engines import shards_weights
+from .engines import copy_full_weights, shards_weights
 from .ppo import explained_variance, policy_losses
 from .ppo_buffer import Buffer, EpisodeFacts, chunk_rewards, stacked, stacked_traces
 from .rl_curves import plot_learning
@@ -532,27 +531,6 @@ def switch_off_dropout(model: nn.Module) -> str:
             rates.add(rate)
             setattr(module, name, 0.0)
     return ", ".join(f"{rate:g}" for rate in sorted(rates))
-
-
-@torch.no_grad()
-def copy_full_weights(sharded: nn.Module, whole: nn.Module) -> None:
-    """Copy the weights of a model that is sharded over processes into a whole one; all processes call it.
-
-    Args:
-        sharded: by FSDP2 or ZeRO-3.
-    """
-    targets = dict(whole.named_parameters())
-    for name, parameter in sharded.named_parameters():
-        target = targets[name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", "")]
-        if isinstance(parameter, DTensor):
-            target.copy_(parameter.full_tensor())
-        elif hasattr(parameter, "ds_id"):
-            import deepspeed
-
-            with deepspeed.zero.GatheredParameters([parameter]):
-                target.copy_(parameter)
-        else:
-            target.copy_(parameter)
 
 
 def _transitions(trace: Mapping[str, torch.Tensor]) -> int:

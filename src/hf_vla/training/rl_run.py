@@ -1,13 +1,10 @@
 """A run of reinforcement learning as a recipe describes it: a policy, a simulator, PPO, and what the policy gained."""
 
 import functools
-import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from transformers import AutoModel, AutoProcessor, set_seed
-from transformers.utils import logging
 
 from ..checkpoints.opening import open_checkpoint
 from ..evaluation.collection import Collector, Context
@@ -20,12 +17,9 @@ from ..training_args.continued import check_continued
 from ..training_args.peft import PeftArguments
 from ..training_args.ppo_arguments import CollectionArguments, PPOArguments
 from ..training_args.recipe import DataArguments, PolicyArguments
-from .checkpointing import checkpoint_to_resume, remove_checkpoints, saved_policy_step
+from .checkpointing import checkpoint_to_resume
 from .ppo_trainer import VLAPPOTrainer
-from .run_identity import check_same_run, describe_run
-from .run_log import write_run_config
-
-logger = logging.get_logger(__name__)
+from .run import start_or_continue
 
 # Of simulators with any number of episodes: as many as no run uses up.
 _MANY = 1_000_000
@@ -141,22 +135,8 @@ def train_by_acting(
             processing_class=processor,
             closed_loop=validation,
         )
-        resume = "auto" if args.resume_from_checkpoint == "auto" else checkpoint
-        if checkpoint is not None:
-            check_same_run(checkpoint, describe_run(trainer), trainer.may_finish(checkpoint, resume))
-        if trainer.is_world_process_zero():
-            if args.overwrite_output_dir:
-                remove_checkpoints(Path(args.output_dir))
-                for name in ("evaluation_before", "evaluation"):
-                    shutil.rmtree(Path(args.output_dir, name), ignore_errors=True)
-            parts = (policy_args, peft_args, collection_args, ppo_args)
-            write_run_config(Path(args.output_dir), parts, dict(given or {}))
-        saved = None if checkpoint is None else saved_policy_step(args.output_dir)
-        trainer.train(resume_from_checkpoint=resume)
-        if saved is not None and checkpoint.name == f"checkpoint-{saved}" and saved == trainer.state.global_step:
-            logger.warning(f"the run in {args.output_dir} is finished: nothing was trained or written")
-        else:
-            trainer.save_model()
+        parts = (policy_args, peft_args, collection_args, ppo_args)
+        start_or_continue(trainer, checkpoint, parts, given or {}, outdated=("evaluation_before", "evaluation"))
     return trainer
 
 

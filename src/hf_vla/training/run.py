@@ -1,6 +1,7 @@
 """A training run as a recipe describes it: policy, data, adapter and evaluation, to a trained policy in `output_dir`."""
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,30 @@ def train(
         dataset.check()
         if eval_dataset is not None:
             eval_dataset.check()
+    start_or_continue(trainer, checkpoint, (policy_args, data_args, peft_args, evaluation_args), given)
+    return trainer
+
+
+def start_or_continue(
+    trainer: VLATrainer,
+    checkpoint: Path | None,
+    recipe: Sequence[Any],
+    given: Mapping[str, Any],
+    outdated: Sequence[str] = (),
+) -> None:
+    """Train from the beginning or from a checkpoint, and save the policy; a run that is finished is left as it is.
+
+    Args:
+        trainer: of the run, before training.
+        checkpoint: what the run continues from, as `checkpoint_to_resume` found it.
+        recipe: the parts of the recipe, for `OUTPUT/config.yaml`.
+        given: the training arguments that were set explicitly, for the same.
+        outdated: folders in the output folder that go with the checkpoints if `overwrite_output_dir` is set.
+
+    Raises:
+        ValueError: the checkpoint is of another run.
+    """
+    args = trainer.args
     resume = "auto" if args.resume_from_checkpoint == "auto" else checkpoint
     if checkpoint is not None:
         check_same_run(checkpoint, describe_run(trainer), trainer.may_finish(checkpoint, resume))
@@ -81,14 +106,15 @@ def train(
         output = Path(args.output_dir)
         if args.overwrite_output_dir:
             remove_checkpoints(output)
-        write_run_config(output, (policy_args, data_args, peft_args, evaluation_args), given)
+            for name in outdated:
+                shutil.rmtree(output / name, ignore_errors=True)
+        write_run_config(output, recipe, dict(given))
     saved = None if checkpoint is None else saved_policy_step(args.output_dir)
     trainer.train(resume_from_checkpoint=resume)
     if saved is not None and checkpoint.name == f"checkpoint-{saved}" and saved == trainer.state.global_step:
         logger.warning(f"the run in {args.output_dir} is finished: nothing was trained or written")
     else:
         trainer.save_model()
-    return trainer
 
 
 def summarize(trainer: VLATrainer) -> list[str]:
@@ -127,4 +153,4 @@ def _closed_loop(evaluation_args: EvaluationArguments):
     )
 
 
-__all__ = ["summarize", "train"]
+__all__ = ["start_or_continue", "summarize", "train"]
