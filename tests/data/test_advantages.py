@@ -1,6 +1,7 @@
 """Outcomes of episodes, RECAP's formulas by hand, labels beside a dataset, and the mixture that draws them."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -131,8 +132,6 @@ def test_labels_that_do_not_fit_are_refused(root):
 
 
 def test_a_dataset_that_does_not_tell_its_success(root, tmp_path):
-    import shutil
-
     shutil.copytree(root, tmp_path / "data")
     (file,) = (tmp_path / "data/meta/episodes").rglob("*.parquet")
     pq.write_table(pq.read_table(file).drop_columns(["success", "source"]), file)
@@ -151,8 +150,6 @@ def test_a_dataset_that_does_not_tell_its_success(root, tmp_path):
 
 
 def test_a_source_that_is_none_of_the_three(root, tmp_path):
-    import shutil
-
     shutil.copytree(root, tmp_path / "data")
     (file,) = (tmp_path / "data/meta/episodes").rglob("*.parquet")
     table = pq.read_table(file)
@@ -160,6 +157,50 @@ def test_a_source_that_is_none_of_the_three(root, tmp_path):
     pq.write_table(table, file)
     with pytest.raises(ValueError, match="episode 0 has the source 'teleop'"):
         read_outcomes(LeRobotDataset(tmp_path / "data", 1))
+
+
+def changed(root, folder, pattern, name, values):
+    """A copy of a dataset with another column in one file."""
+    shutil.copytree(root, folder)
+    (file,) = folder.glob(pattern)
+    table = pq.read_table(file)
+    column = pa.array(values, table.schema.field(name).type if None in values else None)
+    pq.write_table(table.set_column(table.column_names.index(name), name, column), file)
+    return folder
+
+
+def test_empty_cells_are_not_taken_for_false(root, tmp_path):
+    labels_of(root, np.ones(13), "whole", overwrite=True)
+    some = [True] * 5 + [None] + [True] * 7
+    labelled = changed(root, tmp_path / "labels", "meta/advantages_whole.parquet", "positive", some)
+    with pytest.raises(
+        ValueError, match="'positive' must be true or false in every row; 1 of 13 are not, the first is None in row 5"
+    ):
+        AdvantageLabels.read(labelled, "whole")
+    frames = changed(root, tmp_path / "frames", "data/**/*.parquet", "intervention", some)
+    with pytest.raises(ValueError, match="'intervention' must be true or false in every row; 1 of 13 are not"):
+        read_outcomes(LeRobotDataset(frames, 1))
+
+
+def test_labels_are_read_in_any_order_of_rows(root):
+    marks = np.arange(13) % 3 == 0
+    path = labels_of(root, marks, "mixed")[1]
+    table = pq.read_table(path)
+    pq.write_table(table.take(np.random.default_rng(0).permutation(13)), path)
+    read = AdvantageLabels.read(root, "mixed").positive
+    assert list(read) == [0, 1, 2] and np.array_equal(np.concatenate(list(read.values())), marks)
+
+
+@pytest.mark.parametrize("success", ["false", float("nan"), 0.5])
+def test_a_success_that_is_neither_true_nor_false(root, tmp_path, success):
+    data = changed(root, tmp_path / "data", "meta/episodes/**/*.parquet", "success", [success] * 3)
+    with pytest.raises(ValueError, match="episode 0 has the success .*; it must be true or false"):
+        read_outcomes(LeRobotDataset(data, 1))
+
+
+def test_a_success_may_be_a_number(root, tmp_path):
+    data = changed(root, tmp_path / "data", "meta/episodes/**/*.parquet", "success", [1.0, 0.0, 1.0])
+    assert [o.success for o in read_outcomes(LeRobotDataset(data, 1)).values()] == [True, False, True]
 
 
 def test_dropout_of_advantages_is_drawn_by_item(root):

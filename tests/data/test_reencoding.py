@@ -110,3 +110,19 @@ def test_a_damaged_video_is_named(datasets, tmp_path):
     with pytest.raises(OSError, match=video.name):
         reencoding.reencode(tmp_path / "damaged", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_no_loss_is_not_promised_if_pixels_are_converted(tmp_path):
+    with av.open(str(tmp_path / "deep.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p10le"
+        for value in range(3):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 40 * value, np.uint8), "rgb24")
+            container.mux(stream.encode(frame.reformat(format="yuv420p10le")))
+        container.mux(stream.encode(None))
+    with pytest.raises(
+        ValueError, match="deep.mp4 has pixels of the format yuv420p10le, which would be converted to yuv420p"
+    ):
+        reencoding.reencode_video(tmp_path / "deep.mp4", tmp_path / "out.mp4", float("inf"))
+    assert not (tmp_path / "out.mp4").exists()
+    assert reencoding.reencode_video(tmp_path / "deep.mp4", tmp_path / "out.mp4", 40.0).frames == 3

@@ -1,4 +1,4 @@
-"""The files beside a LeRobot dataset that say which of its frames were better than was to be expected.
+"""The files beside a LeRobot dataset that say which of its frames were better than expected.
 
 meta/returns_TAG.parquet      episode_index, frame_index, return, value
 meta/advantages_TAG.parquet   episode_index, frame_index, advantage, positive, source
@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 
 from ..utils.files import atomic_write
 from ..utils.suggestions import did_you_mean
-from .metadata_files import read_columns, to_numbers
+from .metadata_files import read_columns, to_booleans, to_numbers
 
-#: What a tag can't be, as it stands for all frames without labels
+#: Reserved: in place of a tag, it marks every frame positive, without labels.
 ALL_POSITIVE = "positive"
 POSITIVE, NEGATIVE = "positive", "negative"
 _RETURNS, _ADVANTAGES = "returns", "advantages"
@@ -28,7 +28,7 @@ _ABOUT = b"hf_vla"
 
 
 def check_tag(tag: str) -> None:
-    """Raise a ValueError unless `tag` can be part of a file's name, and is not taken."""
+    """Raise a ValueError unless `tag` can be part of a file name and is not the reserved word."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", tag) or tag == ALL_POSITIVE:
         raise ValueError(
             f"{tag!r} can't be a tag; give letters, digits, _, - and ., other than {ALL_POSITIVE!r}, which stands for all frames"
@@ -42,7 +42,7 @@ def read_returns(root: Path, tag: str) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class AdvantageLabels:
-    """Which frames of a dataset are better than was to be expected.
+    """Which frames of a dataset are better than expected.
 
     Attributes:
         tag: under which they are kept.
@@ -63,7 +63,7 @@ class AdvantageLabels:
         """
         table = _table(root, _ADVANTAGES, tag)
         path = _path(root, _ADVANTAGES, tag)
-        positive = np.array(table["positive"].to_pylist(), dtype=bool)
+        positive = to_booleans(table["positive"], "positive", path)
         return cls(tag, _by_episode(path, table, positive), _about(path))
 
     def check(self, name: str, lengths: Mapping[int, int]) -> None:
@@ -150,10 +150,9 @@ def _about(path: Path) -> dict[str, Any]:
 
 def _by_episode(path: Path, table: Mapping[str, pa.ChunkedArray], values: np.ndarray) -> dict[int, np.ndarray]:
     episode, frame = (to_numbers(table[name], name, np.int64, path) for name in ("episode_index", "frame_index"))
-    found = {}
-    for index in np.unique(episode).tolist():
-        rows = np.flatnonzero(episode == index)
-        rows = rows[np.argsort(frame[rows], kind="stable")]
+    order, found = np.lexsort((frame, episode)), {}
+    indices, first = np.unique(episode[order], return_index=True)
+    for index, rows in zip(indices.tolist(), np.split(order, first)[1:], strict=True):
         if not np.array_equal(frame[rows], np.arange(len(rows))):
             raise ValueError(f"{path}: the frames of episode {index} are not 0 to {len(rows) - 1}, each once")
         found[index] = values[rows]

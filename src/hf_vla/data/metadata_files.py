@@ -123,6 +123,21 @@ def to_numbers(column: pa.ChunkedArray, name: str, kind: type[np.number], path: 
     return values.astype(kind, copy=False)
 
 
+def to_booleans(column: pa.ChunkedArray, name: str, path: Path) -> np.ndarray:
+    """Return a parquet column of booleans or of the numbers 0 and 1, or of lists of one, as booleans (N,).
+
+    Raises:
+        ValueError: a cell is empty or anything else.
+    """
+    values = [value[0] if isinstance(value, list) and len(value) == 1 else value for value in column.to_pylist()]
+    if wrong := [row for row, value in enumerate(values) if value not in (0, 1)]:
+        raise ValueError(
+            f"{path}: column {name!r} must be true or false in every row; {len(wrong)} of {len(values)} are not, the first is "
+            f"{values[wrong[0]]!r} in row {wrong[0]}"
+        )
+    return np.array(values, dtype=bool)
+
+
 def empty_cells(column: pa.ChunkedArray) -> str:
     """Say how many cells of a parquet column are empty, and where."""
     first = np.flatnonzero(column.is_null().to_numpy())[0]

@@ -8,10 +8,9 @@ frames in which a human took over.
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
 from .lerobot import LeRobotDataset
-from .metadata_files import read_columns, read_json_lines, to_numbers
+from .metadata_files import read_columns, read_json_lines, to_booleans, to_numbers
 
 DEMONSTRATION, POLICY, HUMAN = SOURCES = ("demonstration", "policy", "human")
 #: Columns of booleans that mark a human's corrections: ours, and those of LeRobot's recordings with a human in the loop
@@ -51,7 +50,7 @@ def read_outcomes(
         assume_success: count episodes that don't tell their success as solved.
 
     Raises:
-        ValueError: an unknown source, or nothing tells which episodes were solved.
+        ValueError: an unknown source, a success that is neither true nor false, or nothing tells which episodes were solved.
     """
     if source is not None and source not in SOURCES:
         raise ValueError(f"source is {source!r}; possible: {', '.join(SOURCES)}")
@@ -63,6 +62,12 @@ def read_outcomes(
         length, own = int(dataset.metadata.length[row]), by_frame.get(episode, {})
         solved = own.get(_SUCCESS_COLUMN)
         success = told.get(episode, {}).get("success")
+        if success is not None:
+            if success not in (0, 1):  # True and False are
+                raise ValueError(
+                    f"{dataset.name}: episode {episode} has the success {success!r}; it must be true or false"
+                )
+            success = bool(success)
         if success is None and solved is not None:
             success = bool(solved.any())
         if success is None and assume_success:
@@ -124,18 +129,16 @@ def _told_by_frames(dataset: LeRobotDataset, columns: list[str]) -> dict[int, di
     if not columns:
         return found
     for file in dataset.metadata.data.paths:
-        table = read_columns(dataset.root / file, ["episode_index", *columns])
-        episode = table["episode_index"].to_numpy()
+        path = dataset.root / file
+        table = read_columns(path, ["episode_index", *columns])
+        episode = to_numbers(table["episode_index"], "episode_index", np.int64, path)
+        order = np.argsort(episode, kind="stable")
+        indices, first = np.unique(episode[order], return_index=True)
         for name in columns:
-            values = np.array(_flat(table[name]), dtype=bool)
-            for index in np.unique(episode).tolist():
-                found.setdefault(index, {})[name] = values[episode == index]
+            values = to_booleans(table[name], name, path)[order]
+            for index, of_episode in zip(indices.tolist(), np.split(values, first)[1:], strict=True):
+                found.setdefault(index, {})[name] = of_episode
     return found
-
-
-def _flat(column: pa.ChunkedArray) -> list:
-    """Return the numbers of a column of numbers, or of lists of one."""
-    return [bool(value[0] if isinstance(value, list) else value) for value in column.to_pylist()]
 
 
 __all__ = ["DEMONSTRATION", "HUMAN", "POLICY", "SOURCES", "Outcome", "read_outcomes", "successful_episodes"]

@@ -1,4 +1,4 @@
-"""A copy of a dataset whose videos are H.264 with key frames only, which is several times as fast to read here and there.
+"""A copy of a dataset whose videos are H.264 with key frames only, which is several times as fast to read in random order.
 
 Only video files change, each for itself, and what `info.json` says of them: rows, statistics, timestamps, and where episodes lie in
 files stay as they are. So it is the same for LeRobot v2.0, v2.1 and v3.0.
@@ -59,13 +59,15 @@ def reencode(
     Args:
         path_or_repo_id: a LeRobot folder or Hub repository, v2.0, v2.1 or v3.0.
         output: the new dataset's folder; it must not exist, or be empty.
-        min_psnr: no frame is further from the original than this peak signal-to-noise ratio, in dB over all planes.
+        min_psnr: no frame is further from the original than this peak signal-to-noise ratio, in dB over all planes, after
+            conversion to 8-bit yuv420p where x264 needs it.
         lossless: decoded frames are those of the original, bit for bit; files are several times as large.
         workers: processes that encode.
         report: called after each video with the number that is done and that of all.
 
     Raises:
-        ValueError: the dataset has no videos, or what is half done was begun with other settings.
+        ValueError: the dataset has no videos, what is half done was begun with other settings, or `lossless` is set and the pixel
+            format of a video would have to be converted.
         FileExistsError: `output` exists and is not empty.
         OSError: a video is missing or damaged.
     """
@@ -161,13 +163,18 @@ def reencode_video(source: str | Path, target: str | Path, min_psnr: float) -> V
     """Write a video again as H.264 with key frames only, at the same timestamps, and compare it with the original.
 
     Args:
-        min_psnr: in dB; the quality is raised until no frame is below. Infinity: lossless.
+        min_psnr: in dB, after conversion to 8-bit yuv420p where x264 needs it; the quality is raised until no frame is below.
+            Infinity: lossless.
 
     Raises:
+        ValueError: without loss, and the pixel format would have to be converted.
         OSError: the video is damaged, or cannot be written.
     """
     source, target = Path(source), Path(target)
-    crf = 0 if math.isinf(min_psnr) else _CRF
+    crf = _CRF
+    if math.isinf(min_psnr):
+        crf = 0
+        _check_kept(source)
     with atomic_write(target) as part:
         while True:
             frames = _encode(source, part, crf)
@@ -180,6 +187,16 @@ def reencode_video(source: str | Path, target: str | Path, min_psnr: float) -> V
                 )
             crf = max(crf - _CRF_STEP, 0)
     return VideoReport(source.stat().st_size, target.stat().st_size, frames, worst)
+
+
+def _check_kept(path: Path) -> None:
+    with open_video(path) as container:
+        pixels = container.streams.video[0].codec_context.pix_fmt
+    if pixels not in _KEPT_FORMATS:
+        raise ValueError(
+            f"{path} has pixels of the format {pixels}, which would be converted to yuv420p, with loss; without loss possible: "
+            f"{', '.join(_KEPT_FORMATS)}. Leave lossless out"
+        )
 
 
 def _frames(container: av.container.InputContainer, path: Path) -> Iterator[av.VideoFrame]:
