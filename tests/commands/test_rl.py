@@ -2,18 +2,35 @@
 
 import re
 
+import numpy as np
 import pytest
 import yaml
 from tiny_policies import build
 
 from hf_vla.commands.rl import main
+from hf_vla.data import LeRobotWriter
 from hf_vla.plugins import USER_CODE
+from hf_vla.training.rl_run import LearningStarts, _load
 from hf_vla.training.run_log import read_summary
+from hf_vla.training_args.arguments import VLATrainingArguments
+from hf_vla.training_args.peft import PeftArguments
+from hf_vla.training_args.ppo_arguments import FIRST_LEARNING_SEED, CollectionArguments
+from hf_vla.training_args.recipe import PolicyArguments
 
 PLUGIN = """
 import hf_vla, toy
 
+class Numbered(toy.ToyBandit):
+    def __init__(self, task="near", **settings):
+        super().__init__(**settings)
+        self.task, self.num_episodes = task, 3 if task == "near" else 2
+
+    @classmethod
+    def task_names(cls):
+        return ["near", "far"]
+
 hf_vla.register_environment("bandit", toy.ToyBandit)
+hf_vla.register_environment("numbered", Numbered)
 """
 
 
@@ -51,6 +68,9 @@ def test_from_the_policy_to_the_table(arguments, tmp_path, capsys):
     ), told
     rows = [row for row in read_summary(out / "summary.jsonl") if "rollout/success_once" in row]
     assert [row["epoch"] for row in rows] == [1, 2]
+    assert not {"samples_per_second", "train_samples_per_second"} & {
+        name for row in read_summary(out / "summary.jsonl") for name in row
+    }
     for name in (
         "config.json",
         "model.safetensors",
@@ -72,6 +92,12 @@ def test_from_the_policy_to_the_table(arguments, tmp_path, capsys):
         (["--imitation_weight", "0.1"], "imitation_weight weighs the loss on demonstrations"),
         (["--policy", "nowhere/at/all"], "nowhere/at/all"),
         (["--eval_strategy", "steps"], "eval_strategy is 'steps'; possible: no, epoch"),
+        (["--per_device_train_batch_size", "4"], "leave out per_device_train_batch_size: a step's chunks follow from"),
+        (["--env", "numbered", "--tasks", "near,far"], "different numbers of episodes (near 3, far 2)"),
+        (
+            ["--env", "numbered", "--validation_episodes", "4"],
+            "validation_episodes is 4, and each task has 3 episodes",
+        ),
         (["--collectors", "ws://127.0.0.1:1"], "there is no server of simulators at ws://127.0.0.1:1"),
     ],
 )
@@ -80,3 +106,25 @@ def test_mistakes_are_one_line(arguments, flags, message, capsys):
         main([*arguments, "--test_episodes", "0", *flags])
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1 and message in error[0]
+
+
+@pytest.mark.parametrize(("number", "first"), [(None, FIRST_LEARNING_SEED), (3, 0)])
+def test_a_run_is_known_by_the_seed_that_it_starts_from(number, first):
+    starts = LearningStarts(CollectionArguments(env="bandit", tasks=["near"]), {}, number)
+    assert starts[0]["seed"] == starts.identity["first_seed"] == first
+
+
+def test_demonstrations_beyond_the_statistics_are_told(arguments, tmp_path, caplog):
+    features = {
+        "observation.images.front": {"dtype": "video", "shape": (64, 64, 3)},
+        "observation.state": {"dtype": "float32", "shape": (2,)},
+        "action": {"dtype": "float32", "shape": (2,)},
+    }
+    with LeRobotWriter(tmp_path / "data", 10, features, "arm") as writer:
+        for step in range(4):
+            image, far = np.zeros((64, 64, 3), np.uint8), np.array([2.5, 3.0 + 10 * step], np.float32)
+            writer.add_frame({"observation.images.front": image, "observation.state": far, "action": far})
+        writer.save_episode("open the drawer")
+    args = VLATrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True, report_to="none")
+    _load(PolicyArguments(policy=str(tmp_path / "policy")), PeftArguments(), [str(tmp_path / "data")], args)
+    assert "actions of 'arm' go beyond the range in which" in caplog.text

@@ -4,6 +4,7 @@ import copy
 import functools
 import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from toy import ToyBandit
 
 from hf_vla import VLATrainingArguments
 from hf_vla.evaluation.collection import CollectedChunk, CollectedEpisode, Collector, Context
+from hf_vla.modeling.critic import Critic
+from hf_vla.training.critic_fitting import CriticFitting
 from hf_vla.training.ppo import (
     explained_variance,
     generalized_advantages,
@@ -21,7 +24,8 @@ from hf_vla.training.ppo import (
     value_losses,
 )
 from hf_vla.training.ppo_buffer import Buffer, EpisodeFacts, chunk_rewards
-from hf_vla.training.ppo_trainer import VLAPPOTrainer
+from hf_vla.training.ppo_trainer import Starts, VLAPPOTrainer
+from hf_vla.training.run_identity import check_same_run, describe_run
 from hf_vla.training_args.ppo_arguments import CollectionArguments, PPOArguments
 
 
@@ -110,6 +114,17 @@ class TestBuffer:
             seen += one
         assert len(seen) == len(set(seen)) == sum(lengths)
 
+    def test_a_new_critic_starts_from_the_mean_discounted_return(self):
+        args = PPOArguments(gamma=0.9, gae_lambda=0.5)
+        episodes = {0: episode([False, False, True]), 1: episode([False])}
+        facts = [EpisodeFacts(i, one.success, one.length, 0.0, len(one.chunks)) for i, one in episodes.items()]
+        critic = Critic(4)
+        fitting = CriticFitting(critic, args, reduce=lambda x: x)
+        fitting.start(Buffer(episodes, facts, args))
+        assert critic.of_observations(torch.randn(3, 4)).tolist() == pytest.approx([(0.81 + 0.9 + 1 + 0) / 4] * 3)
+        fitting.start(Buffer({0: episodes[1]}, facts[1:], args))  # only once
+        assert critic.of_observations(torch.randn(1, 4)).item() == pytest.approx(2.71 / 4)
+
 
 @pytest.fixture(scope="module")
 def collect():
@@ -160,6 +175,7 @@ def test_a_bandit_is_learned(tmp_path, collect, advantage):
     assert trainer.progress["episodes"] == 256 and trainer.progress["environment_steps"] == 768
     assert (tmp_path / "learning.png").is_file()
     if advantage == "gae":
+        assert logged(trainer, "critic/mean_value")[0] == pytest.approx(returns[0], abs=1e-3)
         trainer.save_model()
         assert (tmp_path / "critic.safetensors").is_file() and (tmp_path / "config.json").is_file()
     for name in (
@@ -196,7 +212,7 @@ def test_images_or_kept_states_give_the_same_update(tmp_path, collect):
         found.append((logged(trainer, "grad_norm")[-1], trainer.model.action_head.state_dict()))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-3)
     for name, x in found[0][1].items():
-        torch.testing.assert_close(x, found[1][1][name], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(x, found[1][1][name], rtol=1e-3, atol=5e-5)  # of steps of 3e-3
 
 
 def test_a_learning_rate_of_0_changes_nothing(tmp_path, collect):
@@ -227,6 +243,7 @@ def test_demonstrations_are_imitated_meanwhile(tmp_path, collect):
     trainer.train()
     losses = logged(trainer, "actor/imitation_loss")
     assert len(losses) == 4 and losses[-1] < losses[0] / 2, losses
+    assert trainer.progress["demonstrated"] == trainer.state.global_step
 
 
 def test_a_resumed_run_is_the_same(tmp_path, collect):
@@ -266,6 +283,46 @@ def test_a_run_resumes_with_its_own_policy_and_task_only(tmp_path, collect):
     assert state["iteration"] == 1 and state["episodes"] == 32
 
 
+def test_a_run_resumes_with_other_processes_and_accumulation(tmp_path, collect):
+    make(tmp_path, collect, iterations=1, training={"save_strategy": "epoch"}).train()
+    trainer = make(
+        tmp_path, collect, iterations=2, training={"save_strategy": "epoch", "gradient_accumulation_steps": 2}
+    )
+    run = describe_run(trainer)
+    run["processes"]["world_size"] = 2
+    check_same_run(tmp_path / "checkpoint-4", run)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.progress["iteration"] == 2 and trainer.state.global_step == 8
+
+
+def test_the_time_of_the_critic_is_part_of_the_update(tmp_path, collect, monkeypatch):
+    trainer = make(tmp_path, collect, iterations=1, episodes_per_iteration=4, critic_warmup_iterations=1)
+    fit = trainer.critic.fit
+    monkeypatch.setattr(trainer.critic, "fit", lambda *args: (time.sleep(0.5), fit(*args))[1])
+    trainer.train()
+    assert logged(trainer, "seconds/update")[0] > 1
+    assert trainer.progress["seconds"] == pytest.approx(
+        logged(trainer, "seconds/update")[0] + logged(trainer, "seconds/collection")[0]
+    )
+
+
+def test_the_first_ratio_is_that_of_all_parts_and_processes(tmp_path, collect, monkeypatch):
+    trainer = make(tmp_path, collect)
+    trainer._check_first_ratio(torch.tensor([1e-4, -5e-4]))
+    trainer._check_first_ratio(torch.zeros(0))  # a part without chunks
+    assert trainer._logged["actor/first_log_ratio"] == pytest.approx(5e-4)
+    monkeypatch.setattr(trainer.accelerator, "gather", lambda x: torch.cat([x, torch.tensor([0.5])]))
+    with pytest.raises(ValueError, match="before any update, log-probabilities differ by 0.5"):
+        trainer._check_first_ratio(torch.zeros(2))
+
+
+def test_starts_end():
+    starts = Starts([{"task": "near", "seed": 3}], "policy")
+    assert starts[0] == {"task": "near", "seed": 3}
+    with pytest.raises(IndexError):
+        starts[1]
+
+
 def test_groups_of_one_outcome_only_are_an_error(tmp_path, collect):
     changes = {"advantage": "rloo", "reward": "sparse", "episodes_per_iteration": 8}
     trainer = make(tmp_path, collect, task="impossible", **changes)
@@ -303,6 +360,12 @@ def test_contradicting_settings(tmp_path, collect, changes, training, message):
     [
         (PPOArguments, {"iterations": 0}, "iterations is 0; it must be a whole number, at least 1"),
         (PPOArguments, {"gamma": 1.5}, "gamma is 1.5; it must be a number, above 0, at most 1"),
+        (PPOArguments, {"sampling_batch_size": 0}, "sampling_batch_size is 0; it must be a whole number, at least 1"),
+        (
+            CollectionArguments,
+            {"tasks": ["a"], "test_seed": -1},
+            "test_seed is -1; it must be a whole number, at least 0",
+        ),
         (PPOArguments, {"advantage": "ppo"}, "advantage is 'ppo'; possible: gae, rloo, grpo"),
         (PPOArguments, {"advantage": "rloo", "group_size": 5}, "not a multiple of group_size, 5"),
         (CollectionArguments, {}, "tasks is not set"),

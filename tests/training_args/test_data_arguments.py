@@ -94,6 +94,8 @@ def test_a_robot_types_file(recipe, tmp_path):
         ({"robot": "oxe_brigde"}, "'oxe_brigde' is not a robot type.*did you mean oxe_bridge"),
         ({"robot": "robotwin"}, "there are 2 action dimensions; robot type 'robotwin' has 14"),
         ({"action_mode": "relativ"}, "action_mode is 'relativ'; possible: stored, delta, relative"),
+        ({"start_frames": 4}, "start_frames says what the start of an episode is, for start_share, which is not set"),
+        ({"advantage_dropout": 0.3}, "about prompts that tell the advantage, and no advantage is set"),
         ({"absolute_dims": [0]}, "absolute_dims .* have no meaning with action_mode 'stored'"),
     ],
 )

@@ -7,7 +7,7 @@ import torch
 
 from ..modeling.critic import Critic
 from ..training_args.ppo_arguments import PPOArguments
-from .ppo import value_losses
+from .ppo import generalized_advantages, value_losses
 from .ppo_buffer import Buffer
 
 OPTIMIZER_FILE = "critic_optimizer.pt"
@@ -27,6 +27,19 @@ class CriticFitting:
         self.optimizer = torch.optim.AdamW(critic.parameters(), lr=args.critic_learning_rate, weight_decay=0.0)
         self.started = False
 
+    def start(self, buffer: Buffer) -> None:
+        """Make a new critic's values the mean discounted return of the first buffer's chunks, over all processes; only once."""
+        if self.started:
+            return
+        self.started = True
+        found = [
+            generalized_advantages(rewards, np.zeros(len(rewards)), self.args.gamma, 1.0)[1]
+            for rewards in buffer.rewards.values()
+        ]
+        returns = torch.as_tensor(np.concatenate(found), device=next(self.critic.parameters()).device)
+        total, number = self._reduce(torch.stack([returns.sum(), returns.new_tensor(float(len(returns)))])).tolist()
+        self.critic.start_from(total / number)
+
     @torch.no_grad()
     def values(self, buffer: Buffer) -> np.ndarray:
         """Estimate the returns of a buffer's chunks."""
@@ -39,11 +52,6 @@ class CriticFitting:
         args, device = self.args, next(self.critic.parameters()).device
         features = self._features(buffer) if buffer.chunks else None
         returns, old = (torch.as_tensor(x, device=device) for x in (buffer.returns, buffer.values))
-        if not self.started:
-            sums = self._reduce(torch.stack([returns.sum(), returns.new_tensor(float(len(returns)))]))
-            self.critic.start_from((sums[0] / sums[1]).item())
-            self.started = True
-            old = returns.new_full(returns.shape, (sums[0] / sums[1]).item())
         number = max(1, round(buffer.total / args.critic_minibatch_size))
         for epoch in range(args.critic_epochs):
             figures = torch.zeros(2, device=device)
@@ -71,11 +79,12 @@ class CriticFitting:
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parameter.grad = self._reduce(gradient)
 
-    def save(self, folder: str) -> None:
-        self.critic.save_pretrained(folder)
+    def save_state(self, folder: str) -> None:
+        """Write what a resumed run needs beside the critic, which is part of the policy's folder."""
         torch.save({"optimizer": self.optimizer.state_dict(), "started": self.started}, Path(folder, OPTIMIZER_FILE))
 
     def load(self, folder: str) -> None:
+        """Restore the critic and its state from a checkpoint."""
         self.critic.load_state_dict(Critic.from_pretrained(folder).state_dict())
         state = torch.load(Path(folder, OPTIMIZER_FILE), weights_only=True)
         self.optimizer.load_state_dict(state["optimizer"])

@@ -26,6 +26,7 @@ from ..modeling.critic import Critic
 from ..modeling.exploration import Exploration
 from ..training_args.arguments import VLATrainingArguments
 from ..training_args.ppo_arguments import PPOArguments
+from .checkpointing import find_checkpoint
 from .critic_fitting import CriticFitting
 from .engines import copy_full_weights, shards_weights
 from .ppo import explained_variance, policy_losses
@@ -68,6 +69,8 @@ class VLAPPOTrainer(VLATrainer):
         ValueError: settings that contradict each other or the policy; all are checked before the first episode.
     """
 
+    fixed_batch_size = False
+
     def __init__(
         self,
         model=None,
@@ -109,17 +112,28 @@ class VLAPPOTrainer(VLATrainer):
         self._check_keep_states()
         self._batches = _Batches(self)
         #: What a resumed run goes on from: counts over all processes and iterations.
-        self.progress = {"iteration": 0, "starts": 0, "episodes": 0, "environment_steps": 0, "seconds": 0.0}
+        self.progress = {
+            "iteration": 0,
+            "starts": 0,
+            "episodes": 0,
+            "environment_steps": 0,
+            "demonstrated": 0,
+            "seconds": 0.0,
+        }
+        self._resumed: dict[str, Any] = {}
         self._logged: dict[str, float] = {}
         self._figures: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(2))
         self._step_kl = torch.zeros(2)
-        self._demonstrated = 0
         self.add_callback(_Iterations(self))
 
     @property
     def own_arguments(self) -> dict[str, Any]:
         """What of the run's identity may change when it resumes, with a warning."""
         return vars(self.ppo_args)
+
+    def get_total_train_batch_size(self, args) -> int:
+        """Return what neither processes nor accumulation change, as they don't change a run: the minibatches make up its steps."""
+        return args.train_batch_size
 
     # ---------------------------------------------------------------------------------------------- an iteration's episodes
 
@@ -128,12 +142,12 @@ class VLAPPOTrainer(VLATrainer):
 
     def batches_of(self, iteration: int) -> Iterator[dict]:
         """Collect an iteration's episodes, and yield the parts of its optimizer steps; the Trainer's loop reads them."""
+        self._iteration_began, self._seconds_collecting = time.perf_counter(), 0.0
         buffer = self._collected(iteration)
         args = self.ppo_args
         parts = [buffer.parts(args.minibatches, [self.args.seed, iteration, epoch]) for epoch in range(args.epochs)]
         first = (batch for rows, count in parts[0] for batch in self._micro_batches(buffer, rows, count))
         self._measure_old_log_probs(buffer, first)
-        self._update_began = time.perf_counter()
         for epoch in range(args.epochs):
             for number, (rows, count) in enumerate(parts[epoch]):
                 for batch in self._micro_batches(buffer, rows, count):
@@ -172,7 +186,10 @@ class VLAPPOTrainer(VLATrainer):
         copies = args.group_size if args.advantage != "gae" else 1
         first, number = self.progress["starts"], args.episodes_per_iteration // copies
         contexts = [
-            Context(**self.train_dataset[start], policy_seed=draw_seed(self.args.seed, start * copies + member))
+            Context(
+                **self.train_dataset[start % len(self.train_dataset)],
+                policy_seed=draw_seed(self.args.seed, start * copies + member),
+            )
             for start in range(first, first + number)
             for member in range(copies)
         ]
@@ -187,6 +204,7 @@ class VLAPPOTrainer(VLATrainer):
         facts = sorted(gather_object(facts), key=lambda one: one.index)
         buffer = Buffer(episodes, facts, args)
         seconds = time.perf_counter() - began
+        self._seconds_collecting += seconds
         self.progress["starts"] += number
         self.progress["episodes"] += len(facts)
         self.progress["environment_steps"] += sum(one.length for one in facts)
@@ -199,7 +217,7 @@ class VLAPPOTrainer(VLATrainer):
             "rollout/episodes": self.progress["episodes"],
             "rollout/environment_steps": self.progress["environment_steps"],
             "rollout/repeated_episodes": getattr(self._collect, "repeated", 0),
-            "seconds/collection": seconds,
+            "seconds/collection": self._seconds_collecting,
         }
         if copies > 1:
             dropped = sum(all(one.index not in buffer.kept for one in group) for group in groups.values())
@@ -222,6 +240,7 @@ class VLAPPOTrainer(VLATrainer):
         )
 
     def _use_critic(self, buffer: Buffer, seed: list[int]) -> None:
+        self.critic.start(buffer)
         buffer.set_values(self.critic.values(buffer))
         pairs = gather_object([(buffer.values, buffer.returns)])
         values, returns = (np.concatenate(x) for x in zip(*pairs, strict=True))
@@ -332,13 +351,14 @@ class VLAPPOTrainer(VLATrainer):
             )
         kl = figures["approx_kl"]
         self._step_kl = self._step_kl.to(kl.device) + torch.stack([kl.sum(), kl.new_tensor(float(number))])
-        self._count += 1
         self._guard.observe(self, loss)
         return (loss, {}) if return_outputs else loss
 
     def _check_first_ratio(self, log_ratio: torch.Tensor) -> None:
-        most = log_ratio.detach().abs().max().item() if log_ratio.numel() else 0.0
-        self._logged["actor/first_log_ratio"] = most
+        """Check that the parts of the first step have ratios of 1, on all processes at once: else the others would wait forever."""
+        most = log_ratio.detach().abs().max() if log_ratio.numel() else log_ratio.new_zeros(())
+        most = self.accelerator.gather(most.reshape(1)).max().item()
+        self._logged["actor/first_log_ratio"] = max(most, self._logged.get("actor/first_log_ratio", 0.0))
         if most > _MOST_FIRST_LOG_RATIO:
             raise ValueError(
                 f"before any update, log-probabilities differ by {most:.2g} from those of a moment ago, so that PPO's ratios are "
@@ -350,8 +370,9 @@ class VLAPPOTrainer(VLATrainer):
         """Add the gradient of the imitation loss on the next demonstrations; it is reduced together with PPO's."""
         size, data = self.ppo_args.imitation_batch_size, self._demonstrations
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
-        order = np.random.default_rng([self.args.seed, self._demonstrated]).integers(len(data), size=size * processes)
-        self._demonstrated += 1
+        seed = [self.args.seed, self.progress["demonstrated"]]
+        order = np.random.default_rng(seed).integers(len(data), size=size * processes)
+        self.progress["demonstrated"] += 1
         batch = self._collate_demonstrations([data[int(i)] for i in order[process::processes]])
         batch = super()._prepare_inputs(dict(batch))
         alone = contextlib.nullcontext() if self.is_deepspeed_enabled else self.accelerator.no_sync(model)
@@ -365,7 +386,7 @@ class VLAPPOTrainer(VLATrainer):
 
     def end_iteration(self, done: int) -> None:
         """Count an iteration, and say how far the run is."""
-        seconds = time.perf_counter() - self._update_began
+        seconds = time.perf_counter() - self._iteration_began - self._seconds_collecting
         self._logged["seconds/update"] = seconds
         self.progress["iteration"] = done
         self.progress["seconds"] += seconds
@@ -378,9 +399,11 @@ class VLAPPOTrainer(VLATrainer):
 
     def end_step(self) -> bool:
         """Return whether the step's divergence, over all processes, ends the iteration."""
-        total, number = self._sum(self._step_kl.to(self.args.device)).tolist()
-        self._step_kl = torch.zeros(2)
-        return bool(self.ppo_args.target_kl) and total / max(number, 1.0) > self.ppo_args.target_kl
+        step_kl, self._step_kl = self._step_kl, torch.zeros(2)
+        if not self.ppo_args.target_kl:
+            return False
+        total, number = self._sum(step_kl.to(self.args.device)).tolist()
+        return total / max(number, 1.0) > self.ppo_args.target_kl
 
     # ------------------------------------------------------------------------------------------------- logs and checkpoints
 
@@ -393,17 +416,16 @@ class VLAPPOTrainer(VLATrainer):
             self._figures.clear()
             logs |= self._logged
             self._logged = {}
+        logs.pop("train_samples_per_second", None)  # transformers counts items of the data, which are no samples here
         super().log(logs, start_time)
 
     def _init_training_state(self, *args):
         super()._init_training_state(*args)
-        self.progress |= getattr(self, "_resumed", {})
+        self.progress |= self._resumed
         return self.progress["iteration"], 0
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         """Train, or continue a run from a checkpoint, as [`VLATrainer`]; the simulators' processes are the caller's to end."""
-        from .checkpointing import find_checkpoint
-
         checkpoint = find_checkpoint(self.args.output_dir, resume_from_checkpoint)
         file = None if checkpoint is None else Path(checkpoint, STATE_FILE)
         if file is not None and not file.is_file():
@@ -421,16 +443,14 @@ class VLAPPOTrainer(VLATrainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
-            Path(output_dir, STATE_FILE).write_text(json.dumps(self.progress | {"demonstrated": self._demonstrated}))
+            Path(output_dir, STATE_FILE).write_text(json.dumps(self.progress), encoding="utf-8")
             if self.critic is not None:
-                self.critic.save(output_dir)
+                self.critic.save_state(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            self._demonstrated = self.progress.pop("demonstrated", 0)
-            if self.critic is not None:
-                self.critic.load(checkpoint)
+        if checkpoint is not None and self.critic is not None:
+            self.critic.load(checkpoint)
 
     # ------------------------------------------------------------------------------------------------------------------ parts
 
@@ -455,7 +475,9 @@ class VLAPPOTrainer(VLATrainer):
 
 
 class Starts(Sequence):
-    """What episodes start from, in turns, with the identity that a resumed run must share."""
+    """What episodes start from, in this order, with the identity that a resumed run must share."""
+
+    shuffled = False
 
     def __init__(self, given: Sequence[Mapping[str, Any]], start_policy: str):
         self._given = given
@@ -466,7 +488,9 @@ class Starts(Sequence):
         return len(self._given)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        item = self._given[number % len(self._given)]
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        item = self._given[number]
         return {"task": item["task"], "seed": int(item["seed"])}
 
 

@@ -4,22 +4,24 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import AutoModel, AutoProcessor, set_seed
+from transformers import set_seed
+from transformers.utils import logging
 
-from ..checkpoints.opening import open_checkpoint
 from ..evaluation.collection import Collector, Context
 from ..evaluation.environments import canonical_task, environment_class, make_environment
 from ..evaluation.success import FIRST_VALIDATION_SEED
 from ..inference.exploring import PredictingPolicy
 from ..inference.policy import Policy
 from ..training_args.arguments import VLATrainingArguments
-from ..training_args.continued import check_continued
+from ..training_args.continued import check_continued, say_beyond_statistics
 from ..training_args.peft import PeftArguments
 from ..training_args.ppo_arguments import CollectionArguments, PPOArguments
-from ..training_args.recipe import DataArguments, PolicyArguments
+from ..training_args.recipe import DataArguments, PolicyArguments, open_policy
 from .checkpointing import checkpoint_to_resume
 from .ppo_trainer import VLAPPOTrainer
 from .run import start_or_continue
+
+logger = logging.get_logger(__name__)
 
 # Of simulators with any number of episodes: as many as no run uses up.
 _MANY = 1_000_000
@@ -41,7 +43,7 @@ class LearningStarts(Sequence):
             "env": args.env,
             "tasks": list(args.tasks),
             "settings": dict(settings),
-            "first_seed": args.first_seed,
+            "first_seed": self._first,
         }
 
     def __len__(self) -> int:
@@ -101,6 +103,11 @@ def train_by_acting(
     Raises:
         ValueError: settings that contradict each other, the policy or the simulator.
     """
+    for name in ("per_device_train_batch_size", "global_batch_size"):
+        if name in (given or {}):
+            raise ValueError(
+                f"leave out {name}: a step's chunks follow from minibatches and gradient_accumulation_steps"
+            )
     if not policy_args.policy:
         raise ValueError("set policy: reinforcement learning starts from a policy that sometimes succeeds")
     env, tasks = collection_args.env, [canonical_task(collection_args.env, task) for task in collection_args.tasks]
@@ -118,12 +125,14 @@ def train_by_acting(
         execute_steps=ppo_args.execute_steps,
         timeout=collection_args.worker_timeout,
     ) as collect:
-        facts = [collect.facts(task) for task in collection_args.tasks]  # what can't be learned from fails here
-        number = facts[0].num_episodes
-        first = FIRST_VALIDATION_SEED if number is None else 0
+        facts = {task: collect.facts(task) for task in collection_args.tasks}  # what can't be learned from fails here
+        number = _number_of_episodes({task: of_task.num_episodes for task, of_task in facts.items()})
         validation = None
         if args.eval_strategy != "no":
-            episodes = collection_args.validation_episodes
+            episodes, first = collection_args.validation_episodes, FIRST_VALIDATION_SEED
+            if number is not None:
+                first = 0
+                _check_validation(episodes, number)
             validation = Validation(collect, collection_args.tasks, episodes, first, ppo_args.unnorm_key)
         trainer = VLAPPOTrainer(
             model,
@@ -142,25 +151,37 @@ def train_by_acting(
 
 def _load(policy_args: PolicyArguments, peft_args: PeftArguments, demonstrations: Sequence[str] | None, args):
     """Return the model, its processor, and the dataset of demonstrations or None."""
-    checkpoint = open_checkpoint(policy_args.policy)
-    if checkpoint.is_adapter:
-        raise ValueError(
-            f"{policy_args.policy} is an adapter, without its base; merge them first (hf-vla merge {policy_args.policy} MERGED)"
-        )
-    options = peft_args.loading_options(policy_args, args)
-    model = AutoModel.from_pretrained(checkpoint, dtype=policy_args.dtype, **options)
-    of_processor = {"robot_type": policy_args.robot_type} if policy_args.robot_type else {}
-    processor = AutoProcessor.from_pretrained(checkpoint, **of_processor)
+    model, processor = open_policy(policy_args, **peft_args.loading_options(policy_args, args))
     dataset = None
     if demonstrations:
         data_args = DataArguments(dataset=list(demonstrations))
         dataset = data_args.build(model.config.action_horizon, args.seed)
         check_continued(processor, dataset.datasets, data_args, policy_args.policy, policy_args.new_inputs)
+        say_beyond_statistics(processor.statistics, dataset.statistics, policy_args.policy)
     if peft_args.use_peft:
         from .lora import add_adapter  # needs peft
 
         model = add_adapter(model, policy_args, peft_args)
     return model, processor, dataset
+
+
+def _number_of_episodes(of_tasks: Mapping[str, int | None]) -> int | None:
+    """Return how many episodes each task's simulator has, None if any seed makes one."""
+    if len(set(of_tasks.values())) > 1:
+        told = ", ".join(f"{task} {'any number' if number is None else number}" for task, number in of_tasks.items())
+        raise ValueError(f"the tasks have different numbers of episodes ({told}); learn those of one number in a run")
+    return next(iter(of_tasks.values()))
+
+
+def _check_validation(episodes: int, number: int) -> None:
+    if episodes > number:
+        raise ValueError(
+            f"validation_episodes is {episodes}, and each task has {number} episodes; set that many or fewer"
+        )
+    logger.warning(
+        f"each task has {number} episodes, of which validation runs the first {episodes}: the policy learns from these too, so that "
+        "eval_success tells less than an evaluation on others"
+    )
 
 
 def _remote(args: CollectionArguments, settings: Mapping[str, Any]) -> list:

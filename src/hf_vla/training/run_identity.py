@@ -126,7 +126,7 @@ def _data(dataset) -> dict[str, Any]:
     identity = dataset.identity if hasattr(dataset, "identity") else {"type": type(dataset).__name__}
     known = {"statistics": _digest(_exact(dataset.statistics))} if hasattr(dataset, "statistics") else {}
     size = {"items": len(dataset)} if has_length(dataset) else {}
-    return {**identity, **known, **size, "shuffled": not follows_mixture(dataset)}
+    return {**identity, **known, **size, "shuffled": getattr(dataset, "shuffled", not follows_mixture(dataset))}
 
 
 def _named(args: TrainingArguments, names: str) -> dict[str, Any]:

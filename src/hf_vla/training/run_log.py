@@ -55,11 +55,15 @@ class SummaryCallback(TrainerCallback):
     """Appends one JSON line per log and evaluation to `summary.jsonl` beside the checkpoints.
 
     A line holds `step`, `epoch`, `time` (UTC), all numbers that were logged, and for training logs `samples_per_second`
-    since the last line, without evaluations and saving, and `peak_memory_gib`, the most so far. A new run starts a new file. A resumed one keeps the lines up to its
-    checkpoint, because the later steps come again.
+    since the last line, without evaluations and saving, and `peak_memory_gib`, the most so far. A new run starts a new file.
+    A resumed one keeps the lines up to its checkpoint, because the later steps come again.
+
+    Args:
+        fixed_batch_size: whether each step has as many samples as the training arguments say; else `samples_per_second` is left out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, fixed_batch_size: bool = True) -> None:
+        self._fixed_batch_size = fixed_batch_size
         self._since = (0, time.perf_counter())  # step and time from which samples per second are counted
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -82,8 +86,9 @@ class SummaryCallback(TrainerCallback):
         row |= {name: value for name, value in logs.items() if isinstance(value, (int, float, str))}
         step, moment = self._since
         if "loss" in logs and state.global_step > step:
-            batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-            row["samples_per_second"] = (state.global_step - step) * batch / (time.perf_counter() - moment)
+            if self._fixed_batch_size:
+                batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+                row["samples_per_second"] = (state.global_step - step) * batch / (time.perf_counter() - moment)
             if (memory := peak_memory_gib()) is not None:
                 row["peak_memory_gib"] = memory
         file = self._file(args)

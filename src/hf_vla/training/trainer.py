@@ -43,6 +43,9 @@ class VLATrainer(EvaluatingTrainer, ResumableTrainer):
         ValueError: settings that contradict each other, the model or the data; all are checked before training begins.
     """
 
+    #: Whether each step has as many samples as the training arguments say.
+    fixed_batch_size = True
+
     def __init__(
         self,
         model=None,
@@ -97,7 +100,8 @@ class VLATrainer(EvaluatingTrainer, ResumableTrainer):
             check_engine(self)
             self.ema = WeightAverage(args.ema_decay, args.ema_update_every)
             self.add_callback(EMACallback(self.ema))
-        for callback in (self._recorder, ShortRunCallback, LossPlotCallback, SummaryCallback, PerProcessSeed):
+        summary = SummaryCallback(self.fixed_batch_size)
+        for callback in (self._recorder, ShortRunCallback, LossPlotCallback, summary, PerProcessSeed):
             self.add_callback(callback)
 
     @staticmethod

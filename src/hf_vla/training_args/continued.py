@@ -65,7 +65,10 @@ def check_continued(
 
 
 def differences_of_inputs(processor, dataset: LeRobotDataset, use_state: bool) -> list[str]:
-    """Return what keeps a policy, which has the dataset's statistics key, from reading its frames as in training; told for `hf-vla train`."""
+    """Return how the dataset's inputs differ from those that the policy, which has its statistics key, was trained on.
+
+    The wording is that of `hf-vla train`.
+    """
     before = processor.input_contract.of(dataset.unnorm_key)
     return list(_problems(before, contract_of_dataset(processor, dataset, use_state, before=before)))
 

@@ -32,6 +32,7 @@ _BOUNDS = {
     "value_clip": (False, 0, None, None),
     "imitation_weight": (False, 0, None, None),
     "imitation_batch_size": (True, 1, None, None),
+    "sampling_batch_size": (True, 1, None, None),
     "save_every": (True, 1, None, None),
     "evaluate_every": (True, 1, None, None),
     "first_seed": (True, 0, None, None),
@@ -40,6 +41,7 @@ _BOUNDS = {
     "worker_timeout": (False, None, 0, None),
     "validation_episodes": (True, 1, None, None),
     "test_episodes": (True, 0, None, None),
+    "test_seed": (True, 0, None, None),
 }
 
 
@@ -190,9 +192,11 @@ class CollectionArguments:
 
 
 def check_numbers(arguments) -> None:
-    """Raise a ValueError if a field that is a number is outside of its bounds."""
+    """Raise a ValueError if a field that is a number is outside of its bounds; None is allowed where it is the default."""
     for name in arguments.__dataclass_fields__.keys() & _BOUNDS.keys():
         (whole, least, above, most), value = _BOUNDS[name], getattr(arguments, name)
+        if value is None and arguments.__dataclass_fields__[name].default is None:
+            continue
         fits = (
             isinstance(value, int if whole else int | float) and not isinstance(value, bool) and math.isfinite(value)
         )

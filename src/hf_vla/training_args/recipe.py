@@ -129,6 +129,7 @@ class PolicyArguments:
 
 
 _NORMALIZATIONS = ("q99", "min_max", "mean_std")
+_START_FRAMES, _ADVANTAGE_DROPOUT = 8, 0.3
 
 
 @dataclass
@@ -144,7 +145,7 @@ class DataArguments:
         cameras: names of the cameras, in the order in which the policy sees them; by default the robot type's, or all.
         columns: YAML file that says which columns are state, action, images and instruction; see docs/data.md.
         start_share, start_frames: draw that share of the samples from the first frames of episodes, where the robot's state
-            doesn't tell yet where it is going; see [`~hf_vla.data.DatasetMixture`].
+            doesn't tell yet where it is going; see [`~hf_vla.data.DatasetMixture`]. By default the first 8.
         episodes: the episodes of `dataset` to read, as numbers and ranges such as 0-41; by default all.
         timestamps: which frame of its video each row shows: "stored", "exact", "nearest" or "by_frame_index"; see docs/data.md.
         image_size: [width, height] to which images are resized; by default they are not resized.
@@ -160,7 +161,7 @@ class DataArguments:
         successes_only: leave out the episodes that were not solved.
         advantage: tag of the labels that `hf-vla label` wrote beside each dataset: the prompt then says whether the advantage of a
             sample is positive or negative. "positive" says so of all samples, without labels.
-        advantage_dropout: share of the samples whose prompt does not say it, without which there is no guidance.
+        advantage_dropout: share of the samples whose prompt does not say it, without which there is no guidance; by default 0.3.
         on_error: "raise", or "skip" to skip frames that can't be read, which is counted and logged.
         frame_cache: folder in which decoded video frames are kept for later epochs and runs; see docs/data.md.
         vlm_dataset: conversations to co-train with, as files in LLaVA's JSON format; see [`~hf_vla.data.LlavaDataset`].
@@ -176,7 +177,9 @@ class DataArguments:
     start_share: float = field(
         default=0.0, metadata={"help": "share of the samples that is from the first frames of episodes"}
     )
-    start_frames: int = field(default=8, metadata={"help": "how many frames are the start of an episode"})
+    start_frames: int | None = field(
+        default=None, metadata={"help": "how many frames are the start of an episode; default: 8"}
+    )
     robot: str | None = field(default=None, metadata={"help": "robot type of dataset: a name or a YAML file"})
     cameras: list[str] | None = field(default=None, metadata={"help": "cameras in the policy's order; default: all"})
     columns: str | None = field(default=None, metadata={"help": "YAML file: which columns are state, action, images"})
@@ -207,7 +210,9 @@ class DataArguments:
         default=None,
         metadata={"help": "tag of hf-vla label's advantages, which the prompt tells; or positive, for all"},
     )
-    advantage_dropout: float = field(default=0.3, metadata={"help": "share of prompts that don't tell the advantage"})
+    advantage_dropout: float | None = field(
+        default=None, metadata={"help": "share of prompts that don't tell the advantage; default: 0.3"}
+    )
     on_error: str = field(default="raise", metadata={"help": "raise, or skip frames that can't be read"})
     frame_cache: str | None = field(default=None, metadata={"help": "folder that keeps decoded video frames"})
     vlm_dataset: list[str] | None = field(
@@ -243,7 +248,11 @@ class DataArguments:
                 f"action_mode is {self.action_mode!r}; possible: {', '.join(ACTION_MODES)}. How actions are normalised is "
                 f"action_normalization, of which known are {', '.join(MODES)}"
             )
-        if not 0 <= self.advantage_dropout < 1:
+        if self.start_frames is not None and not self.start_share:
+            raise ValueError("start_frames says what the start of an episode is, for start_share, which is not set")
+        if self.advantage_dropout is not None and self.advantage is None:
+            raise ValueError("advantage_dropout is about prompts that tell the advantage, and no advantage is set")
+        if self.advantage_dropout is not None and not 0 <= self.advantage_dropout < 1:
             raise ValueError(f"advantage_dropout is {self.advantage_dropout}; it must be in [0, 1)")
         if self.robot is not None:
             find_robot(self.robot)
@@ -337,14 +346,15 @@ class DataArguments:
                 members = [member.with_episodes(successful_episodes(member)) for member in members]
             return DatasetMixture([hold_out(member) if hold_out else member for member in members], weights, **options)
 
+        dropout = _ADVANTAGE_DROPOUT if self.advantage_dropout is None else self.advantage_dropout
         options = {
             "seed": seed,
             "on_error": self.on_error,
             "balance_by_size": self.balance_by_size,
             "start_share": self.start_share,
-            "start_frames": self.start_frames,
+            "start_frames": _START_FRAMES if self.start_frames is None else self.start_frames,
             "augmentation": ImageAugmentation(**self.augmentation) if self.augmentation else None,
-            "advantage_dropout": 0.0 if self.advantage is None else self.advantage_dropout,
+            "advantage_dropout": 0.0 if self.advantage is None else dropout,
         }
         reading = {
             "action_mode": self.action_mode,
@@ -364,6 +374,23 @@ class DataArguments:
         return mix(datasets, self.dataset_weights, **options)
 
 
+def open_policy(policy: PolicyArguments, **loading_options):
+    """Return the model and the processor of the policy that a run starts from.
+
+    Raises:
+        ValueError: it is an adapter.
+    """
+    checkpoint = open_checkpoint(policy.policy)
+    if checkpoint.is_adapter:
+        raise ValueError(
+            f"{policy.policy} is an adapter, without its base; to train on from it, merge them first "
+            f"(hf-vla merge {policy.policy} MERGED), or resume its run with resume_from_checkpoint"
+        )
+    model = AutoModel.from_pretrained(checkpoint, dtype=policy.dtype, **loading_options)
+    of_processor = {"robot_type": policy.robot_type} if policy.robot_type else {}
+    return model, AutoProcessor.from_pretrained(checkpoint, **of_processor)
+
+
 def build(
     policy: PolicyArguments, data: DataArguments, seed: int, hold_out: Callable | None = None, **loading_options
 ):
@@ -374,15 +401,7 @@ def build(
     """
     set_seed(seed)
     if policy.policy:
-        checkpoint = open_checkpoint(policy.policy)
-        if checkpoint.is_adapter:
-            raise ValueError(
-                f"{policy.policy} is an adapter, without its base; to train on from it, merge them first "
-                f"(hf-vla merge {policy.policy} MERGED), or resume its run with resume_from_checkpoint"
-            )
-        model = AutoModel.from_pretrained(checkpoint, dtype=policy.dtype, **loading_options)
-        of_processor = {"robot_type": policy.robot_type} if policy.robot_type else {}
-        processor = AutoProcessor.from_pretrained(checkpoint, **of_processor)
+        model, processor = open_policy(policy, **loading_options)
         mixture = data.build(model.config.action_horizon, seed, hold_out)
         _check_padding(type(model), mixture.datasets)
         check_continued(processor, mixture.datasets, data, policy.policy, policy.new_inputs)
@@ -536,4 +555,4 @@ def _describe_data(
     describe_inputs(processor, mixture.datasets, data.use_state, mixture.augmentation, contracts)
 
 
-__all__ = ["DataArguments", "PolicyArguments", "build"]
+__all__ = ["DataArguments", "PolicyArguments", "build", "open_policy"]
