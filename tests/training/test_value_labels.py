@@ -1,6 +1,7 @@
 """Labels by a value function: a toy whose states tell how far the goal is, and a policy trained on its own experience."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,7 +16,15 @@ from hf_vla.commands.label import main as label_command
 from hf_vla.commands.train import main as train
 from hf_vla.data import LeRobotDataset, LeRobotWriter
 from hf_vla.modeling.critic import mean_states
-from hf_vla.training.value_labels import LabelSettings, assign_folds, label, rank_correlation, read_states
+from hf_vla.training.value_labels import (
+    LabelSettings,
+    _Episodes,
+    assign_folds,
+    fit_values,
+    label,
+    rank_correlation,
+    read_states,
+)
 
 QUICK = LabelSettings(lookahead=3, folds=3, epochs=40, batch_size=32, learning_rate=3e-3)
 
@@ -182,6 +191,16 @@ def test_what_can_not_be_labelled(data, policy, tmp_path):
         LabelSettings(positive_share=1.0)
     with pytest.raises(ValueError, match="folds is 1"):
         LabelSettings(folds=1)
+
+
+def test_states_of_some_datasets_only():
+    read = [
+        _Episodes(SimpleNamespace(name=name), [], torch.zeros(2, 4), states)
+        for name, states in (("seen", torch.zeros(2, 1, 3)), ("blind", None))
+    ]
+    for one, other in (read, read[::-1]):
+        with pytest.raises(ValueError, match="seen has the robot's state and blind does not"):
+            fit_values([one, other], [], np.zeros(4), QUICK)
 
 
 def test_episodes_are_spread_over_the_folds():

@@ -1,7 +1,7 @@
 """Labelling datasets for RECAP: a value function on the frozen policy's states, and by it each frame's advantage (2511.14759).
 
 A value function is fitted several times, each time without some episodes, which it then judges: no episode is judged by one that was
-fitted on it.
+fitted on it (the left-out episodes only choose the epoch).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,8 +37,8 @@ class LabelSettings:
         failure_cost: what a failure costs at its end, in steps; by default the length of the task's longest episode, after which
             all returns of failures are -1.
         folds: how many value functions are fitted, each without one part of the episodes.
-        epochs, batch_size, learning_rate, hidden_size: of their training. Of all epochs the one that tells the most of the episodes
-            left out is kept.
+        epochs, batch_size, learning_rate, hidden_size: of their training. The epoch with the lowest loss on the left-out episodes
+            is kept.
         seed: of the parts, the weights and the order of the frames.
 
     Raises:
@@ -131,8 +131,8 @@ def label(
         One report per task.
 
     Raises:
-        ValueError: nothing tells which episodes were solved, a task has no solved one, there are too few episodes, or the data is
-            not what the policy was trained on.
+        ValueError: nothing tells which episodes were solved, a task has no solved one, there are too few episodes, the data is not
+            what the policy was trained on, or only some of the datasets have the robot's state.
         FileExistsError: there are labels of that tag.
     """
     settings = settings or LabelSettings()
@@ -243,6 +243,12 @@ def fit_values(
     read: Sequence[_Episodes], outcomes: Sequence[Outcome], targets: np.ndarray, settings: LabelSettings
 ) -> list[np.ndarray]:
     """Return V of each episode's frames, by value functions that were fitted without it."""
+    with_state, without = ([e.dataset.name for e in read if (e.states is None) == none] for none in (False, True))
+    if with_state and without:
+        raise ValueError(
+            f"{', '.join(with_state)} has the robot's state and {', '.join(without)} does not; one value function can't judge both: "
+            "label them under tags of their own"
+        )
     means = torch.cat([episodes.means for episodes in read])
     states = None if read[0].states is None else torch.cat([episodes.states for episodes in read])
     targets = torch.from_numpy(targets).float()
@@ -252,8 +258,7 @@ def fit_values(
     values = torch.empty(len(targets))
     for part in range(settings.folds):
         left_out = of_frame == part
-        critic = _fit(means, states, targets, left_out, settings)
-        values[left_out] = critic
+        values[left_out] = _fit(means, states, targets, left_out, settings)
     return np.split(values.double().numpy(), np.cumsum(lengths)[:-1])
 
 
