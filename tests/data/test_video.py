@@ -87,7 +87,7 @@ def test_open_groups_that_refer_to_the_one_before(video):
 
 @pytest.mark.parametrize("capacity", [2, 256])
 def test_files_that_share_decoders(video, capacity, tmp_path):
-    # Two files of every kind of stream, read in order beside others that are read here and there.
+    # Two files of every kind of stream, read in order beside others that are read in random order.
     files = {}
     for name in STREAMS:
         path, expected = video(name)

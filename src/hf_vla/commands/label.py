@@ -3,7 +3,7 @@
     hf-vla label outputs/demonstrations outputs/rollouts --model outputs/policy --tag first
 
 Fits a value function on the frozen policy's states: how long until the task is solved, and whether it will be. By it, each frame is
-better or worse than was to be expected: positive or negative. Demonstrations and a human's corrections are always positive, and of the
+better or worse than expected: positive or negative. Demonstrations and a human's corrections are always positive, and of the
 policy's own frames (hf-vla eval --record) the best 40 % of each task. Writes meta/returns_TAG.parquet and meta/advantages_TAG.parquet
 beside each dataset, whose own files stay as they are; a recipe's key `advantage: TAG` trains on them, see
 docs/recap.md.

@@ -1,4 +1,4 @@
-"""Write a dataset again with videos that are fast to read: H.264, every frame a key frame. Training reads frames here and there.
+"""Write a dataset again with videos that are fast to read: H.264, every frame a key frame. Training reads frames in random order.
 
     hf-vla reencode lerobot/pusht datasets/pusht-fast
     hf-vla reencode datasets/droid datasets/droid-fast --psnr 45 --workers 8

@@ -197,7 +197,7 @@ class LeRobotDataset(Dataset):
             chosen, self.cameras = part
             self.metadata = metadata.select(chosen, self.cameras)
 
-        #: tag of the labels that say which frames were better than was to be expected, or None
+        #: tag of the labels that say which frames were better than expected, or None
         self.advantage = advantage
         self._labels: AdvantageLabels | None = None
         if advantage not in (None, ALL_POSITIVE):

@@ -52,8 +52,8 @@ class DatasetMixture(Dataset):
             C. Wen et al., "Keyframe-Focused Visual Imitation Learning", ICML 2021, who weigh such frames, too).
         start_frames: how many frames are the start of an episode.
         augmentation: changes the images of every item, drawn anew for each (seed, epoch, index).
-        advantage_dropout: share of items with an `advantage`, of members that have labels, from which it is taken ("advantage" is
-            None then), drawn for each (seed, epoch, index).
+        advantage_dropout: share of the items with an `advantage` that lose it ("advantage" is None then), drawn for each (seed,
+            epoch, index).
         on_error: "raise", or "skip": an item that cannot be read (`OSError`, `ValueError`) is logged, counted in
             `num_skipped`, and another draw that depends on (seed, epoch, index) alone takes its place. Episodes whose tables
             cannot be read are left out from the beginning, of the statistics too, which is logged; all tables are read for it.

@@ -1,10 +1,10 @@
-"""Frames of mp4 files by timestamp: many files stay open, and a few decoders, that never seek when they are on their way already.
+"""Frames of mp4 files by timestamp: many files stay open, and a few decoders, which don't seek if reading on gets there.
 
 An open file costs little memory, a decoder megabytes and, to open, as much time as a frame. Files of one dataset mostly hold the
 same kind of stream, so that any decoder will do for any of them.
 
 A decoder of reordered frames (H.264 with B-frames) holds back what it has decoded until it has seen some more packets. Reading
-on in order that costs nothing. For frames here and there it is made to give away all it has, which costs a seek afterwards.
+on in order, that costs nothing. For frames in random order it is flushed, which costs a seek afterwards.
 """
 
 import errno
@@ -31,7 +31,7 @@ _FRAMES_WORTH_DECODING = 3
 _NEIGHBOURS = 2
 # Of a video whose metadata don't say its size.
 _MAX_PIXELS = 2**26
-# Decoders of a process: for that many kinds of streams read here and there, and cameras read in order side by side.
+# Decoders of a process: one per kind of stream that is read in random order, one per camera that is read in order.
 _DECODERS = 32
 # Frames that are read elsewhere before a reader's own decoder is given up: it was not read in order, or has ended.
 _FRAMES_KEPT_FOR = 100
@@ -84,8 +84,8 @@ class Decoder:
 class DecoderPool:
     """At most `capacity` decoders, lent to the readers that decode.
 
-    Readers of frames here and there share one for each kind of stream: they have nothing to come back to. A reader that goes on
-    in order keeps one of its own, until it has not asked for it while some hundred frames were read.
+    Readers in random order share one for each kind of stream: they have no position to keep. A reader in order has its own, until
+    about a hundred frames have been read elsewhere without it.
     """
 
     def __init__(self, capacity: int) -> None:
