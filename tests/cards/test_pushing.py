@@ -179,6 +179,107 @@ def test_what_cannot_be_pushed(monkeypatch, tmp_path, capsys, arguments, message
     assert stop.value.code == 2 and message in error and error.count("\n") == 1
 
 
+@pytest.fixture
+def uploaded(monkeypatch):
+    """What push_policy would upload, name -> text or None, in place of an upload; `card` is the repository's before."""
+    from hf_vla.cards import pushing
+
+    found = {"card": None}
+
+    def upload(folder, repo_id, card, **options):
+        found["files"] = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        table = folder / "success_summary.csv"
+        found["table"] = table.read_text() if table.is_file() else ""
+        found["card"] = card
+        return repo_id
+
+    monkeypatch.setattr(pushing, "upload", upload)
+    monkeypatch.setattr(pushing, "remote_card", lambda *_: found["card"])
+    return found
+
+
+TABLE = "policy,env,task,control,successes,episodes,success_rate,wilson_low,wilson_high\n{},toy,reach,none,{},4,{},0.1,0.9\n"
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A folder with a policy's configuration and the log of its training."""
+    folder = tmp_path / "run" / "policy"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(build("qwen_oft").model.config.to_json_string())
+    (folder / "summary.jsonl").write_text(json.dumps({"step": 2, "loss": 0.5}) + "\n")
+    return folder
+
+
+def evaluated(folder: Path, solved: int = 1) -> Path:
+    """The files of an evaluation of four episodes."""
+    (folder / "videos").mkdir(parents=True)
+    (folder / "evaluation.json").write_text("{}")
+    (folder / "success_summary.csv").write_text(TABLE.format(folder.name, solved, solved / 4))
+    (folder / "videos" / "reach-seed-0.mp4").write_bytes(b"")
+    return folder
+
+
+def push(*arguments) -> None:
+    from hf_vla.commands.main import main
+
+    main(["push", *map(str, arguments)])
+
+
+def test_the_policy_that_learning_started_from_is_not_this_one(trained, uploaded):
+    """Its evaluation goes along, once, and neither card nor model-index has its rate."""
+    evaluated(trained / "evaluation_before", 1)
+    evaluated(trained / "evaluation", 3)
+    push(trained, "me/learned")
+    names = {name for name in uploaded["files"] if name.endswith("episodes.csv") or "videos" in name}
+    assert names == {f"{folder}/videos/reach-seed-0.mp4" for folder in ("evaluation", "evaluation_before")}
+    card = ModelCard(uploaded["card"])
+    assert [result.metric_value for result in card.data.eval_results] == [0.75]
+    assert "1 of 4" not in card.text and "evaluation_before" not in card.text
+    assert "(evaluation/videos/reach-seed-0.mp4)" in card.text
+
+
+def test_a_second_push_tells_of_the_second_training(trained, uploaded):
+    from hf_vla.cards.model_card import write_model_card
+
+    write_model_card(trained, training={"steps": "2"})
+    push(trained, "me/again")
+    uploaded["card"] += "\nWritten on the Hub.\n"
+    write_model_card(trained, training={"steps": "4"})
+    push(trained, "me/again")
+    assert "* steps: 4" in uploaded["card"] and "* steps: 2" not in uploaded["card"]
+    assert "Written on the Hub." in uploaded["card"]
+
+
+def test_unfinished_evaluations_are_told(trained, uploaded, capsys):
+    unfinished = evaluated(trained.parent / "unfinished")
+    (unfinished / "success_summary.csv").unlink()
+    push(trained.parent, "me/run")
+    assert f"not in the card: the evaluation {unfinished}, which is not finished" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        push(trained, "me/run", "--evaluation", unfinished)
+    assert f"the evaluation {unfinished} is not finished" in capsys.readouterr().err
+
+
+def test_evaluations_of_one_name(trained, uploaded, tmp_path, capsys):
+    places = [evaluated(tmp_path / name / "evaluation") for name in ("a", "b")]
+    with pytest.raises(SystemExit):
+        push(trained, "me/run", "--evaluation", *places)
+    assert "would be evaluation/evaluation in the repository, as another one is" in capsys.readouterr().err
+
+
+def test_several_trainings_in_a_folder(trained, uploaded, capsys):
+    other = trained.parent / "a"
+    other.mkdir()
+    (other / "config.yaml").write_text("max_steps: 2\n")
+    (trained / "best").mkdir()
+    (trained / "best" / "config.yaml").write_text("max_steps: 2\n")  # a part of that training
+    with pytest.raises(SystemExit):
+        push(trained.parent, "me/run")
+    assert f"holds several trainings: {other}, {trained}; name the folder of one" in capsys.readouterr().err
+    push(trained, "me/run")
+
+
 INFO = {
     "codebase_version": "v3.0", "fps": 10, "total_episodes": 2, "total_frames": 24,
     "features": {"action": {"dtype": "float32", "shape": [2], "names": {"motors": ["a", "b"]}}, "index": {"dtype": "int64"}},

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from . import sections as card_sections
-from .model_card import FILE, compose
+from .model_card import FILE, compose, renew_training
 
 # Of a training, what continues it or belongs to this machine.
 _NOT_PUSHED = re.compile(
@@ -34,7 +34,9 @@ def push_policy(
     Args:
         folder: with the policy, and if it was trained there, `config.yaml`, `summary.jsonl` and `loss.png`.
         repo_id: the repository, "user/name"; made if it is not there.
-        evaluations: folders of `hf-vla eval`: tables, figures and videos go into `evaluation/`, rates into the card.
+        evaluations: folders of `hf-vla eval`: tables, figures and videos go into `evaluation/`, if they are not in `folder`
+            already, and rates into the card. Of one that is called evaluation_before the rates don't: it is of the policy that
+            `hf-vla rl` started from.
         report: a page of `hf-vla report`, uploaded as `report.html`.
         private: whether a repository that is made here is private.
         token: of the Hub; by default the one that is logged in.
@@ -43,7 +45,7 @@ def push_policy(
         the repository's address.
 
     Raises:
-        ValueError: the folder holds no policy, or an evaluation no results.
+        ValueError: the folder holds no policy, or an evaluation no results, or two evaluations have the same name.
         OSError: the Hub refuses, or cannot be reached.
     """
     folder = Path(folder)
@@ -54,21 +56,29 @@ def push_policy(
     with tempfile.TemporaryDirectory() as stage:
         staged = Path(stage) / folder.resolve().name
         _link(folder, staged)
-        names = ["evaluation"] if len(evaluations) == 1 else [f"evaluation/{Path(one).name}" for one in evaluations]
-        for source, name in zip(map(Path, evaluations), names, strict=True):
+        tables = []
+        for source in (Path(one).resolve() for one in evaluations):
             if not (source / card_sections.SUMMARY).is_file():
                 raise ValueError(
                     f"{source} has no {card_sections.SUMMARY}: the evaluation is not finished, or is none"
                 )
+            if source.name != card_sections.BEFORE:
+                tables.append(source / card_sections.SUMMARY)
+            if _is_staged(source, folder.resolve(), staged):
+                continue
+            name = "evaluation" if len(evaluations) == 1 else f"evaluation/{source.name}"
+            if (staged / name).exists():
+                raise ValueError(f"{source} would be {name} in the repository, as another one is: rename its folder")
             _link(source, staged / name)
-        if evaluations:
-            _merge_tables([Path(one) / card_sections.SUMMARY for one in evaluations], staged / card_sections.SUMMARY)
+        if tables:
+            _merge_tables(tables, staged / card_sections.SUMMARY)
         if report is not None:
             (staged / "report.html").unlink(missing_ok=True)
             (staged / "report.html").symlink_to(Path(report).resolve())
         existing = remote_card(repo_id, None, token)
-        if existing is None and (staged / FILE).is_file():
-            existing = (staged / FILE).read_text(encoding="utf-8")
+        if (staged / FILE).is_file():
+            local = (staged / FILE).read_text(encoding="utf-8")
+            existing = local if existing is None else renew_training(existing, local)
         text = compose(staged, existing, repo_id, {})
         return upload(staged, repo_id, text or existing, repo_type=None, private=private, token=token)
 
@@ -81,7 +91,6 @@ def upload(
     repo_type: str | None,
     private: bool | None = None,
     token: str | None = None,
-    ignore: Sequence[str] = (),
 ) -> str:
     """Upload a folder in one commit, with `card` as its README.md, to a repository that is made if needed; return its address."""
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -89,11 +98,7 @@ def upload(
     api = HfApi(token=token)
     url = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
     files = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
-    operations = [
-        CommitOperationAdd(name, path)
-        for name, path in sorted(files.items())
-        if name != FILE and not any(re.match(pattern, name) for pattern in ignore)
-    ]
+    operations = [CommitOperationAdd(name, path) for name, path in sorted(files.items()) if name != FILE]
     if card is not None:
         operations.insert(0, CommitOperationAdd(FILE, card.encode()))
     api.create_commit(url.repo_id, operations, commit_message="Upload by hf_vla", repo_type=repo_type)
@@ -124,6 +129,11 @@ def _link(source: Path, target: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         if not place.exists():
             place.symlink_to(path.resolve())
+
+
+def _is_staged(source: Path, folder: Path, staged: Path) -> bool:
+    """Whether an evaluation lies in the pushed folder, and goes along with it."""
+    return source.is_relative_to(folder) and (staged / source.relative_to(folder) / card_sections.SUMMARY).exists()
 
 
 def _merge_tables(tables: Sequence[Path], target: Path) -> None:

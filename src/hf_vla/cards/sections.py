@@ -18,6 +18,8 @@ from ..registry import FRAMEWORKS, class_of
 from .markdown import code, fenced, plain, table
 
 SUMMARY = "success_summary.csv"
+#: The folder of an evaluation of the policy that reinforcement learning started from, which is not the policy in the folder.
+BEFORE = "evaluation_before"
 _COLUMNS = {"env", "task", "control", "successes", "episodes", "success_rate", "wilson_low", "wilson_high"}
 _USAGE = """import hf_vla
 
@@ -237,7 +239,8 @@ def run(folder: Path) -> str | None:
         parts.append("![losses, learning rates and evaluations over the steps of the training](loss.png)")
     if (folder / "report.html").is_file():
         parts.append("[report.html](report.html) has all of it on one page: download it and open it.")
-    films = sorted((folder / "evaluation").glob("**/videos/*.mp4"))
+    films = {film for pattern in ("*/videos/*.mp4", "*/*/videos/*.mp4") for film in folder.glob(pattern)}
+    films = sorted(film for film in films if BEFORE not in film.relative_to(folder).parts)
     if films:
         links = [f"* [{plain(film.stem)}]({quote(film.relative_to(folder).as_posix())})" for film in films]
         parts.append("\n".join(["Episodes of the evaluation:", "", *links]))
@@ -254,6 +257,7 @@ OF_FILES: dict[str, Callable[[Path], str | None]] = {
 ORDER = ("architecture", "use", "data", "training", "results", "run", "licence")
 
 __all__ = [
+    "BEFORE",
     "OF_FILES",
     "ORDER",
     "SUMMARY",

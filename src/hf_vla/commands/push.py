@@ -49,6 +49,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _push_run(folder: Path, arguments) -> str:
     from ..cards.pushing import push_policy
+    from ..cards.sections import SUMMARY
     from .run_report import find_run, write_report
 
     options = {"private": arguments.private}
@@ -58,7 +59,16 @@ def _push_run(folder: Path, arguments) -> str:
         if arguments.evaluation:
             raise
         return push_policy(folder, arguments.repository, **options)  # a policy without a run
-    finished = [place for place in run.evaluations if (place / "success_summary.csv").is_file()]
+    finished, named = [], {Path(name).resolve() for name in arguments.evaluation}
+    for evaluation in run.evaluations:
+        if (evaluation / SUMMARY).is_file():
+            finished.append(evaluation)
+        elif evaluation.resolve() in named:
+            raise ValueError(
+                f"the evaluation {evaluation} is not finished: run the same hf-vla eval again, or leave it out"
+            )
+        else:
+            print(f"not in the card: the evaluation {evaluation}, which is not finished")
     policy = run.training or folder
     with tempfile.TemporaryDirectory() as place:
         report = write_report(run, Path(place) / "report.html")

@@ -18,7 +18,7 @@ import yaml
 from ..cards.sections import read_json, read_summary
 from ..utils.files import atomic_write
 
-#: What a training run's folder always has, and an evaluation's.
+#: Files of a training run's folder, either of which tells it, and of an evaluation's.
 _TRAINING, _EVALUATION = ("summary.jsonl", "config.yaml"), ("evaluation.json", "episodes.csv")
 #: Folders of a run in which its parts may lie, apart from the run's own.
 _DEPTH = 2
@@ -63,6 +63,7 @@ def find_run(folder: str | Path, evaluations: Sequence[str] = ()) -> Run:
 
     Raises:
         OSError: there is no such folder, or nothing in it is of a run.
+        ValueError: there are several trainings in it.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -71,7 +72,11 @@ def find_run(folder: str | Path, evaluations: Sequence[str] = ()) -> Run:
         )
     run = Run(folder)
     places = sorted(_folders(folder, _DEPTH), key=lambda place: (len(place.parts), place))
-    run.training = next((place for place in places if _has(place, _TRAINING)), None)
+    trainings = [place for place in places if _has(place, _TRAINING)]
+    trainings = [place for place in trainings if not any(other in place.parents for other in trainings)]
+    if len(trainings) > 1:
+        raise ValueError(f"{folder} holds several trainings: {', '.join(map(str, trainings))}; name the folder of one")
+    run.training = next(iter(trainings), None)
     run.evaluations = [place for place in places if _has(place, _EVALUATION)]
     for name in map(Path, evaluations):
         if not _has(name, _EVALUATION):
@@ -79,7 +84,7 @@ def find_run(folder: str | Path, evaluations: Sequence[str] = ()) -> Run:
         if name.resolve() not in {place.resolve() for place in run.evaluations}:
             run.evaluations.append(name)
     if run.training is None and not run.evaluations:
-        wanted = " nor ".join(file for file in (*_TRAINING, *_EVALUATION))
+        wanted = " nor ".join((*_TRAINING, *_EVALUATION))
         raise FileNotFoundError(
             f"{folder} is not a run's folder: neither {wanted} is in it or its subfolders; give the output folder of "
             "hf-vla train, eval or quickstart"
@@ -192,7 +197,7 @@ def _evaluation_parts(run: Run, megabytes: float) -> Iterator[str]:
         rows = read_summary(table) if table.is_file() else []
         if rows:
             columns = ["simulator", "task", "policy", "solved", "95 % interval"]
-            yield _table(columns, ([*_of_row(row)] for row in rows))
+            yield _table(columns, ([*_of_row(row, len(run.evaluations) > 1)] for row in rows))
         else:
             run.missing.append(
                 f"the results of {folder}: {_episodes(folder)} episodes are finished; the same command goes on"
@@ -213,8 +218,9 @@ def _evaluation_parts(run: Run, megabytes: float) -> Iterator[str]:
             yield f"<p>{len(omitted)} more videos are in {html.escape(str(folder / 'videos'))}.</p>"
 
 
-def _of_row(row: dict[str, str]) -> Iterator[str]:
-    yield from (row["env"], row["task"], "this one" if row["control"] == "none" else row["control"])
+def _of_row(row: dict[str, str], with_name: bool) -> Iterator[str]:
+    policy = "this one" if row["control"] == "none" else row["control"]
+    yield from (row["env"], row["task"], row.get("policy", policy) if with_name else policy)
     yield f"{row['successes']} of {row['episodes']}"
     yield f"{float(row['wilson_low']):.2f} to {float(row['wilson_high']):.2f}"
 
