@@ -83,6 +83,11 @@ def test_from_the_policy_to_the_table(arguments, tmp_path, capsys):
     with pytest.raises(SystemExit):  # the folder of another run
         main(arguments)
     assert "continue from there with --resume_from_checkpoint true" in capsys.readouterr().err
+    # The whole run again: the evaluation of the policy that it starts from is made after the earlier run is removed.
+    short = ["--iterations", "1", "--evaluate_every", "1", "--critic_warmup_iterations", "0", "--controls", "false"]
+    main([*arguments, "--overwrite_output_dir", "true", *short])
+    told = capsys.readouterr().out
+    assert "difference" in told and "(untrained)" not in told
 
 
 @pytest.mark.parametrize(
@@ -101,9 +106,10 @@ def test_from_the_policy_to_the_table(arguments, tmp_path, capsys):
         (["--collectors", "ws://127.0.0.1:1"], "there is no server of simulators at ws://127.0.0.1:1"),
     ],
 )
-def test_mistakes_are_one_line(arguments, flags, message, capsys):
+def test_mistakes_are_one_line_before_anything_is_run(arguments, flags, message, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main([*arguments, "--test_episodes", "0", *flags])
+        main([*arguments, *flags])
+    assert not (tmp_path / "out" / "evaluation_before").exists()
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1 and message in error[0]
 

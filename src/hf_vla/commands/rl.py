@@ -9,17 +9,18 @@ A run that was stopped goes on at its last finished iteration with --resume_from
 """
 
 import functools
-import logging
 import os
-import sys
+import shutil
 from pathlib import Path
 
 # One thread per process: the parallelism is in the processes, and idle threads that spin slow them down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from ..cards.sections import BEFORE
 from .command import command
 from .launching import launch_command, split_launch_arguments, start
+from .parser import log_to_console
 
 
 @command(extra="sim")
@@ -34,19 +35,24 @@ def main(argv: list[str] | None = None) -> None:
     from ..training_args.recipe import PolicyArguments
     from .dataclass_parser import parse_dataclasses
 
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("hf_vla").setLevel(logging.INFO)
+    log_to_console()
     types = (PolicyArguments, PeftArguments, CollectionArguments, PPOArguments, VLATrainingArguments)
     arguments, given = parse_dataclasses(types, argv, description=__doc__, command="rl")
     policy, _, collection, ppo, args = arguments
     if args.output_dir is None:
         raise ValueError("set output_dir: where checkpoints and the trained policy go")
-    is_main = int(os.environ.get("RANK", 0)) == 0
     output = Path(args.output_dir)
-    if is_main and collection.test_episodes:
-        _test(policy.policy, output / "evaluation_before", collection, ppo, "before", untrained=collection.controls)
-    trainer = train_by_acting(*arguments, given=given)
-    if not is_main:
+    before, after = output / BEFORE, output / "evaluation"
+
+    def before_learning() -> None:
+        if args.overwrite_output_dir:
+            for outdated in (before, after):
+                shutil.rmtree(outdated, ignore_errors=True)
+        if collection.test_episodes:
+            _test(policy.policy, before, collection, ppo, "before", untrained=collection.controls)
+
+    trainer = train_by_acting(*arguments, given=given, before_learning=before_learning)
+    if not trainer.is_world_process_zero():
         return
     progress = trainer.progress
     print(
@@ -54,9 +60,8 @@ def main(argv: list[str] | None = None) -> None:
         f"{progress['seconds'] / 60:.1f} minutes of learning; policy written to {output}"
     )
     if collection.test_episodes:
-        after = output / "evaluation"
         _test(str(output), after, collection, ppo, "after", blind=collection.controls)
-        for line in _table(output / "evaluation_before", after):
+        for line in _table(before, after):
             print(line)
 
 

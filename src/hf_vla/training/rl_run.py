@@ -1,7 +1,7 @@
 """A run of reinforcement learning as a recipe describes it: a policy, a simulator, PPO, and what the policy gained."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transformers import set_seed
@@ -86,6 +86,7 @@ def train_by_acting(
     args: VLATrainingArguments,
     *,
     given: Mapping[str, Any] | None = None,
+    before_learning: Callable[[], None] | None = None,
 ) -> VLAPPOTrainer:
     """Train a policy by letting it act, or continue an interrupted run, and write the policy to `args.output_dir`.
 
@@ -96,6 +97,8 @@ def train_by_acting(
         ppo_args: how it learns.
         args: everything else.
         given: the training arguments that were set explicitly, for `OUTPUT/config.yaml`; by default none.
+        before_learning: called in the main process when all is checked and an earlier run's checkpoints are removed, if
+            `args.overwrite_output_dir` is set; such as a test of the policy that the run starts from.
 
     Returns:
         The trainer, after training.
@@ -145,7 +148,7 @@ def train_by_acting(
             closed_loop=validation,
         )
         parts = (policy_args, peft_args, collection_args, ppo_args)
-        start_or_continue(trainer, checkpoint, parts, given or {}, outdated=("evaluation_before", "evaluation"))
+        start_or_continue(trainer, checkpoint, parts, given or {}, before_learning)
     return trainer
 
 

@@ -1,10 +1,10 @@
 """A training run as a recipe describes it: policy, data, adapter and evaluation, to a trained policy in `output_dir`."""
 
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils import logging
 
 from ..data import VLADataCollator
@@ -12,6 +12,7 @@ from ..training_args.arguments import VLATrainingArguments
 from ..training_args.evaluation_arguments import EvaluationArguments
 from ..training_args.peft import PeftArguments
 from ..training_args.recipe import DataArguments, PolicyArguments, build
+from ..utils.distributed import from_first_process
 from .checkpointing import checkpoint_to_resume, remove_checkpoints, saved_policy_step
 from .held_out import HoldOut
 from .run_identity import check_same_run, describe_run
@@ -84,7 +85,7 @@ def start_or_continue(
     checkpoint: Path | None,
     recipe: Sequence[Any],
     given: Mapping[str, Any],
-    outdated: Sequence[str] = (),
+    before_learning: Callable[[], None] | None = None,
 ) -> None:
     """Train from the beginning or from a checkpoint, and save the policy; a run that is finished is left as it is.
 
@@ -93,7 +94,8 @@ def start_or_continue(
         checkpoint: what the run continues from, as `checkpoint_to_resume` found it.
         recipe: the parts of the recipe, for `OUTPUT/config.yaml`.
         given: the training arguments that were set explicitly, for the same.
-        outdated: folders in the output folder that go with the checkpoints if `overwrite_output_dir` is set.
+        before_learning: called in the main process when all is checked and an earlier run's checkpoints are removed, if
+            `overwrite_output_dir` is set; the other processes wait for it.
 
     Raises:
         ValueError: the checkpoint is of another run.
@@ -106,9 +108,10 @@ def start_or_continue(
         output = Path(args.output_dir)
         if args.overwrite_output_dir:
             remove_checkpoints(output)
-            for name in outdated:
-                shutil.rmtree(output / name, ignore_errors=True)
         write_run_config(output, recipe, dict(given))
+    if before_learning is not None:
+        with torch.random.fork_rng(devices=[]):  # the run is the same without it
+            from_first_process(before_learning)
     saved = None if checkpoint is None else saved_policy_step(args.output_dir)
     trainer.train(resume_from_checkpoint=resume)
     if saved is not None and checkpoint.name == f"checkpoint-{saved}" and saved == trainer.state.global_step:
