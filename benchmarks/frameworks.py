@@ -11,6 +11,7 @@ import argparse
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -36,6 +37,25 @@ def run(command: str, *arguments) -> tuple[float, float]:
     after = os.times()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     return round((time.monotonic() - start) / 60, 1), round(cpu / 60, 1)
+
+
+class Stages:
+    """Run commands that are not finished yet, and record their minutes of wall-clock and of processor time."""
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = folder / "minutes.json"
+        self.minutes: dict[str, dict[str, float]] = json.loads(self.file.read_text()) if self.file.exists() else {}
+
+    def run(self, name: str, command: str, output: Path, *arguments, resumable: bool = False) -> Path:
+        """Run `hf-vla COMMAND`, which writes `output`, and return that; without `resumable`, it begins from nothing."""
+        if name not in self.minutes:
+            if output.exists() and not resumable:
+                shutil.rmtree(output)  # of a run that was interrupted
+            clock, cpu = run(command, *arguments)
+            self.minutes[name] = {"clock": clock, "cpu": cpu}
+            self.file.write_text(json.dumps(self.minutes, indent=2))
+        return output
 
 
 def measure(framework: str, demonstrations: Path, output: Path, steps: int | None, episodes: int) -> dict:

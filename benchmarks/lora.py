@@ -12,11 +12,10 @@ The policy's vocabulary is made from the first tasks' instructions, so that it s
 import argparse
 import csv
 import json
-import shutil
 from pathlib import Path
 
 import yaml
-from frameworks import run
+from frameworks import Stages
 from safetensors import safe_open
 
 NOISE = 0.1  # as the quickstart's
@@ -42,23 +41,6 @@ WAYS = {
 def parameters(folder: Path, file: str) -> int:
     with safe_open(folder / file, "pt") as tensors:
         return sum(tensors.get_tensor(name).numel() for name in tensors.keys())  # noqa: SIM118 - not a mapping
-
-
-class Stages:
-    """Run commands that are not finished yet, and record their minutes of wall-clock and of processor time."""
-
-    def __init__(self, folder: Path):
-        self.file = folder / "minutes.json"
-        self.minutes: dict = json.loads(self.file.read_text()) if self.file.exists() else {}
-
-    def run(self, name: str, command: str, output: Path, *arguments, keep: bool = False) -> Path:
-        if name not in self.minutes:
-            if output.exists() and not keep:
-                shutil.rmtree(output)  # of a run that was interrupted
-            clock, cpu = run(command, *arguments)
-            self.minutes[name] = {"clock": clock, "cpu": cpu}
-            self.file.write_text(json.dumps(self.minutes, indent=2))
-        return output
 
 
 def successes(evaluation: Path) -> dict[str, int]:
@@ -117,14 +99,14 @@ def main() -> None:
         output = model.parent / "evaluation"
         options = ["--episodes", a.episodes, "--max-steps", 250, "--no-untrained-baseline", "--num-videos", 0]
         command = ["--model", model, "--task", *a.tasks, a.new_task, "--output", output, *options]
-        return successes(stages.run(f"evaluation: {name}", "eval", output, *command, keep=True))
+        return successes(stages.run(f"evaluation: {name}", "eval", output, *command, resumable=True))
 
     def rollouts() -> Path:
         output, evaluation = a.output / "rollouts", a.output / "rollouts_evaluation"
         options = ["--episodes", a.rollouts, "--seed-start", FIRST_ROLLOUT_SEED, "--max-steps", 250]
         options += ["--no-untrained-baseline", "--num-videos", 0, "--output", evaluation, "--record", output]
         command = ["--model", policy, "--task", *a.tasks, *options]
-        return stages.run("rollouts", "eval", output, *command, keep=True)
+        return stages.run("rollouts", "eval", output, *command, resumable=True)
 
     data = a.data or record()
     new = {"dataset": str(data), "episodes": parts(data, [a.new_task])}

@@ -19,29 +19,12 @@ import json
 import shutil
 from pathlib import Path
 
-from frameworks import run
+from frameworks import Stages, run
 
 METHODS = ("control", "successes", "ppo", "rloo", "recap")
 RECIPES = {"control": "ppo-metaworld", "ppo": "ppo-metaworld", "rloo": "rloo-metaworld", "grpo": "grpo-metaworld"}
 ROUNDS = 3
 FIRST_SEED = 2_000_000  # as hf-vla rl's
-
-
-class Stages:
-    """Runs commands whose output is not there yet, and adds up their minutes."""
-
-    def __init__(self, folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.file = folder / "minutes.json"
-        self.minutes: dict[str, list[float]] = json.loads(self.file.read_text()) if self.file.exists() else {}
-
-    def run(self, name: str, command: str, output: Path, *arguments, resumable: bool = False) -> Path:
-        if name not in self.minutes:
-            if output.exists() and not resumable:
-                shutil.rmtree(output)  # of a run that was interrupted
-            self.minutes[name] = list(run(command, *arguments))
-            self.file.write_text(json.dumps(self.minutes, indent=2))
-        return output
 
 
 def act(args, stages: Stages, name: str, policy: Path, folder: Path, first: int, episodes: int) -> Path:
@@ -145,9 +128,8 @@ def main() -> None:
             policy = learn(args, method, seed, folder, stages)
             row = {"method": method, "seed": seed, "solved": solved(args, policy, folder / "test")}
             row["episodes"] = args.iterations * args.episodes
-            row["minutes"], row["processor_minutes"] = (
-                round(sum(x), 1) for x in zip(*stages.minutes.values(), strict=True)
-            )
+            for column, kind in (("minutes", "clock"), ("processor_minutes", "cpu")):
+                row[column] = round(sum(stage[kind] for stage in stages.minutes.values()), 1)
             rows.append(row)
             with (args.output / "rl_methods.csv").open("w", newline="") as file:
                 writer = csv.DictWriter(file, rows[0])
