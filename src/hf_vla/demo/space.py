@@ -15,6 +15,12 @@ import hf_vla
 from ..hub import is_repository_name
 
 _FILES = Path(__file__).with_name("space")
+#: Where a Space runs, with the Python that its card names: what the markers of requirements are evaluated for.
+_PLATFORM = {
+    "python_version": "3.11", "python_full_version": "3.11.0", "implementation_version": "3.11.0",
+    "implementation_name": "cpython", "platform_python_implementation": "CPython", "os_name": "posix",
+    "sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64",
+}  # fmt: skip
 #: What the demo needs; `libero` for its simulator, which is not part of them.
 EXTRAS = ("demo", "sim")
 
@@ -72,13 +78,14 @@ def space_files(extras: tuple[str, ...] = EXTRAS) -> dict[str, bytes]:
 
 def requirements(extras: tuple[str, ...]) -> list[str]:
     """Return what the package and these extras need. Gradio is left out: a Space brings the one that its card names."""
-    needed = {}
+    needed = set()
     for line in _distribution().requires or ():
         requirement = Requirement(line)
-        wanted = requirement.marker is None or any(requirement.marker.evaluate({"extra": e}) for e in ("", *extras))
+        marker, requirement.marker = requirement.marker, None
+        wanted = marker is None or any(marker.evaluate(_PLATFORM | {"extra": extra}) for extra in ("", *extras))
         if wanted and requirement.name != "gradio":
-            needed[requirement.name, str(requirement.specifier)] = f"{requirement.name}{requirement.specifier}"
-    return sorted(needed.values())
+            needed.add(str(requirement))
+    return sorted(needed)
 
 
 def make_wheel() -> tuple[str, bytes]:
@@ -88,7 +95,13 @@ def make_wheel() -> tuple[str, bytes]:
     """
     here, version = _distribution(), hf_vla.__version__
     info = f"hf_vla-{version}.dist-info"
-    metadata = re.sub(r"^Version: .*$", f"Version: {version}", here.read_text("METADATA") or "", count=1, flags=re.M)
+    # PKG-INFO is that of an egg-info, as in a working copy.
+    metadata = here.read_text("METADATA") or here.read_text("PKG-INFO")
+    if metadata is None:
+        raise OSError(
+            "the metadata of hf_vla as it is installed here is incomplete: pip install -e . in its repository"
+        )
+    metadata = re.sub(r"^Version: .*$", f"Version: {version}", metadata, count=1, flags=re.M)
     root = Path(hf_vla.__file__).parent
     files = {
         f"hf_vla/{path.relative_to(root).as_posix()}": path.read_bytes()
