@@ -4,6 +4,8 @@ import json
 import re
 import subprocess
 import sys
+import zipfile
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from toy import SightedPolicy, ToyEnvironment
 import hf_vla
 from hf_vla.cards.dataset_card import compose
 from hf_vla.data import LeRobotDataset
+from hf_vla.demo import space
 from hf_vla.evaluation import EvaluationSettings, environments, evaluate_with_controls
 
 HUB_PAGE = Path(__file__).resolve().parents[2] / "docs" / "hub.md"
@@ -167,6 +170,7 @@ def test_a_refusal_is_one_line(hub):
             "is not a repository on the Hub, and a Space has no other",
         ),
         (["demo", "--private"], "add --push USER/SPACE"),
+        (["demo", "--push", "me/space", "--port", "80", "--lend-token"], "--port, --lend-token: for a demo here"),
     ],
 )
 def test_what_cannot_be_pushed(monkeypatch, tmp_path, capsys, arguments, message):
@@ -278,6 +282,33 @@ def test_several_trainings_in_a_folder(trained, uploaded, capsys):
         push(trained.parent, "me/run")
     assert f"holds several trainings: {other}, {trained}; name the folder of one" in capsys.readouterr().err
     push(trained, "me/run")
+
+
+class Installed:
+    """hf_vla as its metadata are in a working copy whose setuptools made an egg-info, or in none."""
+
+    requires = ('uvicorn[standard]>=0.30; sys_platform != "win32"', 'tomli; python_version < "3.11"', "gradio>=6")
+
+    def __init__(self, **files: str):
+        self.read_text = {name.replace("_", "-"): text for name, text in files.items()}.get
+
+
+def test_a_wheel_of_an_egg_info(monkeypatch):
+    monkeypatch.setattr(space, "_distribution", lambda: Installed(PKG_INFO="Name: hf_vla\nVersion: 0\n"))
+    name, content = space.make_wheel()
+    info = name.replace("-py3-none-any.whl", ".dist-info")
+    said = zipfile.ZipFile(BytesIO(content)).read(f"{info}/METADATA").decode()
+    assert said == f"Name: hf_vla\nVersion: {hf_vla.__version__}\n"
+    monkeypatch.setattr(space, "_distribution", Installed)
+    with pytest.raises(OSError, match="metadata of hf_vla as it is installed here is incomplete"):
+        space.make_wheel()
+
+
+def test_requirements_are_those_of_the_space(monkeypatch):
+    """With their extras, for its Python and system, whatever this machine's are."""
+    monkeypatch.setattr(space, "_distribution", Installed)
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert space.requirements(()) == ["uvicorn[standard]>=0.30"]
 
 
 INFO = {

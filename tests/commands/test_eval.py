@@ -131,6 +131,12 @@ def test_a_card_needs_a_policys_folder(tmp_path, capsys):
     assert "somewhere/presser is not the folder of a policy; its card can't be written" in said
 
 
+def test_a_served_policy_is_asked_by_its_server(tmp_path, capsys):
+    arguments = ["--model", "ws://nowhere:1", "--task", "reach", "--output", str(tmp_path / "out"), "--guidance", "2"]
+    said = failure(capsys, [*arguments, "--no-untrained-baseline"])
+    assert "--ignore-state, --advantage and --guidance to its server" in said
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

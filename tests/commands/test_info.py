@@ -67,6 +67,20 @@ def test_user_code_is_known(capsys, tmp_path):
     assert ended.value.code == 2 and "there is no such file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["somewhere", "--unnorm-key", "a", "--device", "cpu"], "--unnorm-key, --device: for measuring a policy"),
+        (["--precisions", "int8"], "--precisions is about a policy"),
+    ],
+)
+def test_flags_for_measuring(flags, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["info", *flags])
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and message in said.err and not said.out
+
+
 # ----------------------------------------------------------------- of a policy
 
 

@@ -27,7 +27,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--lend-token",
         action="store_true",
-        default=os.environ.get("LEND_TOKEN") == "1",
+        default=None,
         help="load what visitors name with this machine's Hub token: they then see its private repositories",
     )
     parser.add_argument(
@@ -46,6 +46,11 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.push is None and (arguments.private or arguments.extras):
         raise ValueError("--private and --extras are for a Space: add --push USER/SPACE")
     if arguments.push is not None:
+        here = ("host", "port", "lend_token", "robot_type", "unnormalization")
+        if given := [f"--{name.replace('_', '-')}" for name in here if getattr(arguments, name) is not None]:
+            raise ValueError(
+                f"{', '.join(given)}: for a demo here, which --push does not open; leave out one or the other"
+            )
         from ..demo.space import EXTRAS, push_space
 
         extras = tuple(arguments.extras or EXTRAS)
@@ -54,4 +59,5 @@ def main(argv: list[str] | None = None) -> None:
         return
     from ..demo.app import launch
 
-    launch(arguments.model, arguments.host, arguments.port, arguments.lend_token, **policy_options(arguments))
+    lend_token = bool(arguments.lend_token) or os.environ.get("LEND_TOKEN") == "1"
+    launch(arguments.model, arguments.host, arguments.port, lend_token, **policy_options(arguments))

@@ -141,8 +141,8 @@ def main(argv: list[str] | None = None, load=load_policy) -> None:
         )
     if served and (arguments.untrained_baseline or arguments.device or options):
         raise ValueError(
-            "a served policy is as it is: give --no-untrained-baseline, and --device, --robot-type, --unnormalization and "
-            "--ignore-state to its server"
+            "a served policy is as it is: give --no-untrained-baseline, and --device, --robot-type, --unnormalization, "
+            "--ignore-state, --advantage and --guidance to its server"
         )
     if served and arguments.server_wait:
         options["wait"] = arguments.server_wait

@@ -55,6 +55,7 @@ def make_parser() -> ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors():  # not `command`: a plugin that does not load is to be told, and the rest too
         arguments = parse_with_positional(make_parser(), argv, "--policy")
+        _check(arguments)
         failed: list[ImportError] = []
         load_plugins(failed.append)
         for name in getattr(arguments, "import") or ():
@@ -68,11 +69,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         for line in lines:
             print(line)
         if arguments.precisions:
-            if arguments.policy is None:
-                raise ValueError("--precisions is about a policy: name its folder or repository")
             print()
             for line in describe_precisions(arguments):
                 print(line, flush=True)
+
+
+def _check(arguments) -> None:
+    if arguments.precisions:
+        if arguments.policy is None:
+            raise ValueError("--precisions is about a policy: name its folder or repository")
+    elif given := [name for name in ("dataset", "unnorm_key", "device") if getattr(arguments, name) is not None]:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{flags}: for measuring a policy in lower precision; add --precisions, or leave it out")
 
 
 def describe(failed: Sequence[ImportError] = ()) -> Iterator[str]:
