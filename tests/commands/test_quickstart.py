@@ -63,9 +63,9 @@ def test_stages_that_were_interrupted_go_on(tmp_path, monkeypatch):
         if stage == "eval":
             (tmp_path / "evaluation").mkdir()
             rows = [("none", "libero_object/0", 3), ("wrong instruction", "libero_object/0", 1)]
-            lines = [f"{control},{task},4,{number}" for control, task, number in rows]
+            lines = [f"libero,{task},{control},{number},4,{number / 4},0.1,0.9" for control, task, number in rows]
             (tmp_path / "evaluation" / "success_summary.csv").write_text(
-                "\n".join(["control,task,episodes,successes", *lines, ""])
+                "\n".join(["env,task,control,successes,episodes,success_rate,wilson_low,wilson_high", *lines, ""])
             )
         return real([sys.executable, "-c", f"sum(range(10**6)); exit({int(stage in fails)})"])
 
@@ -91,6 +91,36 @@ def test_stages_that_were_interrupted_go_on(tmp_path, monkeypatch):
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["success"] == {"libero_object/0": 3} and result["episodes"] == 4
     assert result["wrong_instruction_success"] == {"libero_object/0": 1}
+
+
+@pytest.mark.parametrize(("batch", "processes", "each"), [(4, 2, "2"), (3, 1, None)])
+def test_two_processes_share_the_batch_if_they_can(tmp_path, monkeypatch, batch, processes, each):
+    """What is trained on two cores has the batch of the recipe, an odd one too."""
+    called = []
+
+    def run(command, **_):
+        called.append(command)
+        return real([sys.executable, "-c", f"exit({int('train' in command)})"])
+
+    real = subprocess.Popen
+    monkeypatch.setattr("hf_vla.commands.quickstart.subprocess.Popen", run)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"record: {{env: toy}}\neval: {{env: toy}}\nper_device_train_batch_size: {batch}\n")
+    with pytest.raises(SystemExit):
+        main(["--recipe", str(recipe), "--output", str(tmp_path / "out")])
+    train = called[-1]
+    assert (f"--nproc_per_node={processes}" in train) == (processes > 1) == ("torch.distributed.run" in train)
+    given = dict(zip(train, train[1:], strict=False))
+    assert given.get("--per_device_train_batch_size") == each
+
+
+def test_stages_of_an_earlier_version(tmp_path, capsys):
+    (tmp_path / "stages.json").write_text('{"record": 12.5}')
+    with pytest.raises(SystemExit):
+        main(["--output", str(tmp_path)])
+    assert "stages.json is of an earlier version of hf-vla quickstart" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

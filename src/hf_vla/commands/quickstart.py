@@ -10,7 +10,6 @@ saves checkpoints goes on from the last one. Leaves result.json with the success
 """
 
 import contextlib
-import csv
 import json
 import os
 import shlex
@@ -28,6 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import yaml
 
+from ..cards.sections import read_summary
 from ..utils.files import atomic_write
 from .command import command
 from .packaged import RECIPES
@@ -66,6 +66,10 @@ class Stages:
         self.file = folder / "stages.json"
         #: stage -> whether it is "done", and "seconds" and "processor_seconds", which its processes together used
         self.stages: dict[str, dict[str, Any]] = json.loads(self.file.read_text()) if self.file.exists() else {}
+        if not all(isinstance(stage, dict) for stage in self.stages.values()):
+            raise ValueError(
+                f"{self.file} is of an earlier version of hf-vla quickstart, which can't be continued; give another --output"
+            )
 
     def done(self, name: str) -> bool:
         return bool(self.stages.get(name, {}).get("done"))
@@ -142,11 +146,13 @@ def successes(summary: Path) -> tuple[dict[str, dict[str, int]], int]:
 
     The policy itself is the control "none".
     """
+    rows = read_summary(summary)
+    if not rows:
+        raise ValueError(f"{summary} is not a table of hf-vla eval: it has other columns, or no rows")
     found: dict[str, dict[str, int]] = {}
-    with summary.open(newline="") as file:
-        for row in csv.DictReader(file):
-            found.setdefault(row["control"], {})[row["task"]] = int(row["successes"])
-    return found, int(row["episodes"])
+    for row in rows:
+        found.setdefault(row["control"], {})[row["task"]] = int(row["successes"])
+    return found, int(rows[0]["episodes"])
 
 
 @command(extra="sim")
@@ -182,10 +188,10 @@ def main(argv: list[str] | None = None) -> None:
     )  # fmt: skip
     options = ["--max_steps", str(arguments.train_steps)] if arguments.train_steps else []
     processes = 1
-    if not torch.accelerator.is_available() and (os.cpu_count() or 1) > 1:
+    batch = int(recipe.get("per_device_train_batch_size", 8))
+    if not torch.accelerator.is_available() and (os.cpu_count() or 1) > 1 and batch % 2 == 0:
         processes = 2  # one thread each; the batch is split between them
-        batch = int(recipe.get("per_device_train_batch_size", 8))
-        options += ["--use_cpu", "true", "--per_device_train_batch_size", str(max(1, batch // processes))]
+        options += ["--use_cpu", "true", "--per_device_train_batch_size", str(batch // processes)]
     if any(policy.glob("checkpoint-*")):
         options += ["--resume_from_checkpoint", "true"]
     elif policy.exists() and not stages.done("train"):
