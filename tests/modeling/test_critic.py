@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_policies import STATE_DIM, build
 
-from hf_vla.modeling.critic import Critic
+from hf_vla.modeling.critic import Critic, DistributionalCritic, mean_states
 from hf_vla.registry import FRAMEWORKS
 
 
@@ -63,9 +63,20 @@ def test_its_files_lie_beside_the_policys(tmp_path):
     assert not any("critic" in name for name in type(policy).from_pretrained(tmp_path).state_dict())
 
 
+def test_a_distributional_critic_values_what_was_kept_by_its_distribution():
+    torch.manual_seed(0)
+    critic, states, state = DistributionalCritic(6, 2, 8, num_bins=5), torch.randn(3, 4, 6), torch.randn(3, 1, 2)
+    torch.nn.init.normal_(critic.layers[-1].weight)
+    expected = critic.expectation(critic.logits(mean_states(states), state))
+    assert torch.equal(critic.of_observations(critic.observed(states, state=state)), expected)
+    assert torch.equal(critic(states, state=state), expected) and len(expected.unique()) == 3
+
+
 def test_bad_input(tmp_path):
     with pytest.raises(OSError, match=r"holds no critic: critic.json and critic.safetensors missing"):
         Critic.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="reads robot states of 3 dimensions, and was given 5"):
+        Critic(7, 3)(torch.zeros(2, 4, 7), state=torch.zeros(2, 1, 5))
     with pytest.raises(
         ValueError, match=r"states of width 7, the policy's backbone has \d+; make one by Critic.for_policy"
     ):

@@ -59,23 +59,32 @@ class Critic(nn.Module):
     def observed(
         self, states: torch.Tensor, attention_mask: torch.Tensor | None = None, state: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """As `forward`, but only what is read of it: float32 (B, vlm_hidden_size + state_dim), without gradient, to be kept."""
-        mean, size = mean_states(states, attention_mask), self.config["state_dim"]
-        own = mean.new_zeros(len(mean), size) if state is None else state[:, 0, :size].float()
-        return torch.cat([mean, own], dim=-1)
+        """As `forward`, but only what is read of it: float32 (B, vlm_hidden_size + state_dim), without gradient, to be kept.
+
+        Raises:
+            ValueError: the robot's state has other dimensions than the critic reads.
+        """
+        return self._with_state(mean_states(states, attention_mask), state)
 
     def of_observations(self, observed: torch.Tensor) -> torch.Tensor:
         """what `observed` returned -> values, float32 (B,)"""
-        size = self.config["vlm_hidden_size"]
-        return self.layers(self.features(observed[:, :size], observed[:, None, size:]))[:, 0]
+        return self._outputs(observed)[:, 0]
 
-    def features(self, mean: torch.Tensor, state: torch.Tensor | None = None) -> torch.Tensor:
-        """mean state (B, vlm_hidden_size), robot's state (B, 1, state_dim) or None -> what the layers are given (B, …)"""
-        features = self.norm(mean)
-        if size := self.config["state_dim"]:
-            own = features.new_zeros(len(features), size) if state is None else state[:, 0].float()
-            features = torch.cat([features, own], dim=-1)
-        return features
+    def _with_state(self, mean: torch.Tensor, state: torch.Tensor | None) -> torch.Tensor:
+        """mean state (B, vlm_hidden_size), robot's state (B, 1, state_dim) or None -> (B, vlm_hidden_size + state_dim)"""
+        size = self.config["state_dim"]
+        if size == 0:
+            return mean
+        if state is None:
+            return torch.cat([mean, mean.new_zeros(len(mean), size)], dim=-1)
+        if state.shape[-1] != size:
+            raise ValueError(f"this critic reads robot states of {size} dimensions, and was given {state.shape[-1]}")
+        return torch.cat([mean, state[:, 0].float()], dim=-1)
+
+    def _outputs(self, observed: torch.Tensor) -> torch.Tensor:
+        """what `observed` returned -> the last layer's outputs (B, num_outputs)"""
+        size = self.config["vlm_hidden_size"]
+        return self.layers(torch.cat([self.norm(observed[:, :size]), observed[:, size:]], dim=-1))
 
     def value(self, policy: VLAPreTrainedModel, inputs: dict) -> torch.Tensor:
         """Estimate the return from observations, float32 (B,), with gradients for the critic alone.
@@ -147,17 +156,15 @@ class DistributionalCritic(Critic):
 
     def logits(self, mean: torch.Tensor, state: torch.Tensor | None = None) -> torch.Tensor:
         """mean state (B, vlm_hidden_size), robot's state (B, 1, state_dim) or None -> (B, num_bins)"""
-        return self.layers(self.features(mean, state))
+        return self._outputs(self._with_state(mean, state))
 
     def expectation(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits (B, num_bins) -> values, float32 (B,)"""
         return (logits.float().softmax(dim=-1) * self.bins).sum(dim=-1)
 
-    def forward(
-        self, states: torch.Tensor, attention_mask: torch.Tensor | None = None, state: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def of_observations(self, observed: torch.Tensor) -> torch.Tensor:
         """As `Critic`: the mean of the distribution."""
-        return self.expectation(self.logits(mean_states(states, attention_mask), state))
+        return self.expectation(self._outputs(observed))
 
 
 def mean_states(states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
