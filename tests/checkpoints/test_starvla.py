@@ -160,9 +160,10 @@ class TestInterleave:
         assert model.action_head.transformer.interleave_self_attention is choice
 
     @pytest.mark.parametrize("name", ["interleave_self_attention", "use_canonical_forward"])
-    def test_a_flag_is_true_or_false(self, flagged, base_vlm, name):
-        with pytest.raises(OSError, match=f"diffusion_model_cfg.{name} is 'x'; it must be true or false"):
-            AutoConfig.from_pretrained(flagged(**{name: "x"}), base_vlm=base_vlm)
+    @pytest.mark.parametrize("value", ["x", 1])
+    def test_a_flag_is_true_or_false(self, flagged, base_vlm, name, value):
+        with pytest.raises(OSError, match=f"diffusion_model_cfg.{name} is {value!r}; it must be true or false"):
+            AutoConfig.from_pretrained(flagged(**{name: value}), base_vlm=base_vlm)
 
     @pytest.mark.parametrize("canonical", [False, True])
     def test_canonical_forward_counts_before_the_table(self, flagged, base_vlm, warnings, canonical):

@@ -69,6 +69,8 @@ def test_info_prints_it(folder, dataset, capsys):
 def test_errors(folder, monkeypatch):
     with pytest.raises(ValueError, match="quantization is 'int9'; did you mean int8"):
         Policy.from_pretrained(folder, device="cpu", quantization="int9")
+    with pytest.raises(ValueError, match="quantization_config is 'int3'; did you mean int"):
+        Policy.from_pretrained(folder, device="cpu", quantization_config="int3")
     with pytest.raises(ValueError, match="unknown precision 'int16'; did you mean"):
         next(measure_precisions(folder, ["int16"]))
     with pytest.raises(ValueError, match="both given"):

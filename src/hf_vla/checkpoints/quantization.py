@@ -32,10 +32,14 @@ def quantization_argument(kwargs: dict) -> dict:
         return kwargs
     if kwargs.get("quantization_config") is not None:
         raise ValueError("quantization and quantization_config are both given; leave one of them out")
+    _check_name("quantization", name)
+    return kwargs | {"quantization_config": name}
+
+
+def _check_name(argument: str, name) -> None:
     if name not in QUANTIZATIONS:
         hint = did_you_mean(str(name), QUANTIZATIONS, f"possible: {', '.join(QUANTIZATIONS)}")
-        raise ValueError(f"quantization is {name!r}{hint}")
-    return kwargs | {"quantization_config": name}
+        raise ValueError(f"{argument} is {name!r}{hint}")
 
 
 def of_backbone_only(quantization_config, model_class: type, config, dtype=None, device_map=None):
@@ -50,7 +54,7 @@ def of_backbone_only(quantization_config, model_class: type, config, dtype=None,
 
     Raises:
         ImportError: the library is not installed.
-        ValueError: it supports no device of this machine.
+        ValueError: it supports no device of this machine, or the name is none of `QUANTIZATIONS`.
     """
     from transformers import BitsAndBytesConfig, TorchAoConfig
 
@@ -101,6 +105,7 @@ def _named(name: str, dtype: torch.dtype, device_map):
     """The library's configuration that a name of `QUANTIZATIONS` stands for."""
     from transformers import BitsAndBytesConfig, TorchAoConfig
 
+    _check_name("quantization_config", name)
     if name == "int4":
         return BitsAndBytesConfig(
             load_in_4bit=True,
@@ -120,7 +125,8 @@ def _named(name: str, dtype: torch.dtype, device_map):
     # The inductor settings that torchao recommends hold for the whole process and lengthen compilation.
     if name == "int8":
         return TorchAoConfig(Int8WeightOnlyConfig(set_inductor_config=False))
-    on_gpu = torch.cuda.is_available() and not str(device_map or "cpu").startswith("cpu")
+    places = device_map.values() if isinstance(device_map, dict) else [device_map]
+    on_gpu = torch.cuda.is_available() and not any(str(place) in ("None", "cpu", "cpu:0", "disk") for place in places)
     if on_gpu and torch.cuda.get_device_capability() >= (8, 9) and dtype == torch.bfloat16:
         return TorchAoConfig(
             Float8DynamicActivationFloat8WeightConfig(granularity=PerRow(), set_inductor_config=False)

@@ -121,20 +121,18 @@ def check_config(content: dict[str, Any]) -> None:
         raise ValueError(
             f"vlm_config is {json.dumps(vlm, default=str):.60}; it must be the backbone's configuration, an object with a model_type"
         )
+    if not isinstance(vlm, dict):
+        return
     for part in ("text_config", "vision_config"):
-        if isinstance(vlm, dict) and part in vlm and not vlm[part]:
+        if part in vlm and not vlm[part]:
             raise ValueError(
                 f"vlm_config.{part} is {vlm[part]!r}; it must be the configuration of that part of the backbone"
             )
-        if (
-            isinstance(vlm, dict)
-            and isinstance(vlm.get(part), dict)
-            and not _known_fields(model_type, part, vlm[part])
-        ):
+        if isinstance(vlm.get(part), dict) and not _known_fields(model_type, part, vlm[part]):
             raise ValueError(
                 f"vlm_config.{part} has only {', '.join(vlm[part])}, none of which is a field of {model_type!r}: all would be defaults"
             )
-    text = vlm.get("text_config") if isinstance(vlm, dict) else None
+    text = vlm.get("text_config")
     if isinstance(text, dict) and text.get("hidden_size") == 0:
         raise ValueError("vlm_config.text_config.hidden_size is 0; it must be at least 1")
 

@@ -32,7 +32,7 @@ class DenoisingMapping(StarVLAMapping):
                 possible = " or ".join(map(repr, values))
                 raise ValueError(f"diffusion_model_cfg.{name} is {diffusion[name]!r}; only {possible} is supported")
         for name in ("use_canonical_forward", "interleave_self_attention"):
-            if not isinstance(diffusion.get(name), bool | int | None):
+            if not isinstance(diffusion.get(name), bool | None):
                 raise ValueError(f"diffusion_model_cfg.{name} is {diffusion[name]!r}; it must be true or false")
         # `use_canonical_forward`, if not null, overrides the flag (old configurations).
         interleave = first_given(
