@@ -55,9 +55,6 @@ INTERNALS = (
     Internal(_TRAINER, "_init_training_state", "a run is finished from the checkpoint of its last step, without a step more",
              "the Trainer trains no step after max_steps",
              ("max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial")),
-    # training/ppo_trainer.py
-    Internal(_TRAINER, "_save_optimizer_and_scheduler", "the critic and its optimizer are saved beside the policy's",
-             "callbacks can write into a checkpoint before it is whole", ("output_dir",)),
     Internal(_TRAINER, "_load_from_checkpoint", "weights saved under other names than the model's are loaded",
              "the Trainer resumes through from_pretrained", ("resume_from_checkpoint", "model")),
     Internal(_TRAINER, "_load_best_model", "weights saved under other names than the model's are loaded; so is the EMA",
@@ -65,6 +62,9 @@ INTERNALS = (
     Internal(_TRAINER, "_tr_loss", "the sum since the last log is saved and restored", "the Trainer does it itself"),
     Internal(_TRAINER, "_globalstep_last_logged", "it belongs to that sum", "the Trainer does it itself"),
     Internal(_TRAINER, "_total_loss_scalar", "the restored sum is not part of the run's mean loss", "the Trainer does it itself"),
+    # training/ppo_trainer.py
+    Internal(_TRAINER, "_save_optimizer_and_scheduler", "the critic and its optimizer are saved beside the policy's",
+             "callbacks can write into a checkpoint before it is whole", ("output_dir",)),
     # training/trainer.py
     Internal(_TRAINER, "_build_accelerator_args", "torch_compile compiles repeated blocks one by one",
              "TrainingArguments can ask for regional compilation", ("kwargs",)),

@@ -60,6 +60,16 @@ def test_a_whole_run(run, evaluation, capsys):
     assert not re.search(r"""(src|href)=["']?https?:""", page)
 
 
+def test_of_several_evaluations_each_names_its_policy(run, evaluation):
+    (run / "evaluation").symlink_to(evaluation)
+    report([str(run)])
+    assert "<td>this one</td>" in (run / "report.html").read_text()
+    (run / "evaluation_before").symlink_to(evaluation)
+    report([str(run)])
+    page = (run / "report.html").read_text()
+    assert "<td>policy</td>" in page and "<td>policy (blind)</td>" in page and "this one" not in page
+
+
 def test_a_run_that_has_not_finished(run, evaluation, capsys):
     """It shows what is there, and says what is missing."""
     policy = run / "policy"

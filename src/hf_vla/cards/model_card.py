@@ -143,9 +143,7 @@ def put_section(body: str, key: str, section: str, order: Sequence[str]) -> str:
 
 def renew_training(card: str, local: str) -> str:
     """Return a card with the section on the training of another one, if both have sections of ours."""
-    found = re.search(
-        r"<!-- hf_vla: training -->\n(.*?)\n<!-- hf_vla: end of training -->", local, flags=re.DOTALL
-    )
+    found = re.search(r"<!-- hf_vla: training -->\n(.*?)\n<!-- hf_vla: end of training -->", local, flags=re.DOTALL)
     if found is None or "<!-- hf_vla:" not in card:
         return card
     return put_section(card, "training", found[1], card_sections.ORDER)

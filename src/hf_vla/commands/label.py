@@ -9,7 +9,7 @@ beside each dataset, whose own files stay as they are; a recipe's key `advantage
 docs/recap.md.
 
 Prints for each task how the values of solved episodes go with the time to success (rank correlation, 1 is best), all by value functions
-that had not seen the episode, and the share of positive frames by source.
+that were not trained on the episode (it only chose the epoch), and the share of positive frames by source.
 """
 
 import argparse

@@ -155,8 +155,8 @@ def read_yaml(path: str, packaged: Path | None = None, including: tuple[str, ...
         including: files whose base this one is.
 
     Raises:
-        ValueError: the file is not valid YAML, holds no mapping, or is its own base.
-        OSError: it cannot be read.
+        ValueError: the file cannot be read, is not valid YAML, holds no mapping, or is its own base.
+        OSError: `packaged` is given, and there is no such file and none of that name in it.
     """
     if packaged is not None:
         path = str(find_file(path, packaged, "recipe"))

@@ -128,7 +128,8 @@ def layer_states(
         token_embeddings: what replaces the embeddings of some tokens.
         plan: of these inputs; the backbone then runs by [`~hf_vla.modeling.static_backbone`]. Inside `torch.compile` it does so
             without one too, if it can.
-        up_to: the index of the last state that is needed, -1 for h[N]. No layer after it runs by a plan, or without gradients.
+        up_to: the index of the last state that is needed, -1 for h[N]. No layer after it runs by a plan, or
+            without gradients, unless in a process group.
         inputs: the backbone's inputs: `input_ids` (B, L), `attention_mask` (B, L), `pixel_values`, …
 
     Returns:

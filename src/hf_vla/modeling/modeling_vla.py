@@ -286,7 +286,7 @@ class VLAPreTrainedModel(ChunkDistribution, PolicyLoading, LeavesModelCard, PreT
             output_attentions: also give `on_step` the action head's attention weights. Flash and SDPA kernels don't return
                 them, so the head's attention is computed in plain torch in this call; predictions may differ in rounding.
             guidance: for flow-matching policies and QwenFAST, beta of plain + beta (conditional - plain), of velocities or
-                log-probabilities of tokens. The inputs then have 2 B rows: the observations by prompts with a condition, and the
+                logits of tokens. The inputs then have 2 B rows: the observations by prompts with a condition, and the
                 same ones, in the same order, by prompts without.
             inputs: the backbone's other inputs, and arguments that only this framework has.
 

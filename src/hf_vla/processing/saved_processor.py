@@ -153,9 +153,8 @@ class SavedProcessor:
     def to_dict(self) -> dict:
         """Return all that is saved: the backbone's image processor, and the settings but the chat template, which has its file."""
         settings = {name: getattr(self, name) for name in self.settings() if name != "chat_template"}
-        if (
-            settings["advantage_template"] is None
-        ):  # of most policies, whose files and fingerprints stay as they were before
+        # Most policies have none, and their files and fingerprints stay as they were before.
+        if settings["advantage_template"] is None:
             del settings["advantage_template"]
         return super().to_dict() | _jsonable(settings)
 
