@@ -6,8 +6,7 @@
 The plain way does what StarVLA's layer-wise head does: the sequence holds the 32 future tokens beside the action tokens; each
 sample's noise draws are rows of a batch of their own, for which keys and values of the backbone's states are computed again
 (training); and each denoising step computes them, and the AdaLN modulations, again (prediction), with torch's own linear layers.
-Ours multiplies by oneDNN in predictions on a CPU (`hf_vla/modeling/linear.py`), and is timed without that too. Same weights, same
-draws, same results to rounding; see `hf_vla/modeling/diffusion_transformer.py`.
+Ours multiplies by oneDNN on a CPU (`hf_vla/modeling/linear.py`), and is timed without that too. Same weights, same draws, same results to rounding; see `hf_vla/modeling/diffusion_transformer.py`.
 
 Both ways run in turn, and processor times are compared, which other work on the cores changes little.
 """
@@ -100,11 +99,12 @@ def main() -> None:
 
     targets, first = ActionTargets(actions, noise=noise, timestep=timestep), noise[: a.batch]
     options = SamplingOptions(noise=first, num_inference_steps=a.steps)
+    own_linear = torch.backends.mkldnn.flags(enabled=False)
     losses = {
-        "plain": lambda: plain_loss(head, conditioning, actions, noise, timestep),
+        "plain": own_linear(lambda: plain_loss(head, conditioning, actions, noise, timestep)),
+        "shared, torch's products": own_linear(lambda: head.loss(conditioning, targets)[0]),
         "shared": lambda: head.loss(conditioning, targets)[0],
     }
-    own_linear = torch.backends.mkldnn.flags(enabled=False)
     samples = {
         "plain": own_linear(torch.no_grad()(lambda: plain_sample(head, conditioning, first, a.steps))),
         "shared, torch's products": own_linear(torch.no_grad()(lambda: head.sample(conditioning, options))),
