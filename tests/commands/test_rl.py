@@ -68,9 +68,8 @@ def test_from_the_policy_to_the_table(arguments, tmp_path, capsys):
     ), told
     rows = [row for row in read_summary(out / "summary.jsonl") if "rollout/success_once" in row]
     assert [row["epoch"] for row in rows] == [1, 2]
-    assert not {"samples_per_second", "train_samples_per_second"} & {
-        name for row in read_summary(out / "summary.jsonl") for name in row
-    }
+    assert all(row["samples_per_second"] > 0 for row in rows)  # chunks, in the update alone
+    assert not any("train_samples_per_second" in row for row in read_summary(out / "summary.jsonl"))
     for name in (
         "config.json",
         "model.safetensors",

@@ -12,7 +12,7 @@ from hf_vla.evaluation import EvaluationSettings, environments, evaluate_with_co
 
 ROWS = [
     {"step": 5, "time": "2026-01-01T10:00:00+00:00", "loss": 2.0, "learning_rate": 1e-4, "samples_per_second": 30.0, "peak_memory_gib": 1.5},
-    {"step": 10, "time": "2026-01-01T10:01:00+00:00", "loss": 0.25, "learning_rate": 1e-5, "samples_per_second": 50.0, "peak_memory_gib": 2.5},
+    {"step": 10, "time": "2026-01-01T10:01:00+00:00", "loss": 0.25, "learning_rate": 1e-5, "samples_per_second": 50.0, "mfu": 0.4, "peak_memory_gib": 2.5},
 ]  # fmt: skip
 
 
@@ -49,6 +49,7 @@ def test_a_whole_run(run, evaluation, capsys):
         "10 of 10",
         "0.25",
         "40 (median of 2 logs)",
+        "40.0% (median of 1 logs)",
         "2.5 GiB",
         "2 of 2",
         "blind",

@@ -8,6 +8,8 @@ import torch
 from resume_runs import trainer_for
 from transformers import Trainer
 
+from hf_vla.training.losses import FiniteLossGuard
+
 
 def stopped(settings, output, monkeypatch, spoil, *flags):
     """The trainer that `spoil(trainer, loss)` has stopped, the items it read by index, its report and its message."""
@@ -30,6 +32,40 @@ def stopped(settings, output, monkeypatch, spoil, *flags):
         trainer.train()
     assert all(torch.equal(a, b) for a, b in zip(weights[-1], snapshot(trainer), strict=True))
     return trainer, items, json.loads((output / "nan_batch.json").read_text()), str(raised.value)
+
+
+@pytest.mark.parametrize("every", [3, 50])
+def test_a_check_that_is_read_later_stops_all_the_same(settings, tmp_path, monkeypatch, every):
+    """As on a GPU: the optimizer leaves out the bad step and those after it, and nothing is written meanwhile."""
+
+    def spoil(trainer, loss):
+        return loss * float("nan") if trainer.state.global_step == 4 and len(trainer._guard._losses) == 1 else loss
+
+    monkeypatch.setattr(FiniteLossGuard, "MAX_UNREAD", every)
+    monkeypatch.setattr("hf_vla.training.losses._skips_on_device", lambda trainer: True)
+    flags = ["--per_device_train_batch_size", 2, "--global_batch_size", 4, "--logging_steps", 100]
+    flags += ["--ema_decay", 0.5, "--save_steps", 100]
+    trainer, items, report, message = stopped(settings, tmp_path, monkeypatch, spoil, *flags)
+    assert report["step"] == 5 and "a loss of step 5 is nan" in message
+    (batch,) = report["batches"]
+    assert (batch["micro_batch"], [sample["index"] for sample in batch["samples"]]) == (1, [18, 19])
+    # read with the third step after the last look, or else before the epoch ends
+    assert trainer.state.global_step == {3: 5, 50: 6}[every]
+    assert not list(tmp_path.glob("checkpoint-*"))
+    state_of = trainer.optimizer.state_dict()["state"]
+    assert {int(state["step"]) for state in state_of.values()} == {4}
+
+
+def test_reading_later_changes_no_number(settings, tmp_path, monkeypatch):
+    flags = ["--max_steps", 3, "--save_strategy", "no"]
+    runs = []
+    for later in (False, True):
+        monkeypatch.setattr("hf_vla.training.losses._skips_on_device", lambda trainer, later=later: later)
+        trainer = trainer_for(settings, tmp_path / str(later), *flags)
+        trainer.train()
+        assert trainer._guard.deferred is later
+        runs.append(snapshot(trainer))
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
 def snapshot(trainer) -> list[torch.Tensor]:

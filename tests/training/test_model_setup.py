@@ -8,6 +8,8 @@ import torch
 from test_trainer import trainer_for
 from tiny_policy import TinyPolicy, tiny_trainer, weights
 
+from hf_vla.training import engines
+
 COMPILED = ["--torch_compile", "true", "--torch_compile_backend", "aot_eager", "--max_steps", "3"]
 
 
@@ -52,6 +54,45 @@ def test_blocks_are_compiled_one_by_one(recipe):
     assert {"vlm.model.language_model.layers.0", "action_head.transformer.transformer_blocks.0"} <= compiled
     assert not {"", "vlm", "action_head"} & compiled
     assert not any("_orig_mod" in name for name in trainer.model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("given", "compiled", "said"),
+    [
+        ({}, True, []),
+        ({"device": torch.device("cpu")}, False, []),
+        ({"torch_compile": False}, False, []),
+        ({"deepspeed": "zero2.json"}, False, []),
+        ({"fsdp": "full_shard"}, False, []),
+        ({"reason": "no compiler"}, False, ["training without torch.compile, which does not work here: no compiler"]),
+    ],
+)
+def test_gpus_compile_by_default(monkeypatch, given, compiled, said):
+    reason, warnings = given.pop("reason", None), []
+    monkeypatch.setattr(engines, "why_not_compiled", lambda device: reason)
+    monkeypatch.setattr(engines.logger, "warning", warnings.append)
+    args = {"torch_compile": None, "device": torch.device("cuda"), "deepspeed": None, "fsdp": [], **given}
+    args = SimpleNamespace(torch_compile_backend=None, **args)
+    with torch._dynamo.config.patch(suppress_errors=False):
+        engines.compile_by_default(args, torch.nn.Linear(1, 1))
+        assert torch._dynamo.config.suppress_errors is compiled
+    assert args.torch_compile is compiled and args.torch_compile_backend == ("inductor" if compiled else None)
+    assert warnings == said
+
+
+def test_where_torch_can_not_compile_it_says_why(monkeypatch):
+    def compile(function):
+        raise RuntimeError("no C++ compiler\nand more")
+
+    monkeypatch.setattr(torch, "compile", compile)
+    assert engines.why_not_compiled(torch.device("cpu")) == "no C++ compiler"
+
+
+def test_quantised_backbones_are_not_compiled(monkeypatch):
+    monkeypatch.setattr(engines, "why_not_compiled", lambda device: None)
+    args = SimpleNamespace(torch_compile=None, device=torch.device("cuda"), deepspeed=None, fsdp=[])
+    engines.compile_by_default(args, SimpleNamespace(is_quantized=True))
+    assert args.torch_compile is False
 
 
 def test_repeated_diffusion_steps_override_the_policy(recipe):

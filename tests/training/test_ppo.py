@@ -185,6 +185,9 @@ def test_a_bandit_is_learned(tmp_path, collect, advantage):
         "adv/max",
         "seconds/collection",
         "grad_norm",
+        "samples_per_second",
+        "time/backward",
+        "peak_memory_gib",
     ):
         assert len(logged(trainer, name)) == 8, name
 

@@ -177,6 +177,8 @@ def _facts(run: Run, folder: Path, settings: dict, rows: list[dict]) -> Iterator
         yield ["samples per second", f"{median(speeds):.3g} (median of {len(speeds)} logs)"]
     else:
         run.missing.append("samples per second: the log has none")
+    if utilisations := [row["mfu"] for row in rows if row.get("mfu")]:
+        yield ["MFU", f"{median(utilisations):.1%} (median of {len(utilisations)} logs)"]
     memory = [row["peak_memory_gib"] for row in rows if row.get("peak_memory_gib")]
     if memory:
         yield ["peak memory of the main process", f"{max(memory):.3g} GiB"]

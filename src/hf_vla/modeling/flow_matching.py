@@ -22,7 +22,10 @@ def sample_time(
     Returns:
         float32 tensor (num,).
     """
-    u = torch.distributions.Beta(alpha, beta).sample([num]).to(device)
+    u = torch.distributions.Beta(alpha, beta).sample([num])  # on the host, where a seed gives StarVLA's draw
+    if device is not None and torch.device(device).type == "cuda" and not torch.compiler.is_compiling():
+        u = u.pin_memory()  # from there it is copied without a wait
+    u = u.to(device, non_blocking=True)
     if clamp:
         u = u.clamp(max=scale)
     return (scale - u) / scale

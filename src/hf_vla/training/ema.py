@@ -7,11 +7,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback
 
 from .engines import shards_weights
 
 EMA_FILE = "ema.safetensors"
+#: parameters that are averaged by one call; float32 copies of as many exist meanwhile if they have another dtype
+_AT_ONCE = 64
 
 
 class WeightAverage:
@@ -44,8 +47,10 @@ class WeightAverage:
             return
         n = step // self.update_every
         decay = min(self.decay, (1 + n) / (10 + n))
-        for name, parameter in _trainable(model).items():
-            self.average[name].lerp_(parameter.detach().float(), 1 - decay)
+        average_of, trained = get_ema_multi_avg_fn(decay), list(_trainable(model).items())
+        for start in range(0, len(trained), _AT_ONCE):
+            some = trained[start : start + _AT_ONCE]
+            average_of([self.average[name] for name, _ in some], [p.detach().float() for _, p in some], None)
 
     @contextlib.contextmanager
     def used_by(self, model: nn.Module) -> Iterator[None]:

@@ -1,14 +1,18 @@
 """What training a policy under DDP, FSDP2 or DeepSpeed needs beyond their own configurations (`launch_configs/`)."""
 
 import dataclasses
+import os
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
+from transformers.utils import logging
 
 from ..training_args.arguments import VLATrainingArguments
+
+logger = logging.get_logger(__name__)
 
 
 def prepare_arguments(args: VLATrainingArguments) -> None:
@@ -26,6 +30,33 @@ def prepare_arguments(args: VLATrainingArguments) -> None:
         # Some parameters of a policy take no part in its loss: unused output heads of its checkpoints, the backbone's last
         # layers. transformers would look for them only without activation checkpointing.
         args.ddp_find_unused_parameters = True
+
+
+def compile_by_default(args: VLATrainingArguments, model: nn.Module) -> None:
+    """Decide `torch_compile` if the user has not: on a GPU, with whole weights that are not quantised, if torch can compile there.
+
+    What can't be compiled later on, such as a block of a new kind, runs as it is.
+    """
+    if args.torch_compile is not None:
+        return
+    args.torch_compile = False
+    sharded = args.deepspeed or args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if args.device.type != "cuda" or sharded or getattr(model, "is_quantized", False):
+        return
+    if (reason := why_not_compiled(args.device)) is not None:
+        logger.warning(f"training without torch.compile, which does not work here: {reason}")
+        return
+    args.torch_compile, args.torch_compile_backend = True, "inductor"
+    torch._dynamo.config.suppress_errors = True
+
+
+def why_not_compiled(device: torch.device) -> str | None:
+    """Return the first line of the error of compiling a small function, None if there is none."""
+    try:
+        torch.compile(torch.square)(torch.ones(8, device=device))
+    except (ImportError, OSError, RuntimeError) as error:
+        return next(iter(str(error).splitlines()), type(error).__name__)
+    return None
 
 
 def prepare_accelerator(accelerator: Accelerator, model: nn.Module) -> None:
@@ -95,9 +126,11 @@ def float32_sums(policy):
 
 __all__ = [
     "PerProcessSeed",
+    "compile_by_default",
     "copy_full_weights",
     "float32_sums",
     "prepare_accelerator",
     "prepare_arguments",
     "shards_weights",
+    "why_not_compiled",
 ]

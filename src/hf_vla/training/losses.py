@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from ..utils.files import atomic_write
 
@@ -57,16 +57,26 @@ def _counts(model, batch: Mapping, device: torch.device) -> torch.Tensor:
 
 
 class FiniteLossGuard:
-    """Stops the run before the optimizer step if a loss or the gradient is NaN or infinite, and names the samples.
+    """Stops the run if a loss or the gradient is NaN or infinite, before the weights change, and names the samples.
 
-    The losses of a step are collected on the device, and checked once a step together with the gradient's norm. That check
-    waits for the backward pass to end, before the optimizer's kernels, which are few and large; the Trainer's own filter of
-    NaN (`logging_nan_inf_filter`), which waits in every forward pass, is off instead. Every process takes part, so that all
+    The losses of a step are collected on the device, and checked together with the gradient's norm. The Trainer's own filter
+    of NaN (`logging_nan_inf_filter`), which waits in every forward pass, is off instead. Every process takes part, so that all
     stop at the same step.
+
+    * On the CPU, and with optimizers that can't skip a step by themselves, the host reads the check before each optimizer step.
+    * On a GPU it does not wait for it: fused AdamW is told on the device to leave the weights as they are, in this step and all
+      later ones, and the host reads the checks when something is logged, evaluated or saved, and after `MAX_UNREAD` steps.
     """
 
+    #: steps after which the host looks at the latest
+    MAX_UNREAD = 50
+
     def __init__(self) -> None:
+        #: whether the host reads the checks later; decided at the first one
+        self.deferred: bool | None = None
         self._losses: list[torch.Tensor] = []
+        self._failed: torch.Tensor | None = None  # 1 if any step's check failed, else 0
+        self._unread: list[tuple[torch.Tensor, list[torch.Tensor], Any, int]] = []  # failed, losses, norm, step
 
     def observe(self, trainer: Trainer, loss: torch.Tensor) -> None:
         """Record the loss of a micro-batch."""
@@ -75,7 +85,7 @@ class FiniteLossGuard:
             # DeepSpeed steps within its backward pass.
             self._check(trainer, None)
             if trainer.accelerator.sync_gradients:
-                self._losses.clear()
+                self._losses = []
 
     def check(self, trainer: Trainer, grad_norm: torch.Tensor | float | None) -> None:
         """Check the recorded losses and the gradient's norm; call it before the optimizer step.
@@ -88,7 +98,21 @@ class FiniteLossGuard:
             return
         # With fp16, gradients overflow now and then, and the scaler skips these steps.
         self._check(trainer, grad_norm if trainer.accelerator.scaler is None else None)
-        self._losses.clear()
+        self._losses = []
+
+    def confirm(self, trainer: Trainer) -> None:
+        """Read the checks that have not been read yet; call it before anything of the run is written or reported.
+
+        Raises:
+            ValueError: as `check` does.
+        """
+        unread, self._unread = self._unread, []
+        if not unread:
+            return
+        failed = torch.stack([failed for failed, *_ in unread]).tolist()
+        for has_failed, (_, losses, grad_norm, step) in zip(failed, unread, strict=True):
+            if has_failed:
+                self._stop(trainer, losses, None if grad_norm is None else float(grad_norm), step)
 
     def _check(self, trainer: Trainer, grad_norm: torch.Tensor | float | None) -> None:
         finite = torch.isfinite(torch.stack(self._losses)).all()
@@ -96,12 +120,24 @@ class FiniteLossGuard:
             if isinstance(grad_norm, torch.Tensor):
                 grad_norm = getattr(grad_norm, "full_tensor", lambda: grad_norm)().to(finite.device)  # FSDP's DTensor
             finite = finite & torch.isfinite(torch.as_tensor(grad_norm, device=finite.device))
-        bad = trainer.accelerator.reduce((~finite).float(), "sum")
-        if bad.item():
-            self._stop(trainer, None if grad_norm is None else float(grad_norm))
+        failed = trainer.accelerator.reduce((~finite).float(), "sum")
+        step = trainer.state.global_step + 1
+        if self.deferred is None:
+            self.deferred = _skips_on_device(trainer)
+        if self.deferred:
+            failed = failed.clamp(max=1)
+            self._failed = failed if self._failed is None else torch.maximum(self._failed, failed)
+            # What a gradient scaler sets; the optimizer then changes neither weights nor its own state.
+            _inner_optimizer(trainer).found_inf = self._failed
+            self._unread.append((failed, self._losses, grad_norm, step))
+            if len(self._unread) >= self.MAX_UNREAD:
+                self.confirm(trainer)
+        elif failed.item():
+            self._stop(trainer, self._losses, None if grad_norm is None else float(grad_norm), step)
 
-    def _stop(self, trainer: Trainer, grad_norm: float | None) -> None:
-        losses = [loss.item() for loss in self._losses]
+    @staticmethod
+    def _stop(trainer: Trainer, losses: list[torch.Tensor], grad_norm: float | None, step: int) -> None:
+        losses = [loss.item() for loss in losses]
         not_finite = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
         # If all losses are finite and the gradient is not, any micro-batch may be the cause.
         of_loss = any(gather_object([len(not_finite)]))
@@ -110,12 +146,11 @@ class FiniteLossGuard:
                 "rank": trainer.args.process_index,
                 "micro_batch": i,
                 "loss": str(losses[i]),
-                "samples": _samples(trainer, i),
+                "samples": _samples(trainer, step, i),
             }
             for i in (not_finite if of_loss else range(len(losses)))
         ]
         batches = gather_object(batches)
-        step = trainer.state.global_step + 1
         file = os.path.join(trainer.args.output_dir, BATCH_FILE)
         if trainer.is_world_process_zero():
             content = {"step": step, "epoch": trainer.state.epoch, "grad_norm": str(grad_norm), "batches": batches}
@@ -135,17 +170,48 @@ class FiniteLossGuard:
         )
 
 
-def _samples(trainer: Trainer, micro_batch: int) -> list[dict[str, Any]]:
-    """Return where the samples of this process's micro-batch, counted from 0 in this step, come from."""
+class UnreadChecks(TrainerCallback):
+    """Has the guard's checks read before anything is logged, evaluated or saved, and while the loader still draws their epoch."""
+
+    def __init__(self, trainer: Trainer, guard: FiniteLossGuard) -> None:
+        self.trainer, self.guard = trainer, guard
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if control.should_log or control.should_evaluate or control.should_save or control.should_training_stop:
+            self.guard.confirm(self.trainer)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.guard.confirm(self.trainer)
+
+
+def _inner_optimizer(trainer: Trainer) -> torch.optim.Optimizer:
+    """Without accelerate's wrapper."""
+    return getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+
+
+def _skips_on_device(trainer: Trainer) -> bool:
+    """Whether the optimizer can leave a step out by a number on the device: torch's fused ones, of whole weights on a GPU."""
+    optimizer = _inner_optimizer(trainer)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return (
+        trainer.accelerator.scaler is None
+        and bool(optimizer.defaults.get("fused"))
+        and getattr(optimizer, "_step_supports_amp_scaling", False)
+        and all(parameter.device.type == "cuda" and not hasattr(parameter, "full_tensor") for parameter in parameters)
+    )
+
+
+def _samples(trainer: Trainer, step: int, micro_batch: int) -> list[dict[str, Any]]:
+    """Return where the samples of this process's micro-batch, counted from 0 in step 1, 2, …, of this epoch come from."""
     loader, dataset = trainer.callback_handler.train_dataloader, trainer.train_dataset
     if getattr(loader, "batch_sampler", None) is None:
         return []  # an iterable dataset has no indices
     accumulation = trainer.args.gradient_accumulation_steps
     steps_per_epoch = math.ceil(len(loader) / accumulation)
-    position = trainer.state.global_step % steps_per_epoch * accumulation + micro_batch
+    position = (step - 1) % steps_per_epoch * accumulation + micro_batch
     # The same draw of indices as the loader's, made again because the items don't carry them.
     indices = next(islice(iter(loader.batch_sampler), position, None))
     return [{"index": i, **(dataset.sample_id(i) if hasattr(dataset, "sample_id") else {})} for i in indices]
 
 
-__all__ = ["BATCH_FILE", "LOSSES", "FiniteLossGuard", "loss_weights", "mean_counts"]
+__all__ = ["BATCH_FILE", "LOSSES", "FiniteLossGuard", "UnreadChecks", "loss_weights", "mean_counts"]

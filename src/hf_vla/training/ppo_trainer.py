@@ -69,8 +69,6 @@ class VLAPPOTrainer(VLATrainer):
         ValueError: settings that contradict each other or the policy; all are checked before the first episode.
     """
 
-    fixed_batch_size = False
-
     def __init__(
         self,
         model=None,
@@ -352,6 +350,7 @@ class VLAPPOTrainer(VLATrainer):
         kl = figures["approx_kl"]
         self._step_kl = self._step_kl.to(kl.device) + torch.stack([kl.sum(), kl.new_tensor(float(number))])
         self._guard.observe(self, loss)
+        self._throughput.clock.start("backward")
         return (loss, {}) if return_outputs else loss
 
     def _check_first_ratio(self, log_ratio: torch.Tensor) -> None:

@@ -3,14 +3,11 @@
 import dataclasses
 import json
 import os
-import sys
-import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from transformers import TrainerCallback
 from transformers.utils import logging
@@ -54,20 +51,11 @@ class LossPlotCallback(TrainerCallback):
 class SummaryCallback(TrainerCallback):
     """Appends one JSON line per log and evaluation to `summary.jsonl` beside the checkpoints.
 
-    A line holds `step`, `epoch`, `time` (UTC), all numbers that were logged, and for training logs `samples_per_second`
-    since the last line, without evaluations and saving, and `peak_memory_gib`, the most so far. A new run starts a new file.
-    A resumed one keeps the lines up to its checkpoint, because the later steps come again.
-
-    Args:
-        fixed_batch_size: whether each step has as many samples as the training arguments say; else `samples_per_second` is left out.
+    A line holds `step`, `epoch`, `time` (UTC) and all numbers that were logged. A new run starts a new file. A resumed one keeps
+    the lines up to its checkpoint, because the later steps come again.
     """
 
-    def __init__(self, fixed_batch_size: bool = True) -> None:
-        self._fixed_batch_size = fixed_batch_size
-        self._since = (0, time.perf_counter())  # step and time from which samples per second are counted
-
     def on_train_begin(self, args, state, control, **kwargs):
-        self._restart(state)
         file = self._file(args)
         if not state.is_world_process_zero or not file.exists():
             return
@@ -84,43 +72,14 @@ class SummaryCallback(TrainerCallback):
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         row |= {name: value for name, value in logs.items() if isinstance(value, (int, float, str))}
-        step, moment = self._since
-        if "loss" in logs and state.global_step > step:
-            if self._fixed_batch_size:
-                batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-                row["samples_per_second"] = (state.global_step - step) * batch / (time.perf_counter() - moment)
-            if (memory := peak_memory_gib()) is not None:
-                row["peak_memory_gib"] = memory
         file = self._file(args)
         file.parent.mkdir(parents=True, exist_ok=True)
         with full_disk_named(file), open(file, "a", encoding="utf-8") as lines:
             lines.write(json.dumps(row) + "\n")
-        self._restart(state)
-
-    def on_save(self, args, state, control, **kwargs):
-        self._restart(state)
-
-    def on_evaluate(self, args, state, control, **kwargs):
-        self._restart(state)
-
-    def _restart(self, state) -> None:
-        self._since = (state.global_step, time.perf_counter())
 
     @staticmethod
     def _file(args) -> Path:
         return Path(args.output_dir) / "summary.jsonl"
-
-
-def peak_memory_gib() -> float | None:
-    """Return the most memory that this process has had so far, on its accelerator if there is one; None if it is not known."""
-    if torch.accelerator.is_available():
-        return torch.accelerator.max_memory_allocated() / 2**30
-    try:
-        import resource  # not on Windows
-    except ImportError:
-        return None
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / 2 ** (30 if sys.platform == "darwin" else 20)  # bytes there, KiB elsewhere
 
 
 def read_summary(file: str | os.PathLike) -> list[dict[str, Any]]:

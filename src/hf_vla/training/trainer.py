@@ -14,15 +14,16 @@ from ..transformers_internals import partial_optimizer_states
 from .card import write_training_card
 from .co_training_setup import refuse_plain_text, refuse_vlm_settings, set_up_co_training
 from .ema import EMA_FILE, EMACallback, WeightAverage, check_engine
-from .engines import PerProcessSeed, prepare_accelerator, prepare_arguments
+from .engines import PerProcessSeed, compile_by_default, prepare_accelerator, prepare_arguments
 from .evaluation import EvaluatingTrainer
 from .group_report import GroupRecorder
-from .losses import FiniteLossGuard, loss_weights, mean_counts
+from .losses import FiniteLossGuard, UnreadChecks, loss_weights, mean_counts
 from .model_setup import apply_liger_to_backbone, load_pretrained, set_repeated_diffusion_steps
 from .parameter_groups import DEFAULT_GROUP, FrozenInEval, decayed_parameters, freeze, rate_groups, split_by_rate
 from .resuming import ResumableTrainer
 from .run_log import LossPlotCallback, ShortRunCallback, SummaryCallback
 from .schedules import check_schedule, final_rate, schedule_per_group
+from .throughput import ThroughputRecorder
 
 
 class VLATrainer(EvaluatingTrainer, ResumableTrainer):
@@ -42,9 +43,6 @@ class VLATrainer(EvaluatingTrainer, ResumableTrainer):
     Raises:
         ValueError: settings that contradict each other, the model or the data; all are checked before training begins.
     """
-
-    #: Whether each step has as many samples as the training arguments say.
-    fixed_batch_size = True
 
     def __init__(
         self,
@@ -91,6 +89,7 @@ class VLATrainer(EvaluatingTrainer, ResumableTrainer):
         self._guard = FiniteLossGuard()
         self._mean_counts: torch.Tensor | None = None
         prepare_arguments(args)
+        compile_by_default(args, model)
         super().__init__(model, args, processing_class=processing_class, **kwargs)
         prepare_accelerator(self.accelerator, self.model)
         refuse_plain_text(self.train_dataset, self.accelerator)
@@ -100,8 +99,10 @@ class VLATrainer(EvaluatingTrainer, ResumableTrainer):
             check_engine(self)
             self.ema = WeightAverage(args.ema_decay, args.ema_update_every)
             self.add_callback(EMACallback(self.ema))
-        summary = SummaryCallback(self.fixed_batch_size)
-        for callback in (self._recorder, ShortRunCallback, LossPlotCallback, summary, PerProcessSeed):
+        self._throughput = ThroughputRecorder(self)
+        checks = UnreadChecks(self, self._guard)
+        callbacks = (self._recorder, ShortRunCallback, LossPlotCallback, SummaryCallback, PerProcessSeed, checks)
+        for callback in (*callbacks, self._throughput):
             self.add_callback(callback)
 
     @staticmethod
@@ -157,9 +158,20 @@ class VLATrainer(EvaluatingTrainer, ResumableTrainer):
         return options
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
+        self._throughput.clock.start("data")
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._mean_counts = mean_counts(self.model, batches, self.accelerator)
         return batches, num_items
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        self._throughput.clock.start("forward")
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._throughput.clock.start("optimizer")
+        return loss
+
+    def floating_point_ops(self, inputs) -> float:
+        """Count a micro-batch that was trained on, and return its floating-point operations; 0 if they are not known."""
+        return self._throughput.count(inputs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if model.training:
@@ -174,6 +186,7 @@ class VLATrainer(EvaluatingTrainer, ResumableTrainer):
                     self._sums[name] = self._sums[name].to(value.device) + value.detach() * weights[name]
             self._count += 1
             self._guard.observe(self, loss)
+            self._throughput.clock.start("backward")
         return (loss, outputs) if return_outputs else loss
 
     def ema_weights(self) -> contextlib.AbstractContextManager:
@@ -243,13 +256,14 @@ class VLATrainer(EvaluatingTrainer, ResumableTrainer):
         self._sums.update({name: torch.tensor(total) for name, total in state["sums"].items()})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, adding each loss's mean since the last log over all processes, and each group's rate and gradient norm."""
+        """Log, adding each loss's mean since the last log over all processes, each group's rate and gradient norm, and the speed."""
         if "loss" in logs:
             for name, total in self._sums.items():
                 logs[name] = (self.accelerator.reduce(total.float(), reduction="mean") / self._count).item()
             self._sums.clear()
             self._count = 0
             logs |= self._recorder.logs(logs.get("grad_norm"), self.args.max_grad_norm)
+            logs |= self._throughput.logs()
         super().log(logs, start_time)
 
 

@@ -52,6 +52,11 @@ class VLATrainingArguments(TrainingArguments):
         ema_update_every (`int`, *optional*, defaults to 1):
             Optimizer steps between updates of the average.
 
+    Parameters that control speed:
+        torch_compile (`bool`, *optional*):
+            Compile the transformer blocks of backbone and head one by one. By default on a GPU on which torch can compile, unless
+            weights are sharded (FSDP, DeepSpeed) or quantised.
+
     Parameters that control co-training, for `VLATrainer(vlm_dataset=…)`:
         vlm_per_device_train_batch_size (`int`, *optional*):
             Conversations per batch, beside `per_device_train_batch_size` robot samples. By default the same number.
@@ -92,6 +97,10 @@ class VLATrainingArguments(TrainingArguments):
     # Redefined because transformers' own can't be given as a flag.
     liger_kernel_config: dict | str | None = field(
         default=None, metadata={"help": "JSON: which of Liger's kernels the backbone gets, with use_liger_kernel"}
+    )
+    # Redefined because None, the default, lets the device decide.
+    torch_compile: bool | None = field(
+        default=None, metadata={"help": "compile the transformer blocks; default: on GPUs where torch can"}
     )
     vlm_per_device_train_batch_size: int | None = field(
         default=None, metadata={"help": "conversations per batch in co-training; default: as many as robot samples"}
