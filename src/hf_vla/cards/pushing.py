@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import yaml
+
 from . import sections as card_sections
 from .model_card import FILE, compose, renew_training
 
@@ -26,6 +28,7 @@ def push_policy(
     *,
     evaluations: Sequence[str | os.PathLike] = (),
     report: str | os.PathLike | None = None,
+    benchmark: str | None = None,
     private: bool | None = None,
     token: str | None = None,
 ) -> str:
@@ -38,6 +41,9 @@ def push_policy(
             already, and rates into the card. Of one that is called evaluation_before the rates don't: it is of the policy that
             `hf-vla rl` started from.
         report: a page of `hf-vla report`, uploaded as `report.html`.
+        benchmark: "USER/DATASET:TASK", a benchmark of the Hub and a task in its eval.yaml, whose leaderboard is to show the
+            success rate: the mean over the tasks, in percent. It goes into `.eval_results/`, as
+            https://huggingface.co/docs/hub/eval-results describes.
         private: whether a repository that is made here is private.
         token: of the Hub; by default the one that is logged in.
 
@@ -45,7 +51,8 @@ def push_policy(
         the repository's address.
 
     Raises:
-        ValueError: the folder holds no policy, or an evaluation no results, or two evaluations have the same name.
+        ValueError: the folder holds no policy, or an evaluation no results, two evaluations have the same name, or the rates
+            can't be one result of a benchmark.
         OSError: the Hub refuses, or cannot be reached.
     """
     folder = Path(folder)
@@ -72,6 +79,8 @@ def push_policy(
             _link(source, staged / name)
         if tables:
             _merge_tables(tables, staged / card_sections.SUMMARY)
+        if benchmark is not None:
+            _write_benchmark_result(staged, benchmark, repo_id)
         if report is not None:
             (staged / "report.html").unlink(missing_ok=True)
             (staged / "report.html").symlink_to(Path(report).resolve())
@@ -134,6 +143,35 @@ def _link(source: Path, target: Path) -> None:
 def _is_staged(source: Path, folder: Path, staged: Path) -> bool:
     """Whether an evaluation lies in the pushed folder, and goes along with it."""
     return source.is_relative_to(folder) and (staged / source.relative_to(folder) / card_sections.SUMMARY).exists()
+
+
+def _write_benchmark_result(staged: Path, benchmark: str, repo_id: str) -> None:
+    """Write the success rate as the Hub's leaderboards read it: `.eval_results/DATASET-TASK.yaml`."""
+    from huggingface_hub.constants import ENDPOINT
+
+    found = re.fullmatch(r"([\w.-]+/([\w.-]+)):([\w.-]+)", benchmark)
+    if not found:
+        raise ValueError(
+            f"the benchmark is {benchmark!r}; give USER/DATASET:TASK, a dataset on the Hub and a task of its eval.yaml"
+        )
+    rows = [row for row in card_sections.summary_rows(staged) if row["control"] == "none"]
+    simulators = sorted({row["env"] for row in rows})
+    if len(simulators) != 1 or len({row["task"] for row in rows}) != len(rows):
+        raise ValueError(
+            f"{len(rows)} results in {', '.join(simulators) or 'no simulator'} can't be one result of {benchmark}: give "
+            "evaluations of one simulator, with each task once"
+        )
+    episodes = sum(int(row["episodes"]) for row in rows)
+    result = {
+        "dataset": {"id": found[1], "task_id": found[3]},
+        "value": round(100 * sum(float(row["success_rate"]) for row in rows) / len(rows), 2),
+        "source": {"url": f"{ENDPOINT}/{repo_id}", "name": "Model card"},
+        "notes": f"success rate in {simulators[0]} in percent, mean over tasks; tasks: {len(rows)}, episodes: {episodes}",
+    }
+    file = staged / ".eval_results" / f"{found[2]}-{found[3]}.yaml"
+    file.parent.mkdir(exist_ok=True)
+    file.unlink(missing_ok=True)
+    file.write_text(yaml.safe_dump([result], sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def _merge_tables(tables: Sequence[Path], target: Path) -> None:

@@ -6,7 +6,7 @@
 
 FOLDER is the output of hf-vla train, of hf-vla quickstart, or a LeRobot dataset. Of a run, the policy, its recipe, curves, evaluations
 with their videos, and a report go along; checkpoints and optimizer states do not. The card's rates are also the Hub's metadata
-(model-index). The demo is uploaded by hf-vla demo --push.
+(model-index); --benchmark also puts them on a leaderboard of the Hub. The demo is uploaded by hf-vla demo --push.
 """
 
 import tempfile
@@ -24,6 +24,11 @@ def make_parser() -> ArgumentParser:
         "--evaluation", nargs="+", default=[], metavar="DIR", help="more output folders of hf-vla eval"
     )
     parser.add_argument(
+        "--benchmark",
+        metavar="USER/DATASET:TASK",
+        help="benchmark of the Hub whose leaderboard is to show the success rate",
+    )
+    parser.add_argument(
         "--private", action="store_true", default=None, help="if the repository is made, make it private"
     )
     return parser
@@ -39,8 +44,8 @@ def main(argv: list[str] | None = None) -> None:
     if (folder / "meta" / "info.json").is_file():
         from ..data import LeRobotDataset
 
-        if arguments.evaluation:
-            raise ValueError(f"{folder} is a dataset; --evaluation is for policies")
+        if arguments.evaluation or arguments.benchmark:
+            raise ValueError(f"{folder} is a dataset; --evaluation and --benchmark are for policies")
         address = LeRobotDataset(folder, 1).push_to_hub(arguments.repository, private=arguments.private)
     else:
         address = _push_run(folder, arguments)
@@ -52,7 +57,7 @@ def _push_run(folder: Path, arguments) -> str:
     from ..cards.sections import SUMMARY
     from .run_report import find_run, write_report
 
-    options = {"private": arguments.private}
+    options = {"private": arguments.private, "benchmark": arguments.benchmark}
     try:
         run = find_run(folder, arguments.evaluation)
     except FileNotFoundError:
