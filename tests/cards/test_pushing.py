@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from hub_stand_in import hub_stand_in, unpack
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, parse_eval_result_entries
 from tiny_policies import build, observation
 from toy import SightedPolicy, ToyEnvironment
 
@@ -194,6 +194,7 @@ def uploaded(monkeypatch):
         found["files"] = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
         table = folder / "success_summary.csv"
         found["table"] = table.read_text() if table.is_file() else ""
+        found["leaderboard"] = {path.name: yaml.safe_load(path.read_text()) for path in folder.glob(".eval_results/*")}
         found["card"] = card
         return repo_id
 
@@ -282,6 +283,32 @@ def test_several_trainings_in_a_folder(trained, uploaded, capsys):
         push(trained.parent, "me/run")
     assert f"holds several trainings: {other}, {trained}; name the folder of one" in capsys.readouterr().err
     push(trained, "me/run")
+
+
+def test_a_leaderboard_of_the_hub(trained, uploaded, capsys):
+    """In the form that the Hub's own library reads."""
+    evaluated(trained / "evaluation", 1)
+    push(trained, "me/run", "--benchmark", "them/arms:easy")
+    (file,) = uploaded["leaderboard"]
+    (entry,) = parse_eval_result_entries(uploaded["leaderboard"][file])
+    assert file == "arms-easy.yaml" and (entry.dataset_id, entry.task_id, entry.value) == ("them/arms", "easy", 25.0)
+    assert entry.source_url.endswith("/me/run") and entry.notes.startswith("success rate in toy in percent")
+    evaluated(trained / "evaluation_again", 2)  # which of the two?
+    push(trained, "me/run")
+    assert not uploaded["leaderboard"]
+    for benchmark, message in (
+        ("them/arms:easy", "2 results in toy can't be one"),
+        ("arms", "give USER/DATASET:TASK"),
+    ):
+        with pytest.raises(SystemExit):
+            push(trained, "me/run", "--benchmark", benchmark)
+        assert message in capsys.readouterr().err
+
+
+def test_a_run_of_reinforcement_learning_shows_its_curves(trained, uploaded):
+    (trained / "learning.png").write_bytes(b"")
+    push(trained, "me/learned")
+    assert "(learning.png)" in uploaded["card"] and "learning.png" in uploaded["files"]
 
 
 class Installed:

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from tiny_policies import build
 
+from hf_vla.commands.report import main as report
 from hf_vla.commands.rl import main
 from hf_vla.data import LeRobotWriter
 from hf_vla.plugins import USER_CODE
@@ -66,6 +67,13 @@ def test_from_the_policy_to_the_table(arguments, tmp_path, capsys):
     assert re.search(
         r"^difference [+-]\d\.\d\d, 95 % interval [+-]\d\.\d\d to [+-]\d\.\d\d, p = ", told, re.MULTILINE
     ), told
+    pictures = [str(out / name) for name in ("learning.png", "evaluation_before/videos", "evaluation/videos")]
+    assert told.splitlines()[-1] == f"pictures: {', '.join(pictures)}; all on one page: hf-vla report {out}"
+    assert all(len(list((out / name / "videos").glob("*.mp4"))) == 2 for name in ("evaluation", "evaluation_before"))
+    report([str(out)])
+    page, said = (out / "report.html").read_text(), capsys.readouterr().out
+    assert "learned by acting" in page and "24 episodes, " in page and "(hf-vla rl " in page
+    assert page.count("data:video/mp4") == 4 and "missing: samples per second" not in said
     rows = [row for row in read_summary(out / "summary.jsonl") if "rollout/success_once" in row]
     assert [row["epoch"] for row in rows] == [1, 2]
     assert all(row["samples_per_second"] > 0 for row in rows)  # chunks, in the update alone

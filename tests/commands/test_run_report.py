@@ -108,6 +108,29 @@ def test_a_run_that_has_just_begun(tmp_path, capsys):
         assert f"missing: {missing}" in out
 
 
+TABLE = "env,task,control,successes,episodes,success_rate,wilson_low,wilson_high\ntoy,reach,none,1,2,0.5,low,high\n"
+
+
+def foreign(folder, name, content):
+    """A folder that looks like a run's, but for one file."""
+    for file in ("summary.jsonl", "evaluation.json"):
+        (folder / file).write_text("{}")
+    (folder / name).write_text(content)
+
+
+def test_a_log_of_another_program(tmp_path, capsys):
+    """Its numbers are text, or not numbers at all."""
+    rows = [
+        {"step": 1, "loss": "low", "samples_per_second": "many", "peak_memory_gib": None, "time": 3},
+        {"step": "1"},
+        7,
+    ]
+    (tmp_path / "summary.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "config.json").write_text('{"action_horizon": 8}')
+    report([str(tmp_path)])
+    assert "missing: curves: nothing was logged yet" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -115,6 +138,10 @@ def test_a_run_that_has_just_begun(tmp_path, capsys):
         (lambda folder: folder.rmdir(), "is not a folder; give the output folder of hf-vla train"),
         (lambda folder: (folder / "config.yaml").write_text("- a\n"), "holds no settings; is"),
         (lambda folder: (folder / "config.yaml").write_text("{"), "can't be read"),
+        (lambda folder: (folder / "summary.jsonl").write_bytes(b"\xff\xfe"), "summary.jsonl can't be read"),
+        (lambda folder: foreign(folder, "config.json", "{"), "config.json can't be read as JSON"),
+        (lambda folder: foreign(folder, "config.json", "[1]"), "config.json holds no JSON object"),
+        (lambda folder: foreign(folder, "success_summary.csv", TABLE), "is damaged: wilson_low is 'low' in the row"),
     ],
 )
 def test_foreign_folders(tmp_path, capsys, make, message):

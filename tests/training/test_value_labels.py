@@ -9,6 +9,7 @@ import pytest
 import tiny_policies
 import torch
 import yaml
+from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
 from hf_vla import Policy
@@ -110,6 +111,9 @@ def test_training_on_advantages_from_the_command_line(data, policy, tmp_path, ca
     label_command([*datasets, "--model", str(policy), "--tag", "first", *quick])
     said = capsys.readouterr().out
     assert "walk home: 9 episodes solved, 6 failed" in said and "100 % of demonstration, 40 % of policy" in said
+    pictures = [data / name / "meta" / "values_first.png" for name in ("demonstrations", "rollouts")]
+    assert said.splitlines()[-1] == f"pictures: {pictures[0]}, {pictures[1]}"
+    assert all(Image.open(picture).width > 500 for picture in pictures)
     common = [
         *("--max_steps", "2", "--learning_rate", "1e-3", "--per_device_train_batch_size", "8"),
         "--use_cpu",

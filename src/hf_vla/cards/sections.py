@@ -21,6 +21,7 @@ SUMMARY = "success_summary.csv"
 #: The folder of an evaluation of the policy that reinforcement learning started from, which is not the policy in the folder.
 BEFORE = "evaluation_before"
 _COLUMNS = {"env", "task", "control", "successes", "episodes", "success_rate", "wilson_low", "wilson_high"}
+_NUMBERS = {"successes": int, "episodes": int, "success_rate": float, "wilson_low": float, "wilson_high": float}
 _USAGE = """import hf_vla
 
 policy = hf_vla.Policy.from_pretrained({name}{key})
@@ -30,8 +31,20 @@ actions = policy.infer(observation)  # float32 array ({horizon}, {dim}), robot u
 
 
 def read_json(file: Path) -> dict:
-    """Return the JSON object in `file`; empty if there is no such file."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    """Return the JSON object in `file`; empty if there is no such file.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} can't be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds no JSON object")
+    return content
 
 
 def policy_config(folder: Path) -> dict:
@@ -160,10 +173,23 @@ def summary_rows(folder: Path) -> list[dict[str, str]]:
 
 
 def read_summary(file: Path) -> list[dict[str, str]]:
-    """Return the rows of a success_summary.csv; none if its columns are others."""
-    with file.open(newline="", encoding="utf-8") as opened:
-        rows = csv.DictReader(opened)
-        return list(rows) if _COLUMNS <= set(rows.fieldnames or ()) else []
+    """Return the rows of a success_summary.csv; none if its columns are others.
+
+    Raises:
+        ValueError: what should be a number is not.
+    """
+    with file.open(newline="", encoding="utf-8", errors="replace") as opened:
+        reader = csv.DictReader(opened)
+        rows = list(reader) if _COLUMNS <= set(reader.fieldnames or ()) else []
+    for row in rows:
+        for name, kind in _NUMBERS.items():
+            try:
+                kind(row[name])
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{file} is damaged: {name} is {row[name]!r} in the row of {row['task']!r}"
+                ) from error
+    return rows
 
 
 def use(folder: Path, name: str) -> str | None:
@@ -237,6 +263,8 @@ def run(folder: Path) -> str | None:
     parts = []
     if (folder / "loss.png").is_file():
         parts.append("![losses, learning rates and evaluations over the steps of the training](loss.png)")
+    if (folder / "learning.png").is_file():
+        parts.append("![success and PPO's numbers over the iterations of learning by acting](learning.png)")
     if (folder / "report.html").is_file():
         parts.append("[report.html](report.html) has all of it on one page: download it and open it.")
     films = {film for pattern in ("*/videos/*.mp4", "*/*/videos/*.mp4") for film in folder.glob(pattern)}

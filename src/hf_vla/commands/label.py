@@ -5,7 +5,8 @@
 Fits a value function on the frozen policy's states: how long until the task is solved, and whether it will be. By it, each frame is
 better or worse than expected: positive or negative. Demonstrations and a human's corrections are always positive, and of the
 policy's own frames (hf-vla eval --record) the best 40 % of each task. Writes meta/returns_TAG.parquet and meta/advantages_TAG.parquet
-beside each dataset, whose own files stay as they are; a recipe's key `advantage: TAG` trains on them, see
+beside each dataset, whose own files stay as they are, and meta/values_TAG.png, the values of some solved and failed
+episodes over their frames; a recipe's key `advantage: TAG` trains on them, see
 docs/recap.md.
 
 Prints for each task how the values of solved episodes go with the time to success (rank correlation, 1 is best), all by value functions
@@ -58,7 +59,10 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_with_many_datasets(make_parser(), argv)
     log_to_console()
     from ..data import LeRobotDataset
+    from ..data.advantage_labels import read_returns
+    from ..data.outcomes import read_outcomes
     from ..inference.policy import Policy
+    from ..training.value_curves import plot_values
     from ..training.value_labels import LabelSettings, label, report_lines
 
     given = {name: getattr(arguments, name) for name in _SETTINGS}
@@ -88,3 +92,9 @@ def main(argv: list[str] | None = None) -> None:
     for line in report_lines(reports):
         print(line)
     print(f"labels {arguments.tag!r} written beside {', '.join(arguments.dataset)}")
+    pictures = []
+    for dataset in datasets:
+        outcomes = read_outcomes(dataset, arguments.source, arguments.assume_success)
+        pictures.append(str(dataset.root / "meta" / f"values_{arguments.tag}.png"))
+        plot_values(read_returns(dataset.root, arguments.tag), outcomes, pictures[-1])
+    print(f"pictures: {', '.join(pictures)}")

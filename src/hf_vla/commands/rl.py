@@ -22,6 +22,9 @@ from .command import command
 from .launching import launch_command, split_launch_arguments, start
 from .parser import log_to_console
 
+#: Episodes per task to film of the policy before learning and after it.
+_VIDEOS = 2
+
 
 @command(extra="sim")
 def main(argv: list[str] | None = None) -> None:
@@ -63,6 +66,9 @@ def main(argv: list[str] | None = None) -> None:
         _test(str(output), after, collection, ppo, "after", blind=collection.controls)
         for line in _table(before, after):
             print(line)
+    places = [output / "learning.png", before / "videos", after / "videos"]
+    there = ", ".join(str(place) for place in places if place.exists())
+    print(f"pictures: {there}; all on one page: hf-vla report {output}")
 
 
 def _test(model: str, output: Path, collection, ppo, name: str, blind: bool = False, untrained: bool = False) -> None:
@@ -78,6 +84,7 @@ def _test(model: str, output: Path, collection, ppo, name: str, blind: bool = Fa
         execute_steps=ppo.execute_steps,
         blind=blind,
         untrained=untrained,
+        num_videos=_VIDEOS,
         environment=collection.env_config,
     )
     print(f"testing the policy {name} learning", flush=True)

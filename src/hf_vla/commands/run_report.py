@@ -140,14 +140,15 @@ def _training_parts(run: Run) -> Iterator[str]:
     rows = _read_log(run, folder / "summary.jsonl")
     yield "<h2>Training</h2>"
     yield _table([], _facts(run, folder, settings, rows))
-    curves = _curves(rows)
-    if curves is None:
-        run.missing.append("curves: nothing was logged yet")
+    if curves := _curves(rows):
+        yield "<h3>Curves</h3>"
+        yield from (_picture(picture, name) for name, picture in curves.items())
     else:
-        yield f"<h3>Curves</h3>{_picture(curves, 'training curves')}"
+        run.missing.append("curves: nothing was logged yet")
     if settings:
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-        yield f"<details><summary>All settings (hf-vla train {html.escape(str(folder / 'config.yaml'))})</summary>"
+        command = "rl" if "episodes_per_iteration" in settings else "train"
+        yield f"<details><summary>All settings (hf-vla {command} {html.escape(str(folder / 'config.yaml'))})</summary>"
         yield f"<pre>{html.escape(text)}</pre></details>"
 
 
@@ -157,7 +158,7 @@ def _facts(run: Run, folder: Path, settings: dict, rows: list[dict]) -> Iterator
             yield [name, str(settings[name])]
     config = read_json(folder / "config.json")
     if config.get("action_horizon"):
-        yield ["action chunk", f"{config['action_horizon']} steps of {config['action_dim']} numbers"]
+        yield ["action chunk", f"{config['action_horizon']} steps of {config.get('action_dim', '?')} numbers"]
     else:
         checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
         last = f"; the last checkpoint is {checkpoints[-1].name}" if checkpoints else ""
@@ -169,21 +170,27 @@ def _facts(run: Run, folder: Path, settings: dict, rows: list[dict]) -> Iterator
     of = f" of {wanted}" if isinstance(wanted, int) and wanted > 0 else ""
     yield ["steps", f"{last.get('step')}{of}, the last logged at {last.get('time', 'an unknown time')}"]
     for name, label, digits in (("loss", "last loss", 4), ("eval_success", "last success rate", 3)):
-        values = [row[name] for row in rows if isinstance(row.get(name), int | float)]
-        if values:
+        if values := _numbers(rows, name):
             yield [label, f"{values[-1]:.{digits}g}"]
-    speeds = [row["samples_per_second"] for row in rows if row.get("samples_per_second")]
-    if speeds:
+    if episodes := _numbers(rows, "rollout/episodes"):
+        seconds = sum(_numbers(rows, "seconds/collection") + _numbers(rows, "seconds/update"))
+        yield ["learned by acting", f"{episodes[-1]:,.0f} episodes, {seconds / 60:.1f} minutes"]
+    elif speeds := _numbers(rows, "samples_per_second"):
         yield ["samples per second", f"{median(speeds):.3g} (median of {len(speeds)} logs)"]
     else:
         run.missing.append("samples per second: the log has none")
-    if utilisations := [row["mfu"] for row in rows if row.get("mfu")]:
+    if utilisations := _numbers(rows, "mfu"):
         yield ["MFU", f"{median(utilisations):.1%} (median of {len(utilisations)} logs)"]
-    memory = [row["peak_memory_gib"] for row in rows if row.get("peak_memory_gib")]
+    memory = _numbers(rows, "peak_memory_gib")
     if memory:
         yield ["peak memory of the main process", f"{max(memory):.3g} GiB"]
     else:
         run.missing.append("memory: the log has none; runs of this version record it")
+
+
+def _numbers(rows: list[dict], name: str) -> list[float]:
+    """Return what was logged under a name."""
+    return [row[name] for row in rows if isinstance(row.get(name), int | float)]
 
 
 def _evaluation_parts(run: Run, megabytes: float) -> Iterator[str]:
@@ -254,18 +261,26 @@ def _read_log(run: Run, file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         run.missing.append(f"the log: {file.name} is not here")
         return []
-    rows = [row for row in read_log(file) if isinstance(row, dict) and isinstance(row.get("step"), int)]
+    try:
+        rows = [row for row in read_log(file) if isinstance(row, dict) and isinstance(row.get("step"), int)]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} can't be read: {error}; is {file.parent} the output of hf-vla train?") from error
     if not rows:
         run.missing.append(f"the log: {file.name} has no lines yet")
     return rows
 
 
-def _curves(rows: list[dict[str, Any]]) -> bytes | None:
+def _curves(rows: list[dict[str, Any]]) -> dict[str, bytes]:
+    """Return the pictures of a log by what they show; those without data are left out."""
+    from ..training.rl_curves import plot_learning
     from ..training.run_log import plot_curves
 
+    plots = {"training curves": plot_curves}
+    if _numbers(rows, "rollout/success_once"):
+        plots = {"learning by acting": plot_learning, **plots}
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder) / "curves.png"
-        return picture.read_bytes() if plot_curves(rows, picture) else None
+        return {name: picture.read_bytes() for name, plot in plots.items() if plot(rows, picture)}
 
 
 def _table(columns: Sequence[str], rows) -> str:
