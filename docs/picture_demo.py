@@ -100,8 +100,11 @@ def open_chromium():
 def predict(page) -> None:
     """Press "Predict" and wait for the chunk."""
     page.get_by_role("tab", name="Predict").click()
+    chunk = "document.querySelector('#predict-details a.download')?.href"
+    before = page.evaluate(chunk)
     page.click("#predict")
-    page.wait_for_selector("#predict-details a.download")
+    page.wait_for_function(f"before => {chunk} && {chunk} != before", arg=before)
+    page.wait_for_selector("#predict-plots img")
     page.wait_for_timeout(500)
 
 

@@ -38,9 +38,16 @@ def models(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def app(models) -> str:
+def endless_log(tmp_path_factory) -> Path:
+    """What the app's simulator "endless" writes when it is opened and closed."""
+    return tmp_path_factory.mktemp("endless") / "log.txt"
+
+
+@pytest.fixture(scope="session")
+def app(models, endless_log) -> str:
     """The running app's address."""
-    with running_app(str(models["two_robots"])) as address:
+    simulator = str(Path(__file__).with_name("endless_simulator.py"))
+    with running_app(str(models["two_robots"]), HF_VLA_IMPORT=simulator, ENDLESS_LOG=str(endless_log)) as address:
         yield address
 
 

@@ -3,7 +3,6 @@
 That no page logs an error or asks another host is checked by `open_page`, of every test.
 """
 
-import contextlib
 import json
 import re
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 from picture_demo import PHONE, choose, look_inside, predict, running_app, watch
 from PIL import Image
-from playwright.sync_api import TimeoutError
 from transformers import pipeline
 
 from hf_vla import Policy
@@ -41,32 +39,18 @@ def download(page) -> dict:
     return json.loads(started.value.path().read_text())
 
 
-def message(page) -> str:
-    """The message that appears, which is then closed."""
-    toast = page.locator(".toast-body")
-    toast.first.wait_for()
-    text = toast.first.inner_text()
-    page.locator(".toast-close").first.click()
-    toast.first.wait_for(state="hidden")
+def message(page, picture=lambda: None) -> str:
+    """The message that appears, which is then closed, if it has not gone by itself; `picture` takes one of it."""
+    text = page.locator(".toast-body").first.inner_text()
+    picture()
+    page.evaluate("document.querySelectorAll('.toast-close').forEach(button => button.click())")
+    page.wait_for_function("!document.querySelector('.toast-body')")
     return text
 
 
 def fits(page) -> bool:
     """Whether nothing sticks out of the page to the right."""
     return page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-
-
-def cancel(page, button: str, status: str) -> None:
-    """As a visitor whose page moves under the hand as frames come: click until it says so."""
-    for _ in range(10):
-        page.click(button)
-        with contextlib.suppress(TimeoutError):
-            return page.wait_for_selector(f"{status} :text('Cancelled')", timeout=10_000)
-    raise AssertionError("the page does not say that the work was cancelled")
-
-
-def step_shown(page) -> int:
-    return int(re.search(r"step (\d+)", page.inner_text("#screen .step")).group(1))
 
 
 def test_an_example_is_predicted_as_in_plain_python_and_by_the_pipeline(app, models, open_page, screenshot):
@@ -118,32 +102,28 @@ def test_several_images_are_uploaded_and_large_ones_scaled_down(app, open_page, 
     assert "Image 2 of 1000×500 pixels was scaled down to 448×224" in page.inner_text("#predict-details")
 
 
-def test_an_episode_is_watched_to_its_end_and_another_is_cancelled(app, open_page, screenshot):
+def test_an_episode_is_watched_to_its_end_and_another_is_cancelled(app, endless_log, open_page, screenshot):
     page = open_page(app)
     assert re.fullmatch(r"not solved in 12 steps|solved after \d+ steps", watch(page, limit=12))
     assert page.inner_text("#screen .instruction") == "“open the drawer”"
     assert page.locator("#screen .actions tr").count() == 4
-    fill(page, "limit", "500")
+    endless_log.write_text("")
+    # An episode that does not end by itself: if it ends, then because it was cancelled.
+    choose(page, "simulator", "endless")
+    page.wait_for_function("document.querySelector('#task input').value == 'on-and-on'")
     page.click("#watch")
-    page.wait_for_function("document.querySelector('#screen .step')?.innerText.includes('of 500')")
-    cancel(page, "#watch-cancel", "#watch-status")
-    before, stopped = -1, step_shown(page)
-    while stopped != before:  # what was under way may still come
-        page.wait_for_timeout(1500)
-        before, stopped = stopped, step_shown(page)
-    assert stopped < 500 and not page.locator("#screen .outcome").count()
-    assert page.locator("#strip .episode").count() == 1
-    # Simulator and policy are free again.
-    choose(page, "task", "window-open")
-    fill(page, "limit", "10")
-    # A click is ignored until the cancelled work is over, which takes its time on busy cores; one that is taken shows its step.
-    for _ in range(40):
-        page.click("#watch")
-        with contextlib.suppress(TimeoutError):
-            page.wait_for_function("document.querySelector('#screen .step').innerText.endsWith('of 10')", timeout=3000)
-            break
-    page.wait_for_function("document.querySelectorAll('#strip .episode').length == 2")
+    page.wait_for_selector("#screen .instruction:text('go on and on')")
+    assert endless_log.read_text() == "opened\n"
+    page.click("#watch-cancel")
+    page.wait_for_selector("#watch-status :text('Cancelled.')")
+    assert endless_log.read_text() == "opened\nclosed\n"
+    assert page.locator("#screen .outcome").count() == 0 and page.locator("#strip .episode").count() == 1
+    # Simulator and policy are free again, and one click starts the next episode.
+    choose(page, "simulator", "metaworld")
+    page.wait_for_function("document.querySelector('#task input').value == 'drawer-open'")
+    watch(page, limit=10, task="window-open")
     assert page.inner_text("#screen .step").endswith("of 10") and page.locator("#screen .outcome").count() == 1
+    assert page.locator("#strip .episode").count() == 2 and page.inner_text("#watch-status").strip() == ""
     screenshot(page, "watch-desktop")
 
 
@@ -152,7 +132,8 @@ def test_looking_inside(app, open_page, screenshot):
     look_inside(page)
     screenshot(page, "look-inside-desktop")
     assert page.locator("#maps img").count() == 3 * 4  # layers, denoising steps
-    assert "step 4 of 4" in page.inner_text("#formation") and "all layers" in page.inner_text("#attention")
+    page.wait_for_selector("#formation :text('step 4 of 4')")
+    page.wait_for_selector("#attention :text('all layers')")
     before = page.locator("#attention img").get_attribute("src")
     fill(page, "block", "2")
     page.wait_for_selector("#attention :text('layer 2 of 3')")
@@ -176,10 +157,13 @@ def test_phone(app, open_page, screenshot):
     page.get_by_role("tab", name="Predict").click()
     fill(page, "instruction", "")
     page.click("#predict")
-    page.locator(".toast-body").first.wait_for()
-    page.wait_for_timeout(800)  # it slides in
-    screenshot(page, "message-phone", full_page=False)
-    assert fits(page) and "There is no instruction" in message(page)
+
+    def picture():
+        page.wait_for_timeout(800)  # it slides in
+        screenshot(page, "message-phone", full_page=False)
+        assert fits(page)
+
+    assert "There is no instruction" in message(page, picture)
 
 
 def test_bad_observations_get_a_message_and_the_app_goes_on(app, open_page, screenshot, tmp_path):
@@ -204,9 +188,8 @@ def test_bad_observations_get_a_message_and_the_app_goes_on(app, open_page, scre
 
     page.locator("#images button[aria-label=Clear]").click()
     page.click("#predict")
-    page.locator(".toast-body").first.wait_for()
-    screenshot(page, "message-desktop", full_page=False)
-    assert "There is no image. Add one by upload or webcam" in message(page)
+    shown = message(page, lambda: screenshot(page, "message-desktop", full_page=False))
+    assert "There is no image. Add one by upload or webcam" in shown
     page.locator("#images input[type=file]").first.set_input_files(str(tmp_path / "notes.txt"))
     assert "Invalid file type: notes.txt" in message(page)
     for name, expected in {
@@ -218,7 +201,7 @@ def test_bad_observations_get_a_message_and_the_app_goes_on(app, open_page, scre
         assert expected in message(page)
 
     page.locator("#examples button, #examples .gallery-item").first.click()
-    page.wait_for_timeout(500)
+    page.wait_for_selector("#images img[src*=drawer-open]")
     predict(page)
     assert len(download(page)["actions"]) == 8
 

@@ -39,11 +39,13 @@ def test_a_cancelled_prediction_ends_between_two_layers():
     assert worker.run("visitor", torch.nn.Identity(), "goes on") == "goes on"
 
 
-@pytest.mark.parametrize("how", ["cancelled", "left", "finished"])
+@pytest.mark.parametrize("how", ["cancelled", "abandoned", "left", "finished"])
 def test_the_simulator_is_closed_where_it_was_opened(monkeypatch, how):
     threads = []
 
     class Simulator(ToyEnvironment):
+        fps = 80  # of which every second one is shown
+
         def reset(self, seed):
             threads.append(threading.get_ident())
             return super().reset(seed)
@@ -60,11 +62,14 @@ def test_the_simulator_is_closed_where_it_was_opened(monkeypatch, how):
         assert [frame.step for frame in shown] == [2, 4, 6, 7] and shown[-1].done and not shown[-1].success
     elif how == "left":
         frames.close()
+    elif how == "abandoned":  # nobody asks for a frame any more
+        worker.cancel("visitor").result(10)
     else:
         worker.cancel("visitor")
         with pytest.raises(Cancelled):
             next(frames)
     assert len(threads) == 2 and threads[0] == threads[1] != threading.get_ident()
+    assert worker.cancel("visitor") is None  # there is nothing under way
 
 
 def test_only_errors_that_a_visitor_can_mend_are_shown(caplog):

@@ -39,7 +39,7 @@ def build(wanted: str | None = None, folders: bool = True, lend_token: bool = Fa
         with gr.Tab("Predict", elem_id="tab-predict"):
             inputs = predict_tab.build(policies, worker, model, first)
         with gr.Tab("Watch", elem_id="tab-watch"):
-            watch_tab.build(policies, worker, model, inputs.key, watch_tab.watchable_tasks())
+            watch_tab.build(policies, worker, model, inputs.key)
         with gr.Tab("Look inside", elem_id="tab-look"):
             inside_tab.build(policies, worker, model, inputs)
 

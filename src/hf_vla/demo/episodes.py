@@ -6,13 +6,23 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from ..evaluation.environments import make_environment
+from ..evaluation.environments import environment_class, make_environment, registered_environments
 from ..evaluation.rollout import RolloutPolicy, stream_episode
 
 SIMULATOR = "metaworld"
 _FRAME_SIZE = 320
-#: Show every second step; MetaWorld makes 80 per second.
-_STRIDE = 2
+#: Show every second step of MetaWorld, which makes 80 per second, and every step of slower ones.
+_STRIDE, _FAST = 2, 40
+
+
+def simulators() -> list[str]:
+    """Return the simulators that can be watched here: MetaWorld, and those that users registered."""
+    return [SIMULATOR, *registered_environments()]
+
+
+def first_seed(simulator: str) -> int:
+    """Return the seed of the simulator's first evaluation episode."""
+    return environment_class(simulator).first_evaluation_seed
 
 
 @dataclass(frozen=True)
@@ -50,9 +60,10 @@ def drive(policy: RolloutPolicy, task: str, seed: int, max_steps: int, simulator
         OSError: the simulator can't render here.
     """
     environment = make_environment(simulator, task, max_steps=max_steps)
+    stride = _STRIDE if environment.fps > _FAST else 1
     try:
         for step in stream_episode(policy, environment, seed):
-            if step.number % _STRIDE == 0 or step.done:
+            if step.number % stride == 0 or step.done:
                 yield Frame(
                     image=environment.render(_FRAME_SIZE),
                     instruction=environment.instruction,

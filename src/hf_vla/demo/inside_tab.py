@@ -6,7 +6,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from .parts import connect_cancel, html_part
+from .parts import connect_work, html_part
 from .plots import formation_plots, heat_map
 from .policies import Policies
 from .predict_tab import Inputs, predict, read
@@ -126,14 +126,7 @@ def build(policies: Policies, worker: Worker, model: gr.State, inputs: Inputs) -
         return gr.skip() if trace is None else attention_table(trace, camera)
 
     outputs = [traced, block, step, camera, view, formation, table]
-    running = go.click(
-        on_look,
-        [model, *inputs.all],
-        outputs,
-        concurrency_id="policy",
-        concurrency_limit=1,
-        show_progress_on=view,
-    )
+    connect_work(go, stop, worker, status, on_look, [model, *inputs.all], outputs, show_progress_on=view)
     for slider in (block, step, camera):
         slider.input(
             on_choice,
@@ -143,4 +136,3 @@ def build(policies: Policies, worker: Worker, model: gr.State, inputs: Inputs) -
             trigger_mode="always_last",
         )
     camera.input(on_camera, [traced, camera], table, show_progress="hidden", trigger_mode="always_last")
-    connect_cancel(go, stop, worker, status, running)

@@ -1,5 +1,8 @@
 """Small pieces of the page that several tabs use."""
 
+from collections.abc import Callable
+from concurrent.futures import wait
+
 import gradio as gr
 
 from .worker import Worker
@@ -10,15 +13,29 @@ def html_part(name: str, value: str = "") -> gr.HTML:
     return gr.HTML(value, elem_id=name, elem_classes="part", apply_default_css=False, padding=False, js_on_load=None)
 
 
-def connect_cancel(go: gr.Button, stop: gr.Button, worker: Worker, status: gr.HTML, running) -> None:
-    """Let `stop` end the session's work that `go` started, or take its event `running` out of the queue, and say so."""
+def connect_work(
+    go: gr.Button,
+    stop: gr.Button,
+    worker: Worker,
+    status: gr.HTML,
+    handler: Callable,
+    inputs: list,
+    outputs,
+    **options,
+) -> None:
+    """Let `go` run the handler, one at a time of all that use the policy, and `stop` end it; `status` says that it was ended.
+
+    The page runs a click's events in the order in which they are added here, each after the one before has ended.
+    """
+    go.click(None, outputs=status, js="() => ''")
+    running = go.click(handler, inputs, outputs, concurrency_id="policy", concurrency_limit=1, **options)
 
     def on_stop(client: gr.Request) -> None:
-        worker.cancel(client.session_hash)
+        if over := worker.cancel(client.session_hash):
+            wait([over])
 
     # The page itself says so, at once, however busy the server is.
-    stop.click(None, outputs=status, js="""() => '<p class="note">Cancelled.</p>'""")
+    stop.click(None, outputs=status, js="""() => '<p class="note">Stopping …</p>'""")
+    stop.click(None, cancels=running)  # if it still waits for another visitor's
     stop.click(on_stop, queue=False, show_progress="hidden")
-    stop.click(None, cancels=running)
-    # Not by the work itself: what it still sends when it is stopped would wipe the word out.
-    go.click(None, outputs=status, js="() => ''")
+    stop.click(None, outputs=status, js="""() => '<p class="note">Cancelled.</p>'""")

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..inference.policy import Policy
 from .observation import MAX_SEED, make_observation, read_count
-from .parts import connect_cancel, html_part
+from .parts import connect_work, html_part
 from .plots import chunk_plots, path_plots, position_dimensions
 from .policies import EXAMPLES, HERE, Policies, denoising_steps, state_dim, statistics_keys
 from .worker import Worker, errors_as_messages
@@ -141,16 +141,8 @@ def build(policies: Policies, worker: Worker, model: gr.State, first: str) -> In
         return path_plots(*chunk, chosen == _DISPLACEMENTS) if chunk else gr.skip()
 
     outputs = [plots, meaning, path, details, drawn]
-    running = go.click(
-        on_predict,
-        [model, *inputs.all],
-        outputs,
-        concurrency_id="policy",
-        concurrency_limit=1,
-        show_progress_on=plots,
-    )
+    connect_work(go, stop, worker, status, on_predict, [model, *inputs.all], outputs, show_progress_on=plots)
     meaning.input(on_meaning, [drawn, meaning], path, show_progress="hidden")
-    connect_cancel(go, stop, worker, status, running)
     return inputs
 
 

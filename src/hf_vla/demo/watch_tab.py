@@ -9,9 +9,9 @@ from PIL import Image
 
 from ..evaluation.environments import FIRST_EVALUATION_SEED, task_names
 from ..inference.policy import Policy
-from .episodes import SIMULATOR, Frame, drive
+from .episodes import SIMULATOR, Frame, drive, first_seed, simulators
 from .observation import MAX_SEED, read_count
-from .parts import connect_cancel, html_part
+from .parts import connect_work, html_part
 from .plots import image_tag
 from .policies import EXAMPLES, Policies, title
 from .worker import Worker, errors_as_messages
@@ -83,11 +83,15 @@ def _stills(images: list[Image.Image]) -> list[Image.Image]:
     return [images[index].resize((_STILL_SIZE, _STILL_SIZE)) for index in chosen]
 
 
-def build(policies: Policies, worker: Worker, model: gr.State, key: gr.Dropdown, tasks: list[str]) -> None:
+def build(policies: Policies, worker: Worker, model: gr.State, key: gr.Dropdown) -> None:
     """Lay out the tab and connect it; `key` is the statistics key of the tab "Predict"."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
-            task = gr.Dropdown(tasks, value=EXAMPLES[0]["task"], label="Task (MetaWorld)", elem_id="task")
+            names = simulators()
+            simulator = gr.Dropdown(
+                names, value=SIMULATOR, label="Simulator", visible=len(names) > 1, elem_id="simulator"
+            )
+            task = gr.Dropdown(watchable_tasks(), value=EXAMPLES[0]["task"], label="Task", elem_id="task")
             with gr.Row():
                 seed = gr.Number(
                     FIRST_EVALUATION_SEED,
@@ -113,17 +117,24 @@ def build(policies: Policies, worker: Worker, model: gr.State, key: gr.Dropdown,
     past_strip = html_part("strip", strip([]))
     past = gr.State([])
 
-    def work(name, robot, task, seed, limit):
+    def work(name, robot, simulator, task, seed, limit):
         policy = policies.get(name)
         key = policy.processor.resolve_key(robot or None)
-        yield from drive(Policy(policy.model, policy.processor, key), task, seed, limit)
+        yield from drive(Policy(policy.model, policy.processor, key), task, seed, limit, simulator)
 
     @errors_as_messages
-    def on_watch(client: gr.Request, name, robot, task, seed, limit, before):
+    def on_simulator(chosen):
+        tasks = watchable_tasks(chosen)
+        return gr.update(choices=tasks, value=next(iter(tasks), None)), first_seed(chosen)
+
+    simulator.input(on_simulator, simulator, [task, seed], show_progress="hidden")
+
+    @errors_as_messages
+    def on_watch(client: gr.Request, name, robot, simulator, task, seed, limit, before):
         seed = read_count(seed, "The seed", 0, MAX_SEED)
         limit = read_count(limit, "The step limit", 10, _MAX_STEPS)
         images = []
-        for frame in worker.stream(client.session_hash, work, name, robot, task, seed, limit):
+        for frame in worker.stream(client.session_hash, work, name, robot, simulator, task, seed, limit):
             images.append(frame.image)
             if not frame.done:
                 yield {screen: panel(frame, task, seed)}
@@ -131,21 +142,22 @@ def build(policies: Policies, worker: Worker, model: gr.State, key: gr.Dropdown,
         after = [*before, episode][-_PAST:]
         yield {screen: panel(frame, task, seed, _outcome(frame)), past_strip: strip(after), past: after}
 
-    running = go.click(
+    connect_work(
+        go,
+        stop,
+        worker,
+        status,
         on_watch,
-        [model, key, task, seed, limit, past],
+        [model, key, simulator, task, seed, limit, past],
         [screen, past_strip, past],
-        concurrency_id="policy",
-        concurrency_limit=1,
         show_progress="hidden",
         scroll_to_output=True,
     )
-    connect_cancel(go, stop, worker, status, running)
 
 
 def watchable_tasks(simulator: str = SIMULATOR) -> list[str]:
-    """Return the simulator's tasks, the examples' first; only the examples' if it is not installed, which is told on use."""
-    first = [example["task"] for example in EXAMPLES]
+    """Return the simulator's tasks, the examples' first; only these if it is not installed, which is told on use."""
+    first = [example["task"] for example in EXAMPLES] if simulator == SIMULATOR else []
     try:
         names = task_names(simulator)
     except (ImportError, OSError):

@@ -9,8 +9,9 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -26,12 +27,20 @@ class Cancelled(Exception):
     """The user doesn't want the result any more."""
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What a session has under way: an event that stops it, and what then closes it in the worker's thread."""
+
+    stop: threading.Event
+    close: Callable[[], None]
+
+
 class Worker:
     """Runs one piece of work after the other. Each belongs to a session (one browser tab), and ends when the session is cancelled."""
 
     def __init__(self):
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="policy")
-        self._stops: dict[str, threading.Event] = {}
+        self._under_way: dict[str, _Work] = {}
 
     def run(self, session: str, work: Callable, *args) -> Any:
         """Run `work(*args)` in the worker's thread.
@@ -39,27 +48,45 @@ class Worker:
         Raises:
             Cancelled: by `cancel(session)`, as soon as a module of the model is entered.
         """
-        return self._pool.submit(_cancellable, self._new_stop(session), work, *args).result()
+        with self._begin(session) as stop:
+            return self._pool.submit(_cancellable, stop, work, *args).result()
 
     def stream(self, session: str, work: Callable[..., Iterator], *args) -> Iterator:
-        """Yield the items of the generator `work(*args)`, which runs in the worker's thread and is closed there, whatever happens."""
-        stop = self._new_stop(session)
+        """Yield the items of the generator `work(*args)`, which runs in the worker's thread and is closed there, whatever happens.
+
+        Raises:
+            Cancelled: by `cancel(session)`, which closes the generator even if nobody asks for its next item.
+        """
         items = work(*args)
         end = object()
-        try:
-            while (item := self._pool.submit(_cancellable, stop, next, items, end).result()) is not end:
-                yield item
-        finally:
-            self._pool.submit(items.close).result()
+        with self._begin(session, items.close) as stop:
+            try:
+                while (item := self._pool.submit(_cancellable, stop, next, items, end).result()) is not end:
+                    yield item
+            finally:
+                self._pool.submit(items.close).result()
 
-    def cancel(self, session: str) -> None:
-        """Stop what the session has under way, if anything."""
-        if stop := self._stops.pop(session, None):
-            stop.set()
+    def cancel(self, session: str) -> Future | None:
+        """Stop what the session has under way.
 
-    def _new_stop(self, session: str) -> threading.Event:
+        Returns:
+            A future that is done when the work is over, or None if there is nothing under way.
+        """
+        work = self._under_way.pop(session, None)
+        if work is None:
+            return None
+        work.stop.set()
+        return self._pool.submit(work.close)  # the one thread does so after what it is in the midst of
+
+    @contextmanager
+    def _begin(self, session: str, close: Callable[[], None] = lambda: None) -> Iterator[threading.Event]:
         self.cancel(session)  # nobody waits for a session's earlier work any more
-        return self._stops.setdefault(session, threading.Event())
+        work = self._under_way[session] = _Work(threading.Event(), close)
+        try:
+            yield work.stop
+        finally:
+            if self._under_way.get(session) is work:
+                del self._under_way[session]
 
 
 def _cancellable(stop: threading.Event, work: Callable, *args) -> Any:

@@ -32,6 +32,7 @@ __all__ = [
     "environment_names",
     "make_environment",
     "register_environment",
+    "registered_environments",
     "suite_tasks",
     "task_names",
 ]
@@ -255,6 +256,12 @@ def environment_names() -> list[str]:
     """Return the names that `make_environment` knows."""
     load_plugins()
     return sorted({*filter(_is_built_in, _BUILT_IN), *_REGISTERED})
+
+
+def registered_environments() -> list[str]:
+    """Return the names of the simulators that users and plugins registered."""
+    load_plugins()
+    return sorted(_REGISTERED)
 
 
 def _is_built_in(name: str) -> bool:
