@@ -18,6 +18,10 @@ _NO_BACKEND = (
     "MuJoCo cannot render on this machine: there is neither an EGL device nor the OSMesa library. "
     "Install the Debian package libosmesa6 (apt-get install libosmesa6), or set MUJOCO_GL to a backend that works."
 )
+_NEEDS_DISPLAY = (
+    "MuJoCo cannot render here: MUJOCO_GL is glfw, which needs a display; install the Debian package libosmesa6 and set "
+    "MUJOCO_GL=osmesa, or MUJOCO_GL=egl if there is a GPU, before mujoco is imported"
+)
 _IMPORTED_TOO_EARLY = (
     "mujoco was imported before MUJOCO_GL was set, and would render by GLFW, which needs a display; here it would end the "
     "process. Make the environment before anything imports mujoco, or set MUJOCO_GL=osmesa (or egl) before Python starts."
@@ -37,7 +41,7 @@ def select_mujoco_backend() -> str:
         OSError: no backend works, and the message names the package to install; or `mujoco` was imported without one.
     """
     if sys.platform == "linux" and _renders_by_glfw(sys.modules.get("mujoco")) and not _has_display():
-        raise OSError(_IMPORTED_TOO_EARLY)
+        raise OSError(_NEEDS_DISPLAY if os.environ.get("MUJOCO_GL") == "glfw" else _IMPORTED_TOO_EARLY)
     if os.environ.get("MUJOCO_GL") or sys.platform != "linux" or "mujoco" in sys.modules:
         return os.environ.get("MUJOCO_GL", "")
     egl = _usable_egl_devices()
