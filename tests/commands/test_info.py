@@ -15,6 +15,7 @@ from hf_vla import plugins
 from hf_vla.commands import info
 from hf_vla.commands.main import main
 from hf_vla.registry import frameworks
+from hf_vla.utils import extras as extras_module
 from hf_vla.utils.extras import extras
 
 
@@ -35,9 +36,9 @@ def test_versions_names_and_extras(capsys):
 
 
 def test_what_an_extra_lacks(capsys, monkeypatch):
-    monkeypatch.setattr(
-        info, "extras", lambda: {"sim": {"no-such-simulator": ">=1", "numpy": "<1"}, "train": {"numpy": ""}}
-    )
+    known = {"sim": {"no-such-simulator": ">=1", "numpy": "<1"}, "train": {"numpy": ""}}
+    for module in (info, extras_module):
+        monkeypatch.setattr(module, "extras", lambda: known)
     lines = told(capsys)
     lacks = f'lacks no-such-simulator, numpy <1 (there is {version("numpy")}): pip install "hf_vla[sim]"'
     assert lines["sim"].endswith(lacks) and lines["train"].split() == ["train", "installed"]

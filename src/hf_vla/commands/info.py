@@ -18,11 +18,10 @@ into bug reports.
 import os
 import platform
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 from .._version import __version__
 from ..plugins import import_user_code, installed_plugins, load_plugins
-from ..utils.extras import extras, pip_install
+from ..utils.extras import extras, installed_version, lacking, pip_install
 from .dataset_arguments import parse_with_positional
 from .packaged import LAUNCH_CONFIGS, RECIPES, names
 from .parser import ArgumentParser, one_line_errors
@@ -86,7 +85,7 @@ def _check(arguments) -> None:
 def describe(failed: Sequence[ImportError] = ()) -> Iterator[str]:
     """Yield the lines, given what `load_plugins` could not load."""
     yield f"hf_vla {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
-    yield ", ".join(f"{library} {_version(library) or 'missing'}" for library in _LIBRARIES)
+    yield ", ".join(f"{library} {installed_version(library) or 'missing'}" for library in _LIBRARIES)
     yield from _devices()
     yield ""
     yield from _extras()
@@ -144,29 +143,10 @@ def _extras() -> Iterator[str]:
         return
     yield "extras:"
     width = max(map(len, extras()))
-    for extra, requirements in extras().items():
-        lacking = list(filter(None, (_lack(name, wanted) for name, wanted in requirements.items())))
-        state = f"lacks {', '.join(lacking)}: {pip_install(extra)}" if lacking else "installed"
+    for extra in extras():
+        missing = lacking(extra)
+        state = f"lacks {', '.join(missing)}: {pip_install(extra)}" if missing else "installed"
         yield f"  {extra:{width}}  {state}"
-
-
-def _lack(distribution: str, wanted: str) -> str | None:
-    """Say what is wrong with a distribution that an extra asks for, or None."""
-    from packaging.specifiers import SpecifierSet
-
-    found = _version(distribution)
-    if found is None:
-        return distribution
-    if not SpecifierSet(wanted).contains(found, prereleases=True):
-        return f"{distribution} {wanted} (there is {found})"
-    return None
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
 
 
 def _listed(what: str, items: Sequence[str]) -> str:
