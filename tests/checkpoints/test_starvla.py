@@ -488,6 +488,12 @@ def test_own_format_loads_whole_or_not_at_all(pristine_run, base_vlm, tmp_path, 
         AutoModel.from_pretrained(tmp_path)
 
 
+def test_the_folder_of_a_training_that_has_not_finished(tmp_path):
+    (tmp_path / "config.yaml").write_text("framework: qwen_oft\n")
+    with pytest.raises(OSError, match="names no framework as StarVLA's .* the training in it has not finished"):
+        AutoConfig.from_pretrained(tmp_path)
+
+
 def test_concrete_classes_refuse_another_framework(pristine_run, base_vlm, tmp_path):
     AutoModel.from_pretrained(pristine_run, base_vlm=base_vlm).save_pretrained(tmp_path)
     AutoProcessor.from_pretrained(pristine_run, base_vlm=base_vlm).save_pretrained(tmp_path)

@@ -53,6 +53,17 @@ def test_an_unknown_command(arguments, message, capsys):
     assert error.startswith(message) and error.count("\n") == 1
 
 
+def test_figures_of_a_command_that_a_notebook_runs(monkeypatch):
+    """Jupyter hands its own backend of matplotlib down, which may not be installed where the command is."""
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    code = (
+        "from hf_vla.commands.main import main\ntry: main(['report', '--help'])\nexcept SystemExit: pass\n"
+        "import matplotlib; print(matplotlib.get_backend())"
+    )
+    done = python(code)
+    assert done.stdout.splitlines()[-1:] == ["agg"], done.stderr
+
+
 def test_without_a_command_the_help_is_shown(capsys):
     assert main([]) == 0
     assert capsys.readouterr().out.startswith("usage: hf-vla COMMAND")

@@ -48,7 +48,12 @@ _FINAL = re.compile(r"(?:^|/)final_model/(pytorch_model\.pt|model\.safetensors)$
 def check_tree(tree, file) -> None:
     """Raise a ValueError if the YAML names no framework that is known, or a leaf that is read is of another type."""
     known = starvla_frameworks()
-    if (name := lookup(tree, "framework.name")) not in list(known):
+    if (name := lookup(tree, "framework.name")) is None:
+        raise ValueError(
+            f"{file} names no framework as StarVLA's configurations do (framework.name), and there is no config.json beside it: "
+            "this is not a policy's folder, or the training in it has not finished"
+        )
+    if name not in list(known):
         raise ValueError(f"{file} names the framework {name!r}; known are {', '.join(known)}")
     for path, (kind, what) in (_LEAVES | starvla_mapping(known[name]).leaves).items():
         value = lookup(tree, path, {} if kind is dict else None)

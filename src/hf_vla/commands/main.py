@@ -1,6 +1,7 @@
 """`hf-vla COMMAND`: find the command, and run it. Nothing heavy is imported before the command is known."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -59,5 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = did_you_mean(name, COMMANDS, f"possible: {', '.join(COMMANDS)}")
         sys.stderr.write(f"error: unknown command {name!r}{hint} (see hf-vla --help)\n")
         return 2
+    if os.environ.get("MPLBACKEND", "").startswith("module://"):
+        # Of the notebook that runs the command, and perhaps not installed here. Commands draw into files only.
+        os.environ["MPLBACKEND"] = "agg"
     module = importlib.import_module(f"{__package__}.{name.replace('-', '_')}")
     return module.main(rest) or 0
