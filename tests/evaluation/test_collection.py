@@ -2,16 +2,18 @@
 
 import contextlib
 import functools
+import threading
 
 import numpy as np
 import pytest
 from toy import SightedPolicy, ToyBandit, ToyEnvironment
 
 from hf_vla.evaluation import StepResult
-from hf_vla.evaluation.collection import Collector, Context, draw_seed
+from hf_vla.evaluation.collection import Collector, Context
 from hf_vla.evaluation.remote_simulators import RemoteWorker, SimulatorServer, remote_workers
 from hf_vla.plugins import USER_CODE, import_user_code
 from hf_vla.serving.access import ApiKeys
+from hf_vla.utils.episode_seeds import draw_seed
 
 REACH = {"reach": ToyEnvironment}
 
@@ -87,6 +89,13 @@ class Dying(ToyEnvironment):
         return super().step(action)
 
 
+class DyingAtOnce(ToyEnvironment):
+    def step(self, action):
+        import os
+
+        os._exit(1)
+
+
 class WithoutSuccess(ToyEnvironment):
     def step(self, action):
         return StepResult(0.0, False, False, None, {})
@@ -101,6 +110,7 @@ class Failing(ToyEnvironment):
     "environment, error, message",
     [
         (Dying, ConnectionError, "ended 3 times without finishing an episode"),
+        (DyingAtOnce, ConnectionError, "ended 3 times without finishing an episode"),
         (WithoutSuccess, ValueError, "toy tells no success of a step: step.. returned success None"),
         (Failing, ValueError, "failed: RuntimeError: the cable is loose"),
         (functools.partial(ToyBandit, reward=float("nan")), ValueError, r"the reward of bandit is \[nan, nan, nan\]"),
@@ -116,6 +126,34 @@ def test_what_can_not_be_learned_from(environment, error, message):
     execute = 3 if task == "near" else 5
     with Collector({task: environment}, execute_steps=execute) as collect, pytest.raises(error, match=message):
         collect([Context(task, 0)], Constant())
+
+
+def test_a_process_that_dies_once_as_it_is_tried(tmp_path):
+    crash = tmp_path / "crash"
+    crash.touch()
+    with Collector({"near": functools.partial(ToyBandit, crash_file=str(crash))}) as collect:
+        assert collect.facts("near").name == "bandit" and collect.repeated == 0
+
+
+class FailingOnce(ToyEnvironment):
+    """Fails in its first episode, and not later."""
+
+    failed = False
+
+    def step(self, action):
+        if self.steps and not FailingOnce.failed:
+            FailingOnce.failed = True
+            raise RuntimeError("the cable is loose")
+        return super().step(action)
+
+
+def test_an_error_leaves_no_answers_for_the_next_call():
+    contexts = [Context("reach", seed) for seed in range(4)]
+    with Collector({"reach": FailingOnce}, environments_per_worker=3) as collect:
+        with pytest.raises(ValueError, match="the cable is loose"):
+            collect(contexts, Sampler())
+        episodes = collect(contexts, Sampler())
+    assert [e.length for e in episodes] == [3, 4, 5, 6]
 
 
 def test_wrong_arguments():
@@ -171,6 +209,51 @@ class TestOtherMachines:
             episodes = collect(contexts, policy)
             assert collect.repeated == 2
         assert all(e.success for e in episodes) and "stays away" in caplog.text
+
+    def test_all_machines_are_gone(self, plugin):
+        with SimulatorServer("toy", port=0) as server:
+            (worker,) = remote_workers(f"ws://127.0.0.1:{server.port}", "toy", {}, wait=0)
+        restart, waits = worker.restart, []
+        worker.restart = lambda patient=True: waits.append(patient) or restart(patient)
+        with Collector(REACH, num_workers=0, workers=[worker]) as collect:
+            for _ in range(2):
+                with pytest.raises(ConnectionError, match="no process with simulators is left"):
+                    collect([Context("reach", 0)], Sampler())
+        assert waits == [True, False], "what has stayed away is not waited for again"
+
+    def test_all_processes_of_a_server_or_none(self, served, monkeypatch):
+        address, closed = f"ws://127.0.0.1:{served.port}", []
+        with contextlib.closing(RemoteWorker(address, "toy", {})):
+            close = RemoteWorker.close
+            monkeypatch.setattr(RemoteWorker, "close", lambda worker: closed.append(worker) or close(worker))
+            with pytest.raises(ConnectionError, match="all 2 processes of .* are taken"):
+                remote_workers(address, "toy", {})
+            assert len(closed) == 1
+
+    def test_a_collector_that_was_closed_connects_again(self, served):
+        worker = RemoteWorker(f"ws://127.0.0.1:{served.port}", "toy", {})
+        with Collector(REACH, num_workers=0, workers=[worker]) as collect:
+            assert collect([Context("reach", 0)], Sampler())[0].success
+        with collect:
+            assert collect([Context("reach", 0)], Sampler())[0].success
+            assert collect.repeated == 0
+
+    def test_who_comes_while_all_processes_are_taken(self, plugin):
+        with SimulatorServer("toy", port=0) as server:
+            address = f"ws://127.0.0.1:{server.port}"
+            first = RemoteWorker(address, "toy", {})
+            with pytest.raises(ConnectionError, match="all 1 processes of .* are taken"):
+                RemoteWorker(address, "toy", {})
+            old, first._connection = first._connection, None
+            with pytest.raises(ConnectionError, match="are taken"):
+                first.restart(patient=False)  # as if the server had not noticed that the old connection is gone
+            closing = threading.Timer(0.5, old.close)
+            closing.start()
+            first.restart()  # waits
+            closing.join()
+            first.send(("facts", "reach", 0))
+            assert first.receive()[0] == "answer"
+            first.close()
 
     def test_who_is_refused(self, served):
         address = f"ws://127.0.0.1:{served.port}"

@@ -14,8 +14,6 @@ import functools
 import logging
 import math
 import multiprocessing
-import os
-import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +23,8 @@ import numpy as np
 
 from hf_vla.evaluation.environments import Environment
 from hf_vla.evaluation.policy_inputs import inputs_for
+from hf_vla.utils.episode_seeds import draw_seed
+from hf_vla.utils.processes import exit_with_parent, one_thread_per_process
 from hf_vla.utils.progress import progress_bar
 
 __all__ = [
@@ -206,7 +206,7 @@ def run_simulators(simulators: Simulators, receive: Callable[[], tuple], send: C
         while (request := receive()) is not None:
             try:
                 reply = ("answer", simulators.answer(request))
-            except Exception as error:  # of any simulator: it is the other side's to raise
+            except Exception as error:  # of any simulator: the caller raises it
                 reply = ("error", type(error).__name__, str(error))
             send(reply)
     except (EOFError, ConnectionError):
@@ -216,18 +216,12 @@ def run_simulators(simulators: Simulators, receive: Callable[[], tuple], send: C
 
 
 def _process(connection, environments: Mapping[str, Callable[[], Environment]]) -> None:
-    # If the main process is killed, its simulators end too.
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    exit_with_parent()
     run_simulators(Simulators(functools.partial(_call, environments)), connection.recv, connection.send)
 
 
 def _call(environments: Mapping[str, Callable[[], Environment]], task: str) -> Environment:
     return environments[task]()
-
-
-def _exit_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 # ---------------------------------------------------------------------------------------------------------- in this process
@@ -242,7 +236,8 @@ class Worker(Protocol):
 
     def receive(self) -> tuple: ...
 
-    def restart(self) -> None: ...
+    def restart(self, patient: bool = True) -> None:
+        """Start it again; `patient`: wait for it, if it is on a machine that is away."""
 
     def close(self) -> None: ...
 
@@ -260,14 +255,13 @@ class LocalWorker:
         self.process = None
         self.restart()
 
-    def restart(self) -> None:
+    def restart(self, patient: bool = True) -> None:
         self.close()
         # A forked process inherits OpenGL, CUDA and thread pools in an unusable state.
         spawn = multiprocessing.get_context("spawn")
         self._connection, theirs = spawn.Pipe()
         self.process = spawn.Process(target=_process, args=(theirs, self._environments), daemon=True)
-        for name, value in (("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "PASSIVE")):
-            os.environ.setdefault(name, value)
+        one_thread_per_process()
         self.process.start()
         theirs.close()
 
@@ -317,8 +311,8 @@ class Collector:
         environments: task → function without arguments that makes its environment; picklable, such as
             `functools.partial(make_environment, "metaworld", "drawer-open")`.
         num_workers: processes with simulators on this machine.
-        environments_per_worker: simulators in each process, one after the other; the more there are, the larger the policy's
-            batches.
+        environments_per_worker: environments under way in each process; each keeps one simulator per task that it has run. The
+            more there are, the larger the policy's batches.
         workers: further processes, such as `RemoteWorker`s; with these, `num_workers` may be 0.
         execute_steps: actions of a chunk that are executed before the policy is asked for the next one. They are clipped to
             the environment's limits.
@@ -355,7 +349,7 @@ class Collector:
         self._environments, self._timeout = dict(environments), timeout
         self._num_workers, self._per_worker = num_workers, environments_per_worker
         self._workers: list[Worker] | None = None
-        self._others = list(workers)
+        self._others, self._closed = list(workers), False
         self._gone: set[int] = set()  # those that could not be started again
         self._facts: dict[str, EnvironmentFacts] = {}
 
@@ -414,6 +408,7 @@ class Collector:
                         _Running(one.index, one.episode.context) for one in sorted(lost, key=lambda one: -one.index)
                     )
                     self._revive(number, reason, [one.episode.context for one in lost], deaths[number])
+                    self.repeated += len(lost)
                 for place, answer in answers.items():
                     if place not in running:
                         continue
@@ -438,21 +433,29 @@ class Collector:
 
         Raises:
             ValueError: it does not tell rewards or success, or can't be made.
+            ConnectionError: a process ends again and again.
         """
         if task not in self._facts:
-            there = set(range(len(self._started()))) - self._gone
-            asked = {(number, 0): ("facts", task, seed) for number in sorted(there)}
-            answers, dead = self._exchange(asked)  # each process says whether it can make it
-            for number, reason in dead.items():
-                self._revive(number, reason, [Context(task, seed)], _MOST_DEATHS)
+            workers = self._started()
+            self._call_back()
+            answers: dict[tuple[int, int], EnvironmentFacts] = {}
+            deaths = [0] * len(workers)
+            missing = set(range(len(workers))) - self._gone
+            while missing:  # each process says whether it can make it
+                answered, dead = self._exchange({(number, 0): ("facts", task, seed) for number in sorted(missing)})
+                answers |= answered
+                for number, reason in dead.items():
+                    deaths[number] += 1
+                    self._revive(number, reason, [Context(task, seed)], deaths[number])
+                missing = dead.keys() - self._gone
             self._facts[task] = next(iter(answers.values()))
         return self._facts[task]
 
     def close(self) -> None:
         """End the processes; `collect` starts them anew."""
-        for worker in [*(self._workers or ()), *self._others]:
+        for worker in self._others if self._workers is None else self._workers:
             worker.close()
-        self._workers, self._gone = None, set()
+        self._workers, self._gone, self._closed = None, set(), True
 
     def __enter__(self) -> Collector:
         return self
@@ -467,6 +470,9 @@ class Collector:
                 for number in range(self._num_workers)
             ]
             self._workers = [*local, *self._others]
+            if self._closed:  # and the others with it
+                self._gone = set(range(len(local), len(self._workers)))
+                self._call_back(patient=True)
         return self._workers
 
     def _exchange(
@@ -480,17 +486,21 @@ class Collector:
                     self._workers[number].send(request)
                 except OSError as error:
                     dead[number] = error
-        answers = {}
+        replies = {}
         for place in asked:
             number = place[0]
             if number not in dead:
                 try:
-                    reply = self._workers[number].receive()
+                    replies[place] = self._workers[number].receive()
                 except OSError as error:
                     dead[number] = error
-                    continue
-                answers[place] = _answer(reply, f"the simulator of {self._workers[number].name}")
-        return {place: answer for place, answer in answers.items() if place[0] not in dead}, dead
+        # Judged when all have been read: what is left in a pipe would be taken for the answer to the next request.
+        answers = {
+            place: _answer(reply, f"the simulator of {self._workers[place[0]].name}")
+            for place, reply in replies.items()
+            if place[0] not in dead
+        }
+        return answers, dead
 
     def _revive(self, number: int, reason: Exception, lost: Sequence[Context], deaths: int) -> None:
         worker = self._workers[number]
@@ -500,7 +510,6 @@ class Collector:
                 f"{worker.name} with simulators ended {deaths} times without finishing an episode ({reason}); it had begun "
                 f"{started}. Run one of them by hf-vla eval to see why"
             )
-        self.repeated += len(lost)
         logger.warning(
             "%s with simulators is gone (%s); it is started again, and so are its episodes: %s",
             worker.name,
@@ -515,14 +524,17 @@ class Collector:
                 raise ConnectionError(f"no process with simulators is left: {error}") from error
             logger.warning("%s stays away (%s); the others go on", worker.name, error)
 
-    def _call_back(self) -> None:
-        """Start again what had stayed away, if it is there now."""
+    def _call_back(self, patient: bool = False) -> None:
+        """Start again what had stayed away, if it is there now; `patient`: wait for it."""
+        reason = None
         for number in sorted(self._gone):
             try:
-                self._workers[number].restart()
+                self._workers[number].restart(patient)
                 self._gone.discard(number)
-            except OSError:
-                pass
+            except OSError as error:
+                reason = error
+        if len(self._gone) == len(self._workers):
+            raise ConnectionError(f"no process with simulators is left: {reason}") from reason
 
     def _sample(self, running: Mapping[tuple[int, int], _Running], policy: ChunkSampler, given: Mapping) -> None:
         """Ask the policy for a chunk for every episode that is under way."""
@@ -549,13 +561,8 @@ class Collector:
         if not all(map(math.isfinite, rewards)):
             raise ValueError(
                 f"the reward of {self._facts[context.task].name} is {[*rewards]} in an episode of {context.task}, seed "
-                f"{context.seed}; it must be a finite number. The simulator, or what computes its reward, is to be mended"
+                f"{context.seed}; it must be a finite number. Fix the simulator, or what computes its reward"
             )
-
-
-def draw_seed(policy_seed: int, chunk: int) -> int:
-    """Return the seed of an episode's draw number `chunk`."""
-    return int(np.random.SeedSequence([policy_seed, chunk]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _answer(reply: tuple, who: str) -> Any:

@@ -6,6 +6,7 @@ The server starts one process with simulators for each connection. Requests and 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -117,26 +118,30 @@ class SimulatorServer:
         try:
             hello = unpack(connection.recv())
             refusal = self._refusal(hello)
-            connection.send(pack({"refused": refusal, "processes": self.num_workers}))
-            if refusal or not hello.get("begin"):
-                return
-            if not self._free.acquire(blocking=False):
-                connection.send(pack(["error", "ValueError", f"all {self.num_workers} processes are taken"]))
-                return
-            self._number += 1
-            worker = LocalWorker(f"process {self._number}", _Environments(self.env, hello["settings"]), self._timeout)
+            has_place = not refusal and self._free.acquire(blocking=False)
             try:
-                while True:
-                    request = unpack(connection.recv())
-                    worker.send(tuple(request))
-                    connection.send(pack(_sendable(worker.receive())))
+                taken = not refusal and not has_place
+                connection.send(pack({"refused": refusal, "taken": taken, "processes": self.num_workers}))
+                if has_place:
+                    self._simulate(connection, hello["settings"])
             finally:
-                worker.close()
-                self._free.release()
+                if has_place:
+                    self._free.release()
         except ConnectionClosed:
             pass
         except (ConnectionError, ValueError) as error:  # its process ended; the other side begins again
             logger.warning("a connection is closed: %s", error)
+
+    def _simulate(self, connection: ServerConnection, settings: Mapping[str, Any]) -> None:
+        self._number += 1
+        worker = LocalWorker(f"process {self._number}", _Environments(self.env, settings), self._timeout)
+        try:
+            while True:
+                request = unpack(connection.recv())
+                worker.send(tuple(request))
+                connection.send(pack(_sendable(worker.receive())))
+        finally:
+            worker.close()
 
     def _refusal(self, hello: Any) -> str:
         if not isinstance(hello, dict) or not isinstance(hello.get("settings"), dict):
@@ -152,13 +157,13 @@ class RemoteWorker:
     Args:
         address: "ws://host:port" of `hf-vla simulate`.
         env, settings: the simulator and its settings.
-        wait: seconds to wait for a server that went away.
+        wait: seconds that `restart` waits for a server that went away, or for a process that is taken.
         timeout: seconds to wait for an answer.
         api_key: the server's API key. Default: the environment variable HF_VLA_API_KEY, if it is set.
 
     Raises:
         ValueError: the address is not valid, or the server refuses.
-        ConnectionError: there is no server.
+        ConnectionError: there is no server, or all its processes are taken.
     """
 
     def __init__(
@@ -172,15 +177,15 @@ class RemoteWorker:
         api_key: str | None = None,
     ):
         self.name = address
-        self._hello = {"env": env, "settings": dict(settings), "begin": True}
+        self._hello = {"env": env, "settings": dict(settings)}
         self._wait, self._timeout = wait, timeout
         self._key = os.environ.get(API_KEY_VARIABLE) if api_key is None else api_key
         self._connection = None
         self._connect()
 
-    def restart(self) -> None:
+    def restart(self, patient: bool = True) -> None:
         self.close()
-        deadline = time.monotonic() + self._wait
+        deadline = time.monotonic() + (self._wait if patient else 0)
         while True:
             try:
                 return self._connect()
@@ -214,9 +219,14 @@ class RemoteWorker:
 
 
 def remote_workers(address: str, env: str, settings: Mapping[str, Any], **options: Any) -> list[RemoteWorker]:
-    """Connect to all processes of a server; `options` are for `RemoteWorker`."""
-    first = RemoteWorker(address, env, settings, **options)
-    return [first, *(RemoteWorker(address, env, settings, **options) for _ in range(first.processes - 1))]
+    """Connect to all processes of a server, or to none; `options` are for `RemoteWorker`."""
+    with contextlib.ExitStack() as on_failure:
+        workers = []
+        while not workers or len(workers) < workers[0].processes:
+            workers.append(RemoteWorker(address, env, settings, **options))
+            on_failure.callback(workers[-1].close)
+        on_failure.pop_all()
+    return workers
 
 
 def _open(address: str, hello: Mapping[str, Any], key: str | None, timeout: float):
@@ -231,14 +241,18 @@ def _open(address: str, hello: Mapping[str, Any], key: str | None, timeout: floa
         raise ValueError(f"{address} does not accept the connection: {error}; is {API_KEY_VARIABLE} set?") from error
     except (OSError, TimeoutError) as error:
         raise ConnectionError(f"there is no server of simulators at {address}: {error}") from error
-    try:
-        connection.send(pack(dict(hello)))
-        answer = unpack(connection.recv(timeout=timeout))
-    except (ConnectionClosed, TimeoutError) as error:
-        raise ConnectionError(f"{address} does not answer: {error}") from error
-    if answer["refused"]:
-        connection.close()
-        raise ValueError(f"{address}: {answer['refused']}")
+    with contextlib.ExitStack() as on_failure:
+        on_failure.callback(connection.close)
+        try:
+            connection.send(pack(dict(hello)))
+            answer = unpack(connection.recv(timeout=timeout))
+        except (ConnectionClosed, TimeoutError) as error:
+            raise ConnectionError(f"{address} does not answer: {error}") from error
+        if answer["refused"]:
+            raise ValueError(f"{address}: {answer['refused']}")
+        if answer["taken"]:
+            raise ConnectionError(f"all {answer['processes']} processes of {address} are taken")
+        on_failure.pop_all()
     return connection, answer["processes"]
 
 

@@ -18,7 +18,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging
 
 from ..data import VLADataCollator
-from ..evaluation.collection import CollectedEpisode, Context, draw_seed
+from ..evaluation.collection import CollectedEpisode, Context
 from ..inference.exploring import ExploringPolicy, SampledChunk
 from ..inference.fingerprint import fingerprint
 from ..inference.policy import Policy
@@ -26,6 +26,7 @@ from ..modeling.critic import Critic
 from ..modeling.exploration import Exploration
 from ..training_args.arguments import VLATrainingArguments
 from ..training_args.ppo_arguments import PPOArguments
+from ..utils.episode_seeds import draw_seed
 from .checkpointing import find_checkpoint
 from .critic_fitting import CriticFitting
 from .engines import copy_full_weights, shards_weights

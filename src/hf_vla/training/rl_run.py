@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from transformers import set_seed
@@ -192,11 +193,14 @@ def _remote(args: CollectionArguments, settings: Mapping[str, Any]) -> list:
         return []
     from ..evaluation.remote_simulators import remote_workers
 
-    return [
-        worker
-        for address in args.collectors
-        for worker in remote_workers(address, args.env, settings, timeout=args.worker_timeout)
-    ]
+    with ExitStack() as on_failure:
+        workers = []
+        for address in args.collectors:
+            for worker in remote_workers(address, args.env, settings, timeout=args.worker_timeout):
+                on_failure.callback(worker.close)
+                workers.append(worker)
+        on_failure.pop_all()
+    return workers
 
 
 __all__ = ["LearningStarts", "Validation", "train_by_acting"]

@@ -10,14 +10,14 @@ import numpy as np
 
 def episode_seeds(seed: int) -> Iterator[int]:
     """Return the seeds of an episode's calls, without end: the episode's own first, then others that follow from it."""
-    return map(lambda number: _seed_of_call(int(seed), number), count())
+    seed = int(seed)
+    return map(lambda number: draw_seed(seed, number) if number else seed, count())
 
 
-def _seed_of_call(seed: int, number: int) -> int:
-    if number == 0:
-        return seed
+def draw_seed(seed: int, number: int) -> int:
+    """Return the seed of draw `number`, from 0, of those that follow from a seed."""
     drawn = np.random.SeedSequence([seed % 2**64, number]).generate_state(1, np.uint64)
     return int(drawn[0] >> np.uint64(1))  # 63 bits, which any generator takes
 
 
-__all__ = ["episode_seeds"]
+__all__ = ["draw_seed", "episode_seeds"]
