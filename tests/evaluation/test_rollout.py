@@ -79,6 +79,22 @@ def test_wrong_instructions_are_those_of_the_scene_or_else_of_other_tasks():
     with pytest.raises(ValueError, match="there is no wrong instruction for scene: .* give several tasks"):
         told({"scene": Scene, "again": Scene})
 
+    class Asking(ToyEnvironment):
+        """Knows what it asks for when an episode is started."""
+
+        def __init__(self, task="reach", num_episodes=None):
+            super().__init__(task, max_steps=1)
+            self.instruction, self.num_episodes = "", num_episodes
+
+        def reset(self, seed):
+            assert self.num_episodes is None or seed < self.num_episodes
+            self.instruction = f"{self.task} {seed}"
+            return super().reset(seed)
+
+    touch = functools.partial(Asking, "touch", num_episodes=2)
+    for seeds in (range(3), [2, 0, 1]):
+        assert told({"scene": Asking, "touch": touch}, seeds) == [f"touch {seed % 2}" for seed in seeds]
+
 
 @pytest.mark.parametrize(
     ("chunk", "execute_steps", "message"),

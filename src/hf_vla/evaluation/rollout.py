@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
-import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -29,6 +27,7 @@ from hf_vla.evaluation.policy_inputs import inputs_for
 from hf_vla.evaluation.results import as_json, differences
 from hf_vla.inference.chunk_rules import ChunkRule
 from hf_vla.inference.policy_runner import PolicyRunner
+from hf_vla.utils.processes import exit_with_parent, one_thread_per_process
 from hf_vla.utils.progress import progress_bar
 
 __all__ = [
@@ -82,7 +81,7 @@ class Episode:
         blind: replace all images by a constant gray of the same size, as a control of how much is solved without seeing.
         wrong_instruction: give the policy the instruction of another task, as a control of how much is solved without
             the language: the environment's `other_instructions()` in turn by seed or, if it knows none, those of the
-            other environments. Success stays that of the environment's own task.
+            other environments in the episode of this seed. Success stays that of the environment's own task.
         video: path of the mp4 to write, or None.
         recording: path of the file to write what the policy saw and did to, see `hf_vla.evaluation.recording`, or None.
     """
@@ -408,6 +407,7 @@ class _Worker:
         self._chunk_rule, self._stop_on_success = chunk_rule, stop_on_success
         self._server_wait, self._identities = server_wait, identities
         self._made: dict[str, Environment] = {}
+        self._instructions: dict[tuple[str, int], str] = {}
         self._last_policy: tuple[str, RolloutPolicy] | None = None
 
     def run(self, episode: Episode) -> EpisodeResult:
@@ -492,16 +492,28 @@ class _Worker:
 
     def _wrong_instruction(self, episode: Episode) -> str:
         environment = self._environment(episode.environment)
+        environment.reset(episode.seed)  # which decides what is asked for, in some simulators
         others = environment.other_instructions()
         if not others:
-            tasks = dict.fromkeys(self._environment(key).instruction for key in self._environments)
-            others = [instruction for instruction in tasks if instruction != environment.instruction]
+            own = environment.instruction
+            tasks = dict.fromkeys(
+                self._instruction(key, episode.seed) for key in self._environments if key != episode.environment
+            )
+            others = [instruction for instruction in tasks if instruction != own]
         if not others:
             raise ValueError(
                 f"there is no wrong instruction for {episode.environment}: its scene has no other task that is known, and no other "
                 "environment is given; give several tasks"
             )
         return others[episode.seed % len(others)]
+
+    def _instruction(self, key: str, seed: int) -> str:
+        """Return what an environment asks for in the episode of a seed, or in the one that this counts up to."""
+        if (key, seed) not in self._instructions:
+            environment = self._environment(key)
+            environment.reset(seed if environment.num_episodes is None else seed % environment.num_episodes)
+            self._instructions[key, seed] = environment.instruction
+        return self._instructions[key, seed]
 
     def _environment(self, key: str) -> Environment:
         if key not in self._made:
@@ -525,12 +537,7 @@ def _start_process(worker: _Worker) -> None:
         torch.set_num_threads(1)
     _worker = worker
     # If the main process is killed, its workers would wait for episodes forever, each with a copy of the policy.
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    exit_with_parent()
 
 
 def _run_in_process(episode: Episode) -> EpisodeResult:
@@ -540,8 +547,7 @@ def _run_in_process(episode: Episode) -> EpisodeResult:
 def _in_processes(
     worker: _Worker, episodes: Sequence[Episode], num_workers: int
 ) -> Iterator[tuple[int, EpisodeResult]]:
-    for name, value in (("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "PASSIVE")):
-        os.environ.setdefault(name, value)
+    one_thread_per_process()
     # A forked process inherits OpenGL, CUDA and thread pools in an unusable state.
     pool = ProcessPoolExecutor(
         num_workers, multiprocessing.get_context("spawn"), initializer=_start_process, initargs=(worker,)
