@@ -183,8 +183,10 @@ def test_an_interrupted_recording_goes_on(tmp_path, monkeypatch):
         record("broken", noise=0.2)
     left = tmp_path / ".broken.0a0a0a0a.partial"  # of a process that was killed
     left.mkdir()
+    others = tmp_path / ".broken.v2.0a0a0a0a.partial"  # of the dataset broken.v2, which may be under way
+    others.mkdir()
     assert record("broken") == [("press", 2), ("press", 3)]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "whole"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [others.name, "broken", "whole"]
     files = [path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*") if path.is_file()]
     for file in files:
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "broken" / file).read_bytes(), file

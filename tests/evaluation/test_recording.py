@@ -18,6 +18,10 @@ class KnownPolicy(SightedPolicy):
     fingerprint, unnorm_key = "0123456789abcdef", None
 
 
+class OtherPolicy(KnownPolicy):
+    fingerprint = "fedcba9876543210"
+
+
 class InterruptedPolicy(KnownPolicy):
     """Fails at the third episode."""
 
@@ -94,6 +98,14 @@ def test_what_is_refused(tmp_path):
         FileExistsError, match="whole dataset of 4 episodes, without 1 of those asked for, such as seed 4"
     ):
         evaluation(tmp_path, episodes=5, record=tmp_path / "rollouts")
+    with pytest.raises(
+        FileExistsError, match="another evaluation: 4 episodes of this one are not finished, such as seed 0"
+    ):
+        evaluation(tmp_path / "new", record=tmp_path / "rollouts")
+    assert not (tmp_path / "new/evaluation").exists()
+    evaluation(tmp_path / "other policy", OtherPolicy)
+    with pytest.raises(FileExistsError, match="another policy: fingerprint was '0123456789abcdef' and is now 'fedcba"):
+        evaluation(tmp_path / "other policy", OtherPolicy, record=tmp_path / "rollouts")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="is not a recording of hf-vla eval --record"):

@@ -7,6 +7,7 @@ each episode lies (`episodes/*.parquet`).
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import uuid
@@ -34,12 +35,14 @@ from hf_vla.data.lerobot_statistics import EpisodeStatistics, ImageStatistics, v
 from hf_vla.data.video_writer import VideoWriter
 from hf_vla.utils.observations import check_instruction
 
-__all__ = ["LeRobotWriter"]
+__all__ = ["LeRobotWriter", "remove_leftovers"]
 
 _FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 _DATA_PATH = f"data/{_FILE}.parquet"
 _VIDEO_PATH = f"videos/{{video_key}}/{_FILE}.mp4"
 _EPISODES_PATH = f"meta/episodes/{_FILE}.parquet"
+# What a writer writes into, beside the dataset.
+_PARTIAL = ".{}.{}.partial"
 _DATA_FILES_SIZE_IN_MB, _VIDEO_FILES_SIZE_IN_MB = 100, 200
 
 
@@ -117,7 +120,7 @@ class LeRobotWriter:
         self._video_file = dict.fromkeys(self._video_keys, -1)
         self._video_writers: dict[str, VideoWriter] = {}
 
-        self._partial: Path | None = self.root.parent / f".{self.root.name}.{uuid.uuid4().hex[:8]}.partial"
+        self._partial: Path | None = self.root.parent / _PARTIAL.format(self.root.name, uuid.uuid4().hex[:8])
         self._partial.mkdir(parents=True)
 
     def __enter__(self) -> LeRobotWriter:
@@ -322,3 +325,10 @@ class LeRobotWriter:
         write_json(meta / "info.json", {**info, **self.extra_info})
         if self.modality is not None:
             write_json(meta / "modality.json", dict(self.modality))
+
+
+def remove_leftovers(root: str | Path) -> None:
+    """Remove what writers of a dataset that were killed left beside it; none may be running."""
+    root = Path(root)
+    for left in root.parent.glob(_PARTIAL.format(glob.escape(root.name), "[0-9a-f]" * 8)):
+        shutil.rmtree(left)

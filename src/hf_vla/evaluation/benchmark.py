@@ -21,7 +21,7 @@ from hf_vla.evaluation.report import (
     write_starvla_summary,
     write_summary,
 )
-from hf_vla.evaluation.results import EpisodeKey, Outcome, ResultsFolder
+from hf_vla.evaluation.results import EpisodeKey, Outcome, ResultsFolder, episode_file
 from hf_vla.evaluation.rollout import Episode, EpisodeResult, RolloutPolicy, run_episodes
 from hf_vla.inference.chunk_rules import ChunkRule
 
@@ -171,8 +171,8 @@ def evaluate_with_controls(
         "untrained".
 
     Raises:
-        ValueError: the simulator does not accept a setting, there is no wrong instruction, or the policy is another one than in the part of the evaluation
-            that is finished.
+        ValueError: the simulator does not accept a setting, there is no wrong instruction, or the policy is another one than in
+            the part of the evaluation that is finished.
         FileExistsError: `output` is a file, holds results of other settings, or another process is writing to it. To record,
             episodes are finished that were not recorded, or `record` is something else than the same evaluation's recording.
     """
@@ -189,6 +189,11 @@ def evaluate_with_controls(
                 f"wrong_instruction: {settings.tasks[0]} is the only task, and {settings.env} knows no other instruction for its "
                 "scene; evaluate several tasks together"
             )
+        recording = None
+        if record is not None:
+            from hf_vla.evaluation.recording import Recording  # needs pyarrow and PyAV
+
+            recording = Recording(record, output, environment)
     finally:
         environment.close()
     if environment.num_episodes is not None:
@@ -202,11 +207,6 @@ def evaluate_with_controls(
         names[_WRONG_INSTRUCTION] = f"{policy_name} ({_WRONG_INSTRUCTION})"
     if settings.untrained:
         names["untrained"] = f"{policy_name} (untrained)"
-    recording = None
-    if record is not None:
-        from hf_vla.evaluation.recording import Recording  # needs pyarrow and PyAV
-
-        recording = Recording(record, output)
     planned = [
         Episode(
             policy="untrained" if control == "untrained" else "trained",
@@ -223,8 +223,9 @@ def evaluate_with_controls(
     ]
     about = {"policy": policy_name, "training_step": training_step}
     with ResultsFolder(output, settings.protocol, about) as results:
+        keys = [_key(episode) for episode in planned]
         if recording is not None:
-            recording.check([_key(episode) for episode in planned], results.finished)
+            recording.check(keys, results.finished, results.policies.get("trained"))
         missing = [episode for episode in planned if _key(episode) not in results.finished]
         if results.finished:
             logger.info("%s: %d of %d episodes are there", output, len(planned) - len(missing), len(planned))
@@ -245,10 +246,9 @@ def evaluate_with_controls(
             server_wait=server_wait,
             identities=results.policies,
         )
-        results.sort([_key(episode) for episode in planned])
+        results.sort(keys)
         if recording is not None:
-            keys = [_key(episode) for episode in planned]
-            recording.finish(keys, results.finished, environment, results.policies["trained"])
+            recording.finish(keys, results.finished, results.policies["trained"])
         rows = []
         for control, name in names.items():
             for task in settings.tasks:
@@ -293,7 +293,7 @@ def score_lines(settings: EvaluationSettings, rows: Sequence[SummaryRow]) -> lis
 
 
 def _video(output: Path, task: str, seed: int) -> Path:
-    return output / "videos" / f"{task.replace('/', '-')}-seed-{seed}.mp4"
+    return output / "videos" / episode_file(task, seed, ".mp4")
 
 
 def _check_episodes(settings: EvaluationSettings, task: str, environment: Any) -> None:

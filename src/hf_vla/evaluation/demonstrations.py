@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from hf_vla.evaluation.environments import Environment, canonical_task, environment_class, make_environment
-from hf_vla.evaluation.results import differences
+from hf_vla.evaluation.results import differences, episode_file
 from hf_vla.utils.files import atomic_write
 
 __all__ = [
@@ -37,8 +37,6 @@ _MAX_SEEDS_PER_EPISODE = 5
 # Higher quality than the eye needs, since small pictures lose the most: 1.4 kB per frame of 96 x 96.
 _CRF = 12
 _IMAGES = "observation.images."
-# As `hf_vla.data.outcomes` reads it, which needs more than simulation does.
-DEMONSTRATION = "demonstration"
 
 
 @dataclass(frozen=True)
@@ -249,6 +247,8 @@ def record_dataset(
 
 def _unfinished(output: Path, recording: dict[str, Any]) -> Path:
     """Return the folder of finished episodes of a recording that is not finished; it is made if there is none."""
+    from hf_vla.data.lerobot_writer import remove_leftovers
+
     folder = output.with_name(f"{output.name}.partial")
     about = folder / "recording.json"
     recording = json.loads(json.dumps(recording))
@@ -259,8 +259,7 @@ def _unfinished(output: Path, recording: dict[str, Any]) -> Path:
                 f"{folder} holds an unfinished recording with other settings: {differences(before, recording)}; repeat its "
                 "command to finish it, remove it, or choose another output"
             )
-        for left in output.parent.glob(f".{output.name}.*.partial"):  # by a writer that was killed
-            shutil.rmtree(left)
+        remove_leftovers(output)
         logger.info("%s: %d finished episodes are there", folder, len(list(folder.glob("*.npz"))))
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -301,6 +300,8 @@ def _write(writer: Any, cameras: Sequence[str], demonstration: Demonstration) ->
     rows = zip(views, demonstration.states, demonstration.actions, demonstration.success, strict=True)
     names = ("images", "state", "action", "success")
     write_frames(writer, cameras, (dict(zip(names, row, strict=True)) for row in rows))
+    from hf_vla.data.outcomes import DEMONSTRATION
+
     about = {"success": True, "source": DEMONSTRATION, "seed": demonstration.seed}
     writer.save_episode(demonstration.instruction, about)
 
@@ -340,7 +341,7 @@ def _record_in_worker(job: tuple, seed: int) -> Demonstration | None:
     """Record in this process's environment, which is replaced if the job differs from the last one."""
     global _environment
     name, task, arguments, noise, keep = job
-    file = None if keep is None else Path(keep) / f"{task.replace('/', '-')}-seed-{seed}.npz"
+    file = None if keep is None else Path(keep) / episode_file(task, seed, ".npz")
     if file is not None and file.exists():
         return _read_demonstration(file)
     if _environment is None or _environment[0] != job:

@@ -1,7 +1,7 @@
 """Rollouts as a LeRobot dataset: what a policy saw and did, of solved and failed episodes alike.
 
 While an evaluation runs, each finished episode is a file of its own in the evaluation's folder, lossless and written at once; when all
-are there, they become the dataset. An evaluation that goes on after an interruption so records what is missing, and nothing twice.
+are there, they become the dataset. An interrupted evaluation that is continued records only what is missing.
 
 Per episode, `meta/episodes` has `success`, `source` ("policy"), `policy` (its fingerprint), `environment_task`, `seed` and `score`.
 """
@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from hf_vla.data.lerobot_writer import LeRobotWriter
+from hf_vla.data.lerobot_writer import LeRobotWriter, remove_leftovers
 from hf_vla.data.outcomes import POLICY
 from hf_vla.evaluation.demonstrations import dataset_features, write_frames
 from hf_vla.evaluation.environments import Environment
-from hf_vla.evaluation.results import EpisodeKey, Outcome
+from hf_vla.evaluation.results import EpisodeKey, Outcome, differences, episode_file
 from hf_vla.utils.files import atomic_write
 
 __all__ = ["EpisodeFile", "Recording"]
@@ -86,12 +86,14 @@ class Recording:
     Args:
         dataset: its folder. If it is there, it must be this evaluation's, whole.
         output: the evaluation's folder, which holds the episodes meanwhile.
+        environment: one of the evaluation's, to name cameras, states and actions; it may be closed afterwards.
 
     Raises:
         FileExistsError: `dataset` is something else than a recording.
     """
 
-    def __init__(self, dataset: str | Path, output: str | Path):
+    def __init__(self, dataset: str | Path, output: str | Path, environment: Environment):
+        self._environment, self._settings, self._modality = environment, environment.settings(), environment.modality()
         self.dataset, self.folder = Path(dataset), Path(output) / _FOLDER
         self.is_whole = self.dataset.exists() and (not self.dataset.is_dir() or any(self.dataset.iterdir()))
         self._recorded: set[EpisodeKey] = set()
@@ -103,13 +105,24 @@ class Recording:
         """Return where an episode is to be written; None if it is not to be recorded, as those of controls."""
         if key.control != "none":
             return None
-        return self.folder / f"{key.task.replace('/', '-')}-seed-{key.seed}.parquet"
+        return self.folder / episode_file(key.task, key.seed, ".parquet")
 
-    def check(self, planned: Iterable[EpisodeKey], finished: Mapping[EpisodeKey, Outcome]) -> None:
-        """Check that what is finished was recorded, and that nothing is to be added to a dataset that is whole.
+    def check(
+        self,
+        planned: Iterable[EpisodeKey],
+        finished: Mapping[EpisodeKey, Outcome],
+        identity: Mapping[str, Any] | None,
+    ) -> None:
+        """Check that what is finished was recorded, and that a dataset that is whole is this evaluation's.
+
+        Args:
+            planned: episodes that are asked for.
+            finished: those that this evaluation has.
+            identity: what tells its policy from others; None if nothing is finished.
 
         Raises:
-            FileExistsError: episodes are finished without a recording, or missing in a whole dataset.
+            FileExistsError: episodes are finished without a recording, or missing in a whole dataset; or this is another
+                evaluation's.
         """
         planned = [key for key in planned if key.control == "none"]
         if self.is_whole:
@@ -118,6 +131,16 @@ class Recording:
                     f"{self.dataset} is a whole dataset of {len(self._recorded)} episodes, without {len(missing)} of those asked for, "
                     f"such as seed {missing[0].seed} of {missing[0].task}; record these into another folder, by an evaluation of "
                     "their own, and train on both"
+                )
+            if new := [key for key in planned if key not in finished]:
+                raise FileExistsError(
+                    f"{self.dataset} is the whole recording of another evaluation: {len(new)} episodes of this one are not finished, such "
+                    f"as seed {new[0].seed} of {new[0].task}; choose another folder to record these, or remove it"
+                )
+            recorded = json.loads((self.dataset / "meta" / "info.json").read_text(encoding="utf-8")).get("policy", {})
+            if recorded != identity:
+                raise FileExistsError(
+                    f"{self.dataset} is the recording of another policy: {differences(recorded, identity or {})}; choose another folder"
                 )
             return
         if lost := [key for key in planned if key in finished and not self.file(key).is_file()]:
@@ -130,16 +153,15 @@ class Recording:
         self,
         planned: Sequence[EpisodeKey],
         outcomes: Mapping[EpisodeKey, Outcome],
-        environment: Environment,
         identity: Mapping[str, Any],
     ) -> None:
         """Make the dataset of the recorded episodes, in the order in which they were planned.
 
         Args:
             outcomes: of all planned episodes.
-            environment: one of the evaluation's, to name cameras, states and actions.
             identity: what tells the policy from others.
         """
+        environment = self._environment
         keys = [key for key in planned if key.control == "none"]
         if self.is_whole:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -150,13 +172,13 @@ class Recording:
         tasks: dict[str, dict[str, list[int]]] = {}
         for key in keys:
             tasks.setdefault(key.task, {"seeds": []})["seeds"].append(key.seed)
-        about = {"name": environment.name, "settings": environment.settings(), "tasks": tasks}
+        about = {"name": environment.name, "settings": self._settings, "tasks": tasks}
         info = {"environment": about, "policy": dict(identity)}
         told = str(identity.get("fingerprint") or json.dumps(dict(identity), sort_keys=True))
         has_scores = any(outcomes[key].score is not None for key in keys)
-        modality = environment.modality()
+        remove_leftovers(self.dataset)
         with LeRobotWriter(
-            self.dataset, environment.fps, features, environment.robot_type, info, crf=12, modality=modality
+            self.dataset, environment.fps, features, environment.robot_type, info, crf=12, modality=self._modality
         ) as writer:
             for key in keys:
                 rows = _read(self.file(key))

@@ -35,6 +35,7 @@ __all__ = [
     "ResultsFolder",
     "as_json",
     "differences",
+    "episode_file",
     "read_description",
     "read_episodes",
 ]
@@ -49,6 +50,11 @@ class EpisodeKey(NamedTuple):
     control: str
     task: str
     seed: int
+
+
+def episode_file(task: str, seed: int, suffix: str) -> str:
+    """Return the name of a file of one episode, whose suffix is such as ".mp4"."""
+    return f"{task.replace('/', '-')}-seed-{seed}{suffix}"
 
 
 class Outcome(NamedTuple):
