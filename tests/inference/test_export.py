@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tiny_policies import ACTION_DIM, HORIZON, OWN, build, observation
 from tiny_vlms import write_tiny_vlm
 
 from hf_vla.commands.main import main
+from hf_vla.evaluation.rollout import policy_identity
 from hf_vla.inference.export import export_policy, static_prediction
 from hf_vla.inference.exported import ExportedModel, load_exported
 
@@ -78,6 +80,9 @@ def test_observations_in_robot_units_out(exported, format):
     }
     expected = policy.infer(given, num_inference_steps=2, seed=3)
     np.testing.assert_allclose(loaded.infer(given, seed=3), expected, atol=1e-4)
+    assert policy_identity(loaded)["fingerprint"] == policy.fingerprint
+    with pytest.raises(ValueError, match="an exported policy has no weights that could be drawn anew"):
+        loaded.untrained()
     text = (Path(__file__).resolve().parents[2] / "docs" / "inference.md").read_text()
     (block,) = (each for each in re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S) if "load_exported" in each)
     names = {"observation": given}
@@ -114,6 +119,9 @@ def test_what_cannot_be_exported(tmp_path):
         export_policy(build("qwen_fast"), tmp_path / "out", ["pt2"])
     with pytest.raises(ValueError, match="can't be exported: its model type is"):
         export_policy(build("qwen_oft", write_tiny_vlm(tmp_path / "vlm")), tmp_path / "out", ["pt2"])
+    guided = SimpleNamespace(model=build("qwen_pi_v3").model, guiding={"guidance": 2.0})
+    with pytest.raises(ValueError, match="can't be exported: it is guided, by two prompts; load it with guidance=1"):
+        export_policy(guided, tmp_path / "out", ["pt2"])
     with pytest.raises(ValueError, match="unknown formats tflite; possible: onnx, pt2"):
         export_policy(build("qwen_oft"), tmp_path / "out", ["tflite"])
     assert not (tmp_path / "out").exists()

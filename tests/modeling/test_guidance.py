@@ -6,6 +6,7 @@ import tiny_policies
 import torch
 
 from hf_vla import Policy
+from hf_vla.inference.precision import normalized_actions
 from hf_vla.processing.prompt import ADVANTAGE_TEMPLATE
 
 GUIDED = ("qwen_pi_v3", "qwen_pi", "qwen_gr00t", "qwen_dual", "qwen_fast")
@@ -131,6 +132,8 @@ def test_a_guided_policy(framework):
     batch = policy.infer([observation, observation], seed=[1, 1])
     assert np.allclose(batch, one, atol=1e-5)
     assert np.allclose(policy.predict(observation, seed=1).actions[0], one, atol=1e-5)
+    measured = normalized_actions(policy, observation, seed=1)
+    assert np.allclose(policy.processor.unnormalize_actions(torch.from_numpy(measured))[0], one, atol=1e-5)
     if policy.denoises:
         assert not np.allclose(one, told(framework).infer(observation, seed=1), atol=1e-6)
         again = policy.infer(observation, seed=1, previous_chunk=one[1:], inference_delay=1)

@@ -20,6 +20,7 @@ from ..modeling.static_backbone import BackbonePlan
 from ..utils.extras import pip_install
 from ..utils.files import new_folder, refuse_full_folder
 from .exported import DESCRIPTION, EXAMPLE, FORMATS, ExportedModel
+from .fingerprint import fingerprint
 from .policy import Policy
 
 #: Largest difference of exported actions from the policy's own, by dtype, above which the export counts as broken.
@@ -109,6 +110,7 @@ def export_policy(
         policy.processor.save_pretrained(work)
         np.savez(work / EXAMPLE, actions=expected.numpy(), **{name: x.numpy() for name, x in tensors.items()})
         about |= {"files": {name: FORMATS[name] for name in formats}, "largest_difference": {}}
+        about["fingerprint"] = fingerprint(model, policy.processor)  # whose prompts the loaded policy uses again
         (work / DESCRIPTION).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         for name in formats:
             found = ExportedModel(work, name).run({name: x.numpy() for name, x in tensors.items()})
@@ -128,6 +130,8 @@ def why_not_exported(policy: Policy) -> str | None:
         return "it writes its actions token by token, in a loop whose length depends on them; serve it with hf-vla serve --compile"
     if model.device.type != "cpu":
         return f"it is on {model.device}; load it with device='cpu'"
+    if policy.guiding:
+        return "it is guided, by two prompts; load it with guidance=1"
     if getattr(model, "is_quantized", False):
         return "its weights are quantised; load it without quantization, and quantise what was exported"
     inputs = policy.model_inputs([policy.blank_observation()])

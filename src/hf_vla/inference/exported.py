@@ -139,10 +139,19 @@ def load_exported(folder: str | Path, unnorm_key: str | None = None, format: str
     Args:
         folder, format: as for `ExportedModel`.
         unnorm_key: the statistics key; optional if there is only one.
+
+    Raises:
+        ValueError: it was not exported in that format, or before exported policies had fingerprints.
     """
     from transformers import AutoProcessor
 
-    return Policy(ExportedModel(folder, format), AutoProcessor.from_pretrained(folder), unnorm_key)
+    policy = Policy(ExportedModel(folder, format), AutoProcessor.from_pretrained(folder), unnorm_key)
+    if "fingerprint" not in policy.model.about:
+        raise ValueError(
+            f"{folder} was exported by an earlier version, without a fingerprint; export the policy again"
+        )
+    policy.fingerprint = policy.model.about["fingerprint"]  # that of the policy that was exported
+    return policy
 
 
 __all__ = ["DESCRIPTION", "EXAMPLE", "FORMATS", "ExportedModel", "load_exported"]

@@ -241,7 +241,7 @@ class Policy:
         folders: a copy has the same. One that is asked for another advantage, or guided, counts as another.
         """
         asked = {} if self.advantage == _advantage("auto", self.processor) else {"advantage": self.advantage}
-        return fingerprint(self.model, self.processor, asked | self._guiding)
+        return fingerprint(self.model, self.processor, asked | self.guiding)
 
     @property
     def state_names(self) -> list[str] | None:
@@ -326,7 +326,7 @@ class Policy:
         elif generator is not None and self.denoises:  # as in `predict`, so that both draw the same noise
             shape = (len(batch), self.action_horizon, self.model.config.action_dim)
             sampling["noise"] = torch.randn(shape, generator=generator, device=self.model.device, dtype=torch.float32)
-        sampling |= self._guiding
+        sampling |= self.guiding
         watch = Stopwatch(self.model.device)
         inputs = self._inputs(batch, state, watch)
         if previous_chunk is not None or inference_delay:
@@ -367,14 +367,14 @@ class Policy:
         _check_counts(1, num_samples=num_samples, num_inference_steps=num_inference_steps)
         several = num_samples if num_samples > 1 else None
         self._check_can_sample(num_samples=several, num_inference_steps=num_inference_steps, trace=trace)
-        if trace and self._guiding:
+        if trace and self.guiding:
             raise ValueError("a guided prediction has no trace: leave trace out, or load the policy with guidance=1")
         generator = self._next_generator() if seed is None else self._seeded(seed)
         key = self.processor.resolve_key(self.unnorm_key)
         watch = Stopwatch(self.model.device)
         inputs = self._inputs(batch, state, watch)
         input_ids = inputs["input_ids"][0].cpu()
-        sampling = {"generator": generator, "num_inference_steps": num_inference_steps, **self._guiding}
+        sampling = {"generator": generator, "num_inference_steps": num_inference_steps, **self.guiding}
         if self.denoises:
             sampling["noise"] = self._noise(num_samples, generator)
         recorder = None
@@ -408,6 +408,9 @@ class Policy:
     def model_inputs(self, observations: Sequence[Mapping]):
         """Return what `model.predict_action` takes of observations, on the model's device.
 
+        Of a guided policy there are two rows per observation, with and without the condition, and `predict_action` also takes
+        `guiding`.
+
         Raises:
             ValueError: as in `infer`.
         """
@@ -421,7 +424,7 @@ class Policy:
             if self.processor.input_contract.of(key).uses_state is False:  # needed for the actions only
                 state = None
         advantages = [self.advantage] * len(batch)
-        if self._guiding:  # the same observations by prompts that tell no advantage
+        if self.guiding:  # the same observations by prompts that tell no advantage
             advantages += [None] * len(batch)
             batch, state = [*batch, *batch], None if state is None else np.concatenate([state, state])
         with watch.stage("processor"):
@@ -436,8 +439,8 @@ class Policy:
             return inputs if self.model.compiled_sampling is not None else inputs.to(self.model.device)
 
     @property
-    def _guiding(self) -> dict[str, float]:
-        """The model's argument for guidance; none at 1, which needs the one prompt only."""
+    def guiding(self) -> dict[str, float]:
+        """The model's argument for guidance, beside `model_inputs`; none at 1, which needs the one prompt only."""
         return {} if self.guidance == 1 else {"guidance": self.guidance}
 
     def _noise(self, num_samples: int, generator: torch.Generator | None) -> torch.Tensor:
@@ -494,7 +497,16 @@ class Policy:
         self.processor.push_to_hub(repo_id, **options)
 
     def untrained(self, seed: int = 0) -> "Policy":
-        """Return the same policy with new random weights, as a baseline."""
+        """Return the same policy with new random weights, as a baseline.
+
+        Raises:
+            ValueError: it is an exported policy, whose weights are fixed.
+        """
+        if not isinstance(self.model, torch.nn.Module):
+            raise ValueError(
+                "an exported policy has no weights that could be drawn anew; leave the untrained control out, or take the policy that "
+                "was exported"
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(seed))
             model = type(self.model)(copy.deepcopy(self.model.config))

@@ -111,14 +111,14 @@ def normalized_actions(policy: Policy, observation: Mapping, seed: int) -> np.nd
     if policy.denoises:
         shape = (1, policy.action_horizon, policy.model.config.action_dim)
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(policy.model.device)
-    return policy.model.predict_action(**inputs, noise=noise).cpu().numpy()
+    return policy.model.predict_action(**inputs, **policy.guiding, noise=noise).cpu().numpy()
 
 
 def _seconds(policy: Policy, observation: Mapping, repeats: int, clock: Callable[[], float]) -> float:
     inputs, times = policy.model_inputs([observation]), []
     for _ in range(repeats):
         start = clock()
-        policy.model.predict_action(**inputs).cpu()  # waits for the device
+        policy.model.predict_action(**inputs, **policy.guiding).cpu()  # waits for the device
         times.append(clock() - start)
     return statistics.median(times)
 
