@@ -194,6 +194,8 @@ def test_bad_actions(drawer, action, message):
         ({"camera": "corner22"}, "possible: corner2"),
         ({"cameras": ["corner2", "corner22"]}, "unknown MetaWorld camera 'corner22'; possible: corner2"),
         ({"cameras": ["corner2", "corner2"]}, "give at least one, and each once"),
+        ({"cameras": "corner"}, "cameras is 'corner'; give a list of names"),
+        ({"cameras": ["corner2"], "camera": "corner3"}, "camera is 'corner3' and cameras .* give one of them"),
         ({"view": {"corner": 0.5}}, "view names the camera 'corner'; the cameras are corner2"),
         ({"image_size": 0}, "image_size is 0"),
         ({"max_steps": 501}, "max_steps is 501"),

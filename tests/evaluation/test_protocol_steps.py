@@ -16,7 +16,6 @@ from hf_vla.evaluation.protocol_steps import (
     nested_mean,
     process_image,
     quaternion_to_axis_angle,
-    refresh_steps,
     resize,
     resize_with_pad,
     threshold_gripper,
@@ -191,11 +190,6 @@ def test_an_action_processor_leaves_the_action_alone_and_forgets_at_a_reset():
     assert process(np.array([1.0, 0.0])).tolist() == [2, 1]
     process.reset()
     assert process(np.array([1.0, 0.0])).tolist() == [2, 0]
-
-
-def test_chunk_refreshes():
-    assert refresh_steps(20, 8) == [0, 8, 16]
-    assert refresh_steps(720, 12)[-1] == 708 and len(refresh_steps(720, 12)) == 60
 
 
 def test_success_rules():

@@ -151,6 +151,10 @@ class MetaWorldEnvironment(Environment):
                 )
             view, image_size = 1.0, self._record.views[0].size[0]
             max_steps = min(max_steps, self._record.task(self.task).max_steps)
+        if isinstance(cameras, str):
+            raise ValueError(f"cameras is {cameras!r}; give a list of names, or one name as camera")
+        if cameras is not None and camera != _RECORD.views[0].name:
+            raise ValueError(f"camera is {camera!r} and cameras {list(cameras)}; give one of them")
         cameras = (camera,) if cameras is None else tuple(cameras)
         if not cameras or len(set(cameras)) != len(cameras):
             raise ValueError(f"cameras are {list(cameras)}; give at least one, and each once")

@@ -4,7 +4,6 @@
   record's list of them.
 * Actions: `scale`, `permute_columns`, `euler_to_axis_angle`, `threshold_gripper`, `RelativeGripper`; `ActionProcessor` runs
   a record's list of them.
-* Chunks: `refresh_steps`; what becomes of chunks that overlap is a `hf_vla.inference.chunk_rules.ChunkRule`.
 * Success and scores: `SuccessRule`, `nested_mean`.
 
 They need only NumPy and Pillow, and Python 3.8: simulators with an environment of their own use them too.
@@ -34,7 +33,6 @@ __all__ = [
     "permute_columns",
     "process_image",
     "quaternion_to_axis_angle",
-    "refresh_steps",
     "resize",
     "resize_with_pad",
     "rotate_180",
@@ -328,14 +326,6 @@ class ActionProcessor:
         for step in self._steps:
             action = step(action)
         return action
-
-
-# Chunks
-
-
-def refresh_steps(max_steps: int, execute: int) -> list[int]:
-    """Return the numbers of the steps before which a policy is asked that executes `execute` actions per chunk."""
-    return list(range(0, max_steps, execute))
 
 
 # Success and scores
