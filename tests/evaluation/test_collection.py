@@ -101,6 +101,11 @@ class WithoutSuccess(ToyEnvironment):
         return StepResult(0.0, False, False, None, {})
 
 
+class WithoutReward(ToyEnvironment):
+    def step(self, action):
+        return StepResult(None, False, False, False, {})
+
+
 class Failing(ToyEnvironment):
     def step(self, action):
         raise RuntimeError("the cable is loose")
@@ -112,6 +117,7 @@ class Failing(ToyEnvironment):
         (Dying, ConnectionError, "ended 3 times without finishing an episode"),
         (DyingAtOnce, ConnectionError, "ended 3 times without finishing an episode"),
         (WithoutSuccess, ValueError, "toy tells no success of a step: step.. returned success None"),
+        (WithoutReward, ValueError, "toy tells no reward of a step: step.. returned reward None"),
         (Failing, ValueError, "failed: RuntimeError: the cable is loose"),
         (functools.partial(ToyBandit, reward=float("nan")), ValueError, r"the reward of bandit is \[nan, nan, nan\]"),
     ],
