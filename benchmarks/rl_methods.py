@@ -4,10 +4,14 @@
 
 Each method starts from the same policy, acts for as many episodes as PPO's recipe, and is tested on the same held-out episodes:
 
-* control: PPO with a learning rate of 0. Its spread is what an improvement must exceed.
+* control: one iteration of PPO with a learning rate of 0. It must solve what the start policy solves: else something other than
+  learning changes the policy.
 * successes: the policy runs episodes and is trained on those that it solved (rounds), as it was trained before.
 * ppo, rloo, grpo: `hf-vla rl`.
 * recap: the episodes are labelled by their advantage (`hf-vla label`), and the policy is trained on all of them and the demonstrations.
+* demonstrations: recap's control, trained as often on the demonstrations alone: no episodes.
+
+PPO with a critic runs one more iteration of episodes, with which the critic is warmed up; the table has the number that were run.
 
 A stage that is finished is not run again. Writes rl_methods.csv and prints its rows as a table, with minutes of wall-clock and of
 processor time of learning, without the tests.
@@ -21,7 +25,7 @@ from pathlib import Path
 
 from frameworks import Stages, run
 
-METHODS = ("control", "successes", "ppo", "rloo", "recap")
+METHODS = ("control", "successes", "ppo", "rloo", "recap", "demonstrations")
 RECIPES = {"control": "ppo-metaworld", "ppo": "ppo-metaworld", "rloo": "rloo-metaworld", "grpo": "grpo-metaworld"}
 ROUNDS = 3
 FIRST_SEED = 2_000_000  # as hf-vla rl's
@@ -46,7 +50,8 @@ def learn(args, method: str, seed: int, folder: Path, stages: Stages) -> Path:
     if method in RECIPES:
         output = folder / "policy"
         flags = ["--policy", policy, "--tasks", args.task, "--output_dir", output, "--seed", seed]
-        flags += ["--env_config", json.dumps({"max_steps": args.max_steps}), "--iterations", args.iterations]
+        iterations = 1 if method == "control" else args.iterations
+        flags += ["--env_config", json.dumps({"max_steps": args.max_steps}), "--iterations", iterations]
         flags += ["--episodes_per_iteration", args.episodes, "--first_seed", own_first, "--test_episodes", 0]
         flags += ["--eval_strategy", "no", "--resume_from_checkpoint", "auto", *args.rl_flags]
         flags += ["--learning_rate", 0] if method == "control" else []
@@ -61,9 +66,22 @@ def learn(args, method: str, seed: int, folder: Path, stages: Stages) -> Path:
                 args, stages, f"tune {number}", folder / f"policy-{number}", data, tuned, "--successes_only", "true"
             )
         return policy
+    if method == "demonstrations":
+        return tune(args, stages, "tune", folder / "policy", [args.demonstrations], tuned)
     rollouts = act(args, stages, "0", policy, folder, own_first, episodes)
     data = [args.demonstrations, rollouts]
-    stages.run("label", "label", folder / "labels", "--dataset", *data, "--model", policy, "--tag", f"seed{seed}")
+    stages.run(
+        "label",
+        "label",
+        folder / "labels",
+        "--dataset",
+        *data,
+        "--model",
+        policy,
+        "--tag",
+        f"seed{seed}",
+        "--overwrite",
+    )
     return tune(args, stages, "tune", folder / "policy", data, tuned, "--advantage", f"seed{seed}")
 
 
@@ -73,6 +91,14 @@ def tune(args, stages: Stages, name: str, output: Path, data: list[Path], flags:
     recipe.write_text("base: quickstart\nframework: null\npolicy_config: null\nvlm_config: null\n")
     given = ["--policy", args.policy, "--dataset", *data, "--output_dir", output, "--max_steps", args.tuning_steps]
     return stages.run(name, "train", output, recipe, *given, "--keep_statistics", "true", *flags, *more)
+
+
+def episodes_of(args, method: str, policy: Path) -> int:
+    """Return how many episodes a method has run."""
+    if method in RECIPES:
+        (state,) = policy.glob("checkpoint-*/rl_state.json")  # the recipes keep the last checkpoint only
+        return json.loads(state.read_text())["episodes"]
+    return 0 if method == "demonstrations" else args.iterations * args.episodes
 
 
 def solved(args, policy: Path, output: Path, *more) -> int:
@@ -127,7 +153,7 @@ def main() -> None:
             stages = Stages(folder)
             policy = learn(args, method, seed, folder, stages)
             row = {"method": method, "seed": seed, "solved": solved(args, policy, folder / "test")}
-            row["episodes"] = args.iterations * args.episodes
+            row["episodes"] = episodes_of(args, method, policy)
             for column, kind in (("minutes", "clock"), ("processor_minutes", "cpu")):
                 row[column] = round(sum(stage[kind] for stage in stages.minutes.values()), 1)
             rows.append(row)
