@@ -6,6 +6,7 @@ import os
 import numpy as np
 from PIL import Image
 
+from hf_vla.evaluation.collection import Simulators
 from hf_vla.evaluation.environments import Environment, StepResult
 
 
@@ -155,3 +156,21 @@ class ToyBandit(ToyEnvironment):
 
     def render(self, size=None):
         return Image.new("RGB", (size or 64,) * 2, (128,) * 3)
+
+
+class InThisProcess:
+    """A collector's worker without a process of its own, which would take seconds to start."""
+
+    name = "this process"
+
+    def __init__(self, make):
+        self.simulators, self.replies = Simulators(lambda task: make()), []
+
+    def send(self, request):
+        self.replies.append(("answer", self.simulators.answer(request)))
+
+    def receive(self):
+        return self.replies.pop(0)
+
+    def close(self):
+        self.simulators.close()

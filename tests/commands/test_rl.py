@@ -1,10 +1,16 @@
-"""`hf-vla rl`, from the command line to the table, in a toy simulator."""
+"""`hf-vla rl`, from the command line to the table, in a toy simulator; killed and resumed."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from safetensors.torch import load_file
 from tiny_policies import build
 
 from hf_vla.commands.report import main as report
@@ -19,7 +25,19 @@ from hf_vla.training_args.ppo_arguments import FIRST_LEARNING_SEED, CollectionAr
 from hf_vla.training_args.recipe import PolicyArguments
 
 PLUGIN = """
+import os, signal
 import hf_vla, toy
+
+class Bandit(toy.ToyBandit):
+    def __init__(self, task="near", max_steps=3, kill=None):
+        super().__init__(task, max_steps)
+        self.kill = kill
+
+    def step(self, action):
+        if self.kill and os.path.isdir(self.kill) and not os.path.exists(self.kill + ".killed"):
+            open(self.kill + ".killed", "w").close()
+            os.kill(os.getppid(), signal.SIGKILL)
+        return super().step(action)
 
 class Numbered(toy.ToyBandit):
     def __init__(self, task="near", **settings):
@@ -30,7 +48,7 @@ class Numbered(toy.ToyBandit):
     def task_names(cls):
         return ["near", "far"]
 
-hf_vla.register_environment("bandit", toy.ToyBandit)
+hf_vla.register_environment("bandit", Bandit)
 hf_vla.register_environment("numbered", Numbered)
 """
 
@@ -97,6 +115,21 @@ def test_from_the_policy_to_the_table(arguments, tmp_path, capsys):
     assert "difference" in told and "(untrained)" not in told
 
 
+def test_an_adapter_learns_and_its_average_is_kept(arguments, tmp_path):
+    pytest.importorskip("peft")
+    recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+    recipe |= {"freeze_modules": None, "iterations": 1, "eval_strategy": "no", "test_episodes": 0, "ema_decay": 0.5}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"use_peft": True, "lora_dropout": 0.1}))
+    main(arguments)
+    (row,) = [row for row in read_summary(tmp_path / "out" / "summary.jsonl") if "loss" in row]
+    assert row["actor/first_log_ratio"] < 1e-4 and row["actor/collection_log_ratio"] < 1e-4
+    adapter, averaged = (
+        load_file(tmp_path / "out" / name) for name in ("adapter_model.safetensors", "checkpoint-2/ema.safetensors")
+    )
+    assert any(x.any() for name, x in adapter.items() if "lora_B" in name) and averaged
+    assert (tmp_path / "out" / "critic.safetensors").is_file()
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -141,3 +174,22 @@ def test_demonstrations_beyond_the_statistics_are_told(arguments, tmp_path, capl
     args = VLATrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True, report_to="none")
     _load(PolicyArguments(policy=str(tmp_path / "policy")), PeftArguments(), [str(tmp_path / "data")], args)
     assert "actions of 'arm' go beyond the range in which" in caplog.text
+
+
+@pytest.mark.slow
+def test_kill_9_within_an_iteration(arguments, tmp_path):
+    """Killed while it collects its second iteration, a run goes on at that iteration's start, to the same policy."""
+    arguments += ["--test_episodes", "0", "--eval_strategy", "no"]
+    main([*arguments, "--output_dir", str(tmp_path / "whole")])
+    config = f'{{"kill": "{tmp_path / "out" / "checkpoint-2"}"}}'
+    command = [sys.executable, "-m", "hf_vla", "rl", *arguments, "--env_config", config]
+    paths = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
+    killed = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONPATH": paths}, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    assert not (tmp_path / "out" / "config.json").exists() and (tmp_path / "out" / "checkpoint-2").is_dir()
+    main([*arguments, "--env_config", config, "--resume_from_checkpoint", "true"])
+    whole, resumed = (read_summary(tmp_path / name / "summary.jsonl") for name in ("whole", "out"))
+    returns = [[row["rollout/return"] for row in rows if "loss" in row] for rows in (whole, resumed)]
+    assert len(returns[0]) == 2 and returns[0] == pytest.approx(returns[1], rel=1e-5)
+    expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
+    assert all(found[name].allclose(x, atol=1e-6) for name, x in expected.items())

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from tiny_policies import ACTION_DIM, HORIZON, STATE_DIM, STEPS, build
-from torch.distributions import Normal
+from torch.distributions import MultivariateNormal, Normal
 
 import hf_vla
 from hf_vla.modeling.backbone import with_token_types
+from hf_vla.modeling.chunk_distributions import correlated
 from hf_vla.modeling.flow_exploration import transition
 from hf_vla.modeling.qwen_fast.action_codebook import ActionTokenConstraint
 from hf_vla.registry import FRAMEWORKS
@@ -60,13 +61,15 @@ def ways(framework: str) -> list[hf_vla.Exploration | None]:
             None,
             hf_vla.Exploration(noisy_steps="all", executed_steps=2),
             hf_vla.Exploration(noisy_steps="one", noise_level=0.8, num_inference_steps=3),
+            hf_vla.Exploration(noisy_steps="all", noise_correlation=0.8, executed_steps=2),
             hf_vla.Exploration(noisy_steps="all", **learned),
         ]
     if framework == "qwen_fast":
         return [None, hf_vla.Exploration(temperature=0.5)]
     if framework == "qwen_discrete_diffusion":
         return [None, hf_vla.Exploration(temperature=0.5, executed_steps=2, num_inference_steps=3)]
-    return [None, hf_vla.Exploration(std=0.2, executed_steps=1), hf_vla.Exploration(**learned)]
+    correlated = hf_vla.Exploration(std=0.2, noise_correlation=0.8)
+    return [None, hf_vla.Exploration(std=0.2, executed_steps=1), correlated, hf_vla.Exploration(**learned)]
 
 
 @of_each
@@ -123,6 +126,29 @@ def test_regression_is_a_gaussian_around_the_prediction(framework):
         assert torch.allclose(log_prob, expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("framework", ["qwen_oft", "qwen_pi_v3"])
+def test_correlated_noise_has_the_closed_form_of_its_covariance(framework):
+    """Of the first steps, too, since these depend on no later ones."""
+    policy, batch = policy_of(framework), inputs_of(framework, *[0] * 300)
+    settings = {"num_inference_steps": 1, "noise_level": 0.5} if framework in FLOW else {"std": 0.5}
+    places = torch.arange(HORIZON)
+    covariance = 0.5**2 * 0.9 ** (places[:, None] - places).abs()
+    for executed in (None, 2):
+        exploration = hf_vla.Exploration(**settings, noise_correlation=0.9, executed_steps=executed)
+        actions, log_prob, _ = policy.sample_chunk(**batch, exploration=exploration, generator=seeded())
+        if framework in FLOW:  # from noise e: e + u - R e a² / 2
+            noise = torch.randn(300, 1, HORIZON, ACTION_DIM, generator=seeded())[:, 0]
+            mean = policy.predict_action(**batch, noise=noise, num_inference_steps=1)
+            mean = mean - covariance / 2 @ noise
+        else:
+            mean = policy.predict_action(**batch)
+        apart = (actions - mean).transpose(1, 2)  # (B, ACTION_DIM, HORIZON)
+        found = torch.cov(apart.flatten(0, 1).T)
+        assert (found - covariance).abs().max() < 0.06
+        normal = MultivariateNormal(torch.zeros(HORIZON)[:executed], covariance[:executed, :executed])
+        assert torch.allclose(log_prob, normal.log_prob(apart[..., :executed]).sum(1), atol=2e-3)
+
+
 @pytest.mark.parametrize("framework", FLOW)
 def test_one_step_flow_is_a_gaussian_around_its_end(framework):
     """With one step, from noise e: mean e + u - e a² / 2 by Flow-SDE, e + u with learned noise; e + u is the prediction."""
@@ -153,19 +179,21 @@ def test_little_noise_in_the_last_step_is_the_prediction(framework):
     assert 0.08 < spread.std() < 0.25  # 0.144 by the formula
 
 
-def test_flow_sde_keeps_the_marginals():
-    """Of a Gaussian N(0.5, 0.2²), whose velocity is known: with noise in all of many steps, mean and spread stay."""
+@pytest.mark.parametrize("correlation", [None, 0.9])
+def test_flow_sde_keeps_the_marginals(correlation):
+    """Of two independent N(0.5, 0.2²), whose velocity is known: with noise in all of many steps, mean and covariance stay."""
     torch.manual_seed(0)
     number, mean, std = 200, 0.5, 0.2
-    x = torch.randn(20000, 1, 1, 1)
+    x = torch.randn(20000, 1, 2, 1)
     for index in range(number):
         t = index / number
         var = (1 - t) ** 2 + (t * std) ** 2
         velocity = mean + (t * std**2 - (1 - t)) / var * (x - t * mean)
         step = torch.full((len(x), 1), index)
-        center, spread = transition(x, velocity, step, torch.full_like(step, number), 0.5)
-        x = center + spread * torch.randn_like(x)
+        center, spread = transition(x, velocity, step, torch.full_like(step, number), 0.5, correlation)
+        x = center + spread * correlated(torch.randn_like(x), correlation)
     assert x.mean().item() == pytest.approx(mean, abs=0.01) and x.std().item() == pytest.approx(std, abs=0.01)
+    assert torch.corrcoef(x[:, 0, :, 0].T)[0, 1].abs() < 0.03
 
 
 def test_std_of_each_flow_sde_step():
@@ -403,6 +431,7 @@ class TestBadInput:
             ({"noisy_steps": "first"}, "noisy_steps is 'first'; it must be one of 'last', 'all', 'one'"),
             ({"noise_level": 0}, "noise_level is 0; it must be a number above 0"),
             ({"std": float("nan")}, "std is nan"),
+            ({"noise_correlation": 1.0}, "noise_correlation is 1.0; it must be a number, at least 0, below 1"),
             ({"learned_std": 0.1}, "an hf_vla.LearnedStd"),
             ({"executed_steps": 2.5}, "executed_steps is 2.5; it must be a whole number"),
             ({"std": 0.1, "learned_std": hf_vla.LearnedStd(2)}, "learned_std replaces std"),

@@ -1,19 +1,25 @@
-"""PPO's formulas by hand, and a bandit learned through the trainer: stopped and resumed, bad input."""
+"""PPO's formulas by hand, and a bandit learned through the trainer: one process and two, killed and resumed, bad input."""
 
 import copy
 import functools
 import json
 import math
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_policies import build
-from toy import ToyBandit
+from toy import InThisProcess, ToyBandit
 
 from hf_vla import VLATrainingArguments
 from hf_vla.evaluation.collection import CollectedChunk, CollectedEpisode, Collector, Context
+from hf_vla.inference.policy import Policy
 from hf_vla.modeling.critic import Critic
 from hf_vla.training.critic_fitting import CriticFitting
 from hf_vla.training.ppo import (
@@ -26,6 +32,7 @@ from hf_vla.training.ppo import (
 from hf_vla.training.ppo_buffer import Buffer, EpisodeFacts, chunk_rewards
 from hf_vla.training.ppo_trainer import Starts, VLAPPOTrainer
 from hf_vla.training.run_identity import check_same_run, describe_run
+from hf_vla.training.run_log import read_summary
 from hf_vla.training_args.ppo_arguments import CollectionArguments, PPOArguments
 
 
@@ -85,6 +92,8 @@ class TestBuffer:
         assert chunk_rewards(episode([False, True, True]), PPOArguments()) == [0, 1, 0]
         dense = PPOArguments(reward="dense", reward_scale=0.1)
         assert chunk_rewards(episode([False, True]), dense) == pytest.approx([0.1, 1.1])
+        waiting_costs = PPOArguments(reward="dense", reward_scale=0.1, reward_offset=-2)
+        assert chunk_rewards(episode([False, True]), waiting_costs) == pytest.approx([-0.3, 0.7])
 
     def test_groups_without_difference_are_dropped(self):
         args = PPOArguments(advantage="rloo", group_size=2, episodes_per_iteration=6)
@@ -129,6 +138,7 @@ class TestBuffer:
 @pytest.fixture(scope="module")
 def collect():
     tasks = {"near": ToyBandit, "impossible": functools.partial(ToyBandit, tolerance=0.0)}
+    tasks["twice"] = functools.partial(ToyBandit, chunks=2)
     with Collector(tasks, environments_per_worker=16, execute_steps=3) as collector:
         yield collector
 
@@ -205,6 +215,51 @@ def test_other_frameworks_take_a_step(tmp_path, collect, framework):
     assert trainer._keep_states == (framework != "qwen_fast")
 
 
+def test_noise_is_learned_with_the_policy(tmp_path):
+    """Of a policy that regresses the best action already and stays as it is, less noise in the action that counts is better."""
+    policy = build("qwen_oft")
+    (chunk,) = Policy(policy.model, policy.processor).infer([ToyBandit().reset(0)])
+
+    class Solved(ToyBandit):
+        best = float(chunk[:, 0].mean())
+
+    def trained(folder, iterations, resume=None):
+        with Collector({"near": Solved}, num_workers=0, workers=[InThisProcess(Solved)], execute_steps=3) as collect:
+            training = {"learning_rate": 0.0, "save_strategy": "epoch", "save_total_limit": 1}
+            changes = {"advantage": "grpo", "iterations": iterations, "learned_std": True}
+            changes |= {"learned_std_learning_rate": 0.1}
+            trainer = make(folder, collect, "qwen_oft", training=training, **changes)
+            trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    whole = trained(tmp_path / "whole", 4)
+    of_counting, of_other = whole.exploration.learned_std()[0, 0].tolist()
+    assert of_counting < 0.1 and of_counting < of_other, "both were 0.113"
+    assert logged(whole, "actor/std")[-1] == pytest.approx((of_counting + of_other) / 2, rel=0.05)
+    assert max(logged(whole, "actor/first_log_ratio")) < 1e-4
+    trained(tmp_path / "cut", 2)
+    again = trained(tmp_path / "cut", 4, resume=True)
+    torch.testing.assert_close(again.exploration.learned_std.z, whole.exploration.learned_std.z, rtol=1e-4, atol=1e-5)
+    again.save_model()
+    saved = load_file(tmp_path / "cut" / "learned_std.safetensors")
+    assert torch.equal(saved["z"], again.exploration.learned_std.z)
+    assert not any("std" in name for name in load_file(tmp_path / "cut" / "model.safetensors"))
+
+
+@pytest.mark.parametrize("noisy_steps", ["last", "all", "one"])
+def test_learned_noise_of_denoising_steps(tmp_path, noisy_steps):
+    with Collector({"near": ToyBandit}, num_workers=0, workers=[InThisProcess(ToyBandit)], execute_steps=3) as collect:
+        changes = {"learned_std": True, "noisy_steps": noisy_steps, "num_inference_steps": 3, "epochs": 1}
+        trainer = make(tmp_path, collect, iterations=1, episodes_per_iteration=8, **changes)
+        trainer.train()
+    learned = trainer.exploration.learned_std
+    moved = learned.z.detach().abs().amax(dim=1) > 0
+    assert moved.tolist() == ([False, False, True] if noisy_steps == "last" else [True, True, True])
+    assert learned.of_features[-1].weight.abs().max() > 0
+    assert max(logged(trainer, "actor/first_log_ratio")) < 1e-4
+    assert 0.08 < logged(trainer, "actor/std")[0] < 0.16
+
+
 def test_images_or_kept_states_give_the_same_update(tmp_path, collect):
     found = []
     for keep in (True, False):
@@ -276,8 +331,9 @@ def test_a_resumed_run_is_the_same(tmp_path, collect):
 
 def test_a_run_resumes_with_its_own_policy_and_task_only(tmp_path, collect):
     make(tmp_path, collect, iterations=1, training={"save_strategy": "epoch"}).train()
+    with pytest.raises(ValueError, match=r'data\.tasks\[0\] is "near" in the checkpoint, "impossible" now'):
+        make(tmp_path, collect, iterations=2, task="impossible", training={"save_strategy": "epoch"}).train(True)
     other = copy.deepcopy(build("qwen_pi_v3"))
-    other.model.action_head.state_dict()
     next(other.model.action_head.parameters()).data.add_(0.5)
     trainer = make(tmp_path, collect, iterations=2, policy=other, training={"save_strategy": "epoch"})
     with pytest.raises(ValueError, match="belongs to another run: data.start_policy is"):
@@ -349,6 +405,8 @@ def test_dropout_is_switched_off_and_said(tmp_path, collect, caplog):
         ({}, {"save_strategy": "steps"}, "save_strategy is 'steps'; possible: no, epoch"),
         ({"execute_steps": 4}, {}, "execute_steps is 4; a chunk of this policy has 3 actions"),
         ({"temperature": 0.5}, {}, "does not explore by temperature, only by"),
+        ({"learned_std": True, "noise_level": 0.5}, {}, "learned_std replaces noise_level; give one of them"),
+        ({"learned_std": True}, {"fp16": True}, "learned_std is set, and fp16"),
         ({"imitation_weight": 0.1}, {}, "weighs the loss on demonstrations, and there are none"),
         ({"keep_states": True}, {"freeze_modules": None}, "keep_states is for a frozen backbone"),
     ],
@@ -378,3 +436,54 @@ def test_contradicting_settings(tmp_path, collect, changes, training, message):
 def test_wrong_arguments(cls, changes, message):
     with pytest.raises(ValueError, match=message):
         cls(**changes)
+
+
+def one_run(folder, collect) -> None:
+    """Two iterations with a critic, learned noise, all parameters, and uneven shares of two processes: 5 episodes.
+
+    By gradient descent: Adam would make steps of the rounding errors that are the gradients of keys' biases. The critic's optimizer
+    is Adam, so its first gradient must not be 0, as it were if it learned the returns whose mean it starts from: hence gae_lambda.
+    """
+    training = {"freeze_modules": None, "save_strategy": "epoch", "gradient_accumulation_steps": 2}
+    training |= {"optim": "sgd", "learning_rate": 0.1}
+    changes = {"iterations": 2, "episodes_per_iteration": 5, "epochs": 1, "gae_lambda": 0.5, "learned_std": True}
+    trainer = make(folder, collect, task="twice", training=training, **changes)
+    trainer.train()
+    trainer.save_model()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, collect):
+    folder = tmp_path_factory.mktemp("alone")
+    one_run(folder, collect)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_two_processes_learn_what_one_does(tmp_path, alone, engine):
+    from test_engines import environment
+
+    options = {"folder": str(tmp_path), "environment": environment("fsdp2") if engine == "fsdp2" else {}}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(Path(__file__).with_name("ppo_worker.py")), json.dumps(options)]
+    given = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=given)
+    assert result.returncode == 0, result.stderr[-6000:]
+    expected, found = (read_summary(folder / "summary.jsonl") for folder in (alone, tmp_path))
+    names = ("rollout/return", "rollout/episodes", "grad_norm", "actor/approx_kl", "critic/value_loss", "adv/max")
+    assert [row["step"] for row in expected] == [row["step"] for row in found] == [2, 4, 4]
+    for one, other in zip(expected[:2], found[:2], strict=True):
+        for name in names:
+            assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-6), (one["step"], name)
+    start = build("qwen_pi_v3").model.state_dict()
+    expected, found = (load_file(folder / "model.safetensors") for folder in (alone, tmp_path))
+    moved, apart = (
+        math.sqrt(sum((x - other[name]).double().square().sum().item() for name, x in expected.items()))
+        for other in (start, found)
+    )
+    assert moved > 0.05 and apart < 1e-3 * moved, (moved, apart)
+    for file in ("critic.safetensors", "learned_std.safetensors"):
+        expected, found = (load_file(folder / file) for folder in (alone, tmp_path))
+        for name, x in expected.items():
+            torch.testing.assert_close(found[name], x, rtol=1e-3, atol=1e-4, msg=f"{name} of {file}")

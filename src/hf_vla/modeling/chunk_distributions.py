@@ -126,18 +126,18 @@ class ChunkDistribution:
         """Compute the log-probabilities (B,) of traces. It is given the observation as `sample_actions` is."""
         raise NotImplementedError(f"{type(self).__name__} has no log_prob_of")
 
-    def new_learned_std(self, **bounds) -> LearnedStd:
+    def new_learned_std(self, **settings) -> LearnedStd:
         """Make a [`~hf_vla.modeling.exploration.LearnedStd`] for `Exploration(learned_std=)` of this policy.
 
         Args:
-            bounds: `min_std`, `max_std`.
+            settings: `min_std`, `max_std`; `num_steps` if the exploration sets other denoising steps than the config.
 
         Raises:
             ValueError: the framework draws tokens.
         """
         if "learned_std" not in self.exploration_settings:
             raise ValueError(f"{type(self).__name__} draws tokens, which have no standard deviation; set temperature")
-        return LearnedStd(self.config.action_dim, **self._std_sizes(), **bounds).to(self.device)
+        return LearnedStd(self.config.action_dim, **{**self._std_sizes(), **settings}).to(self.device)
 
     def _std_sizes(self) -> dict[str, int]:
         return {}
@@ -190,16 +190,48 @@ def draw_normal(shape: Sequence[int], generator: Generators, device: torch.devic
     return draw(torch.randn, shape, generator, device, dtype=torch.float32)
 
 
-def gaussian_log_prob(x: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, executed: int | None) -> torch.Tensor:
-    """Compute log N(x; mean, std²) of (B, …, H, A), summed over all but the first dimension: float32 (B,).
+def correlated(noise: torch.Tensor, correlation: float | None) -> torch.Tensor:
+    """Return white noise (…, H, A) as a first-order autoregressive process over its H steps, of the same variance."""
+    if not correlation:
+        return noise
+    steps = [noise[..., 0, :]]
+    for new in noise.unbind(dim=-2)[1:]:
+        steps.append(correlation * steps[-1] + math.sqrt(1 - correlation**2) * new)
+    return torch.stack(steps, dim=-2)
+
+
+def gaussian_log_prob(
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    std: torch.Tensor,
+    executed: int | None,
+    correlation: float | None = None,
+) -> torch.Tensor:
+    """Compute the log-density of x = mean + std noise, of (B, …, H, A), summed over all but the first dimension: float32 (B,).
 
     Args:
         std: broadcastable to `mean`.
         executed: how many of the H steps are summed over; None is all.
+        correlation: of the noise's neighbouring steps, as in `correlated`; None is white noise.
     """
     std = std.float().expand_as(mean)
-    each = -0.5 * ((x.float() - mean.float()) / std) ** 2 - std.log() - 0.5 * math.log(2 * math.pi)
+    noise, log_std = (x.float() - mean.float()) / std, std.log()
+    if correlation:
+        spread = math.sqrt(1 - correlation**2)  # of a step, given the one before
+        following = (noise[..., 1:, :] - correlation * noise[..., :-1, :]) / spread
+        noise = torch.cat([noise[..., :1, :], following], dim=-2)
+        log_std = torch.cat([log_std[..., :1, :], log_std[..., 1:, :] + math.log(spread)], dim=-2)
+    each = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
     return each[..., :executed, :].flatten(1).sum(dim=1)
 
 
-__all__ = ["ChunkDistribution", "Generators", "Trace", "draw", "draw_normal", "gaussian_log_prob", "raise_if_dropout"]
+__all__ = [
+    "ChunkDistribution",
+    "Generators",
+    "Trace",
+    "correlated",
+    "draw",
+    "draw_normal",
+    "gaussian_log_prob",
+    "raise_if_dropout",
+]

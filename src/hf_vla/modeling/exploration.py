@@ -64,10 +64,15 @@ def _is_positive(value) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and 0 < value < math.inf
 
 
+def _is_correlation(value) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < 1
+
+
 _NEEDED: dict[str, tuple[Callable, str]] = {
     "noisy_steps": (NOISY_STEPS.__contains__, f"one of {', '.join(map(repr, NOISY_STEPS))}"),
     "noise_level": (_is_positive, "a number above 0"),
     "std": (_is_positive, "a number above 0"),
+    "noise_correlation": (_is_correlation, "a number, at least 0, below 1"),
     "learned_std": (lambda value: isinstance(value, LearnedStd), "an hf_vla.LearnedStd"),
     "temperature": (_is_positive, "a number above 0"),
     "num_inference_steps": (_is_whole, "a whole number, at least 1"),
@@ -86,6 +91,9 @@ class Exploration:
         noise_level: PI, PI_v3, GR00T, Dual: `a` of Flow-SDE (piRL, 2510.25889), by default 0.5. In the last of 4 steps, the
             standard deviation is then 0.144.
         std: OFT, Adapter: the standard deviation in normalised units, by default exp(-2.5) = 0.082.
+        noise_correlation: PI, PI_v3, GR00T, Dual, OFT, Adapter: how far the noise of neighbouring steps of the chunk correlates
+            (an autoregressive process), by default 0. The noise of white draws mostly cancels out over a chunk; correlated
+            noise moves the robot as far with a smaller standard deviation (colored noise, Eberhard et al., ICLR 2023).
         learned_std: instead of `noise_level` or `std`: a [`LearnedStd`], for example of
             `policy.new_learned_std()`. Around it, steps have no score correction (Flow-Noise of piRL).
         temperature: FAST, by default 1, and discrete diffusion, by default the config's `decode_temperature`.
@@ -101,6 +109,7 @@ class Exploration:
     noisy_steps: str | None = None
     noise_level: float | None = None
     std: float | None = None
+    noise_correlation: float | None = None
     learned_std: LearnedStd | None = None
     temperature: float | None = None
     num_inference_steps: int | None = None

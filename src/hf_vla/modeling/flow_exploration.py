@@ -9,23 +9,30 @@ import torch
 
 from . import flow_matching
 from .action_head import FlowMatchingActionHead
-from .chunk_distributions import Generators, Trace, draw, draw_normal, gaussian_log_prob
+from .chunk_distributions import Generators, Trace, correlated, draw, draw_normal, gaussian_log_prob
 from .diffusion_transformer import Conditioning
 from .exploration import Exploration
 
 
 def transition(
-    x: torch.Tensor, velocity: torch.Tensor, step: torch.Tensor, number: torch.Tensor, level: float
+    x: torch.Tensor,
+    velocity: torch.Tensor,
+    step: torch.Tensor,
+    number: torch.Tensor,
+    level: float,
+    correlation: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean and standard deviation of Flow-SDE's step, whose marginals are those of the ODE.
 
     With time t and step size d, the noise that the velocity u points away from is e = x - t u. The score is -e / (1 - t), and
     the step N(x + d u - e s² d / (2 (1 - t)), s² d) with s = level √((1 - t) / t), where t is at least d in the denominator.
+    If the noise of the chunk's steps i and j correlates by R_ij = correlation^|i - j|, the score is multiplied by R.
 
     Args:
         x, velocity: (B, M, H, A), float32.
         step, number: integers (B, M): k, and K.
         level: `a` of piRL.
+        correlation: of the noise of neighbouring steps of the chunk; None is white noise.
 
     Returns:
         (B, M, H, A) and (B, M, 1, 1).
@@ -34,6 +41,9 @@ def transition(
     time = (step / number)[..., None, None]
     diffusion = level * ((1 - time) / torch.maximum(time, size)).sqrt()
     score = -(x - time * velocity) / (1 - time)
+    if correlation:
+        places = torch.arange(x.shape[-2], device=x.device)
+        score = correlation ** (places[:, None] - places).abs() @ score
     return x + size * velocity + score * diffusion**2 * size / 2, diffusion * size.sqrt()
 
 
@@ -51,7 +61,7 @@ class FlowExploration:
 
     Args:
         exploration: of the policy, checked.
-        conditioning: states of B observations; with keys and values for many calls.
+        conditioning: states of B observations; for `draw`, which calls the head in each step, with keys and values prepared.
         state: (B, 1, state_dim), normalised, or None.
     """
 
@@ -82,12 +92,13 @@ class FlowExploration:
             stds = self.stds.expand(len(x), -1, -1).take_along_dim(step[..., None], dim=1)
             return euler, euler, stds[:, :, None]
         level = 0.5 if self.exploration.noise_level is None else self.exploration.noise_level
-        return euler, *transition(x, velocity, step, number, level)
+        return euler, *transition(x, velocity, step, number, level, self.exploration.noise_correlation)
 
     def log_prob(self, trace: Trace) -> torch.Tensor:
         """Sum log N(x_{k+1}; mean(x_k), std) over the noisy steps, which are rows of one call of the network: (B,)."""
         _, mean, std = self.moments(trace["before"], trace["step"], trace["number"], trace["timestep"])
-        return gaussian_log_prob(trace["after"], mean, std, self.exploration.executed_steps)
+        exploration = self.exploration
+        return gaussian_log_prob(trace["after"], mean, std, exploration.executed_steps, exploration.noise_correlation)
 
     def draw(self, generator: Generators) -> tuple[torch.Tensor, Trace]:
         """Return chunks (B, H, A) and their trace: before and after each of M noisy steps (B, M, H, A), and which these are."""
@@ -97,7 +108,7 @@ class FlowExploration:
         if self.stds is not None and self.stds.shape[1] != number:
             raise ValueError(
                 f"learned_std is of {self.stds.shape[1]} denoising steps, this exploration of {number}; make it by "
-                "policy.new_learned_std(), and leave num_inference_steps out"
+                f"policy.new_learned_std(num_steps={number})"
             )
         shape = (batch, 1, config.action_horizon, config.action_dim)
         noisy = noisy_steps(self.exploration.noisy_steps or "last", batch, number, generator, device)
@@ -107,7 +118,8 @@ class FlowExploration:
             step = torch.full((batch, 1), index, device=device)
             euler, mean, std = self.moments(chain[-1], step, torch.full_like(step, number), buckets[step])
             is_noisy = (noisy == index).any(dim=1)[:, None, None, None]
-            chain.append(torch.where(is_noisy, mean + std * draw_normal(shape, generator, device), euler))
+            noise = correlated(draw_normal(shape, generator, device), self.exploration.noise_correlation)
+            chain.append(torch.where(is_noisy, mean + std * noise, euler))
         chain = torch.cat(chain, dim=1)
         places = noisy[..., None, None]
         return chain[:, -1], {

@@ -13,7 +13,7 @@ class FlowMatchingPolicy(DenoisingPolicy):
 
     sampling_options = DenoisingPolicy.sampling_options | {"guidance"}
     exploration_settings = frozenset(
-        {"noisy_steps", "noise_level", "learned_std", "num_inference_steps", "executed_steps"}
+        {"noisy_steps", "noise_level", "noise_correlation", "learned_std", "num_inference_steps", "executed_steps"}
     )
     trace_entries = ("before", "after", "step", "number", "timestep")
 
@@ -29,8 +29,8 @@ class FlowMatchingPolicy(DenoisingPolicy):
         return actions, drawing.log_prob(trace), trace
 
     def log_prob_of(self, trace, exploration, *, state: torch.Tensor | None = None, **inputs) -> torch.Tensor:
-        conditioning = self.action_head.transformer.prepare(self.conditioning(**inputs))
-        return FlowExploration(self.action_head, exploration, conditioning, state).log_prob(trace)
+        # One call needs no prepared keys and values, which FSDP couldn't compute outside of the blocks.
+        return FlowExploration(self.action_head, exploration, self.conditioning(**inputs), state).log_prob(trace)
 
     def _std_sizes(self) -> dict[str, int]:
         cross = [block for block in self.action_head.transformer.transformer_blocks if block.is_cross]

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from .chunk_distributions import draw_normal, gaussian_log_prob
+from .chunk_distributions import correlated, draw_normal, gaussian_log_prob
 from .exploration import Exploration
 from .losses import ActionTargets
 from .modeling_vla import VLAPreTrainedModel
@@ -17,7 +17,7 @@ class RegressionPolicy(VLAPreTrainedModel):
     It explores by a Gaussian around the regressed chunk.
     """
 
-    exploration_settings = frozenset({"std", "learned_std", "executed_steps"})
+    exploration_settings = frozenset({"std", "noise_correlation", "learned_std", "executed_steps"})
     trace_entries = ("actions",)
 
     def regress(self, input_ids, attention_mask, **inputs) -> torch.Tensor:
@@ -33,12 +33,16 @@ class RegressionPolicy(VLAPreTrainedModel):
     def draw_chunk(self, exploration, generator, **inputs):
         mean = self.regress(**inputs).float()
         std = self._std(exploration, mean)
-        actions = mean + std * draw_normal(mean.shape, generator, mean.device)
-        return actions, gaussian_log_prob(actions, mean, std, exploration.executed_steps), {"actions": actions}
+        noise = draw_normal(mean.shape, generator, mean.device)
+        actions = mean + std * correlated(noise, exploration.noise_correlation)
+        return actions, self._log_prob(actions, mean, exploration), {"actions": actions}
 
     def log_prob_of(self, trace, exploration, **inputs) -> torch.Tensor:
-        mean = self.regress(**inputs).float()
-        return gaussian_log_prob(trace["actions"], mean, self._std(exploration, mean), exploration.executed_steps)
+        return self._log_prob(trace["actions"], self.regress(**inputs).float(), exploration)
+
+    def _log_prob(self, actions: torch.Tensor, mean: torch.Tensor, exploration: Exploration) -> torch.Tensor:
+        std, correlation = self._std(exploration, mean), exploration.noise_correlation
+        return gaussian_log_prob(actions, mean, std, exploration.executed_steps, correlation)
 
     @staticmethod
     def _std(exploration: Exploration, mean: torch.Tensor) -> torch.Tensor:

@@ -30,13 +30,13 @@ class EpisodeFacts:
 
 
 def chunk_rewards(episode: CollectedEpisode, args: PPOArguments) -> list[float]:
-    """Return one reward per chunk: 1 in that which solves the task, and with "dense" the simulator's own, scaled."""
+    """Return one reward per chunk: 1 in that which solves the task, and with "dense" the simulator's own, shifted and scaled."""
     rewards, solved = [], False
     for chunk in episode.chunks:
         reward = float(chunk.success and not solved)
         solved |= chunk.success
         if args.reward == "dense":
-            reward += args.reward_scale * sum(chunk.rewards)
+            reward += args.reward_scale * sum(own + args.reward_offset for own in chunk.rewards)
         rewards.append(reward)
     return rewards
 

@@ -33,6 +33,7 @@ from .engines import copy_full_weights, shards_weights
 from .ppo import explained_variance, policy_losses
 from .ppo_buffer import Buffer, EpisodeFacts, chunk_rewards, stacked, stacked_traces
 from .rl_curves import plot_learning
+from .std_fitting import StdFitting
 from .trainer import VLATrainer
 
 logger = logging.get_logger(__name__)
@@ -58,8 +59,8 @@ class VLAPPOTrainer(VLATrainer):
         model: a policy model, as for `VLATrainer`.
         args: [`VLATrainingArguments`]; `save_strategy` and `eval_strategy` are "no" or "epoch", `max_steps` is not set.
         ppo_args: [`PPOArguments`].
-        train_dataset: what episodes start from, a sequence of `{"task": …, "seed": …}` that is gone through in turns. It may have
-            an `identity`, a JSON object that a resumed run must share.
+        train_dataset: what episodes start from, a sequence of `{"task": …, "seed": …}`, read in order, again and again. It may have
+            an `identity`, a JSON object that a resumed run must share; by default its tasks.
         collect: called as `collect(contexts, policy) → episodes`, such as a [`~hf_vla.evaluation.collection.Collector`].
         critic: for `advantage="gae"`; by default a new one.
         demonstrations: a dataset of demonstrations for `imitation_weight`, items as in `LeRobotDataset`.
@@ -90,7 +91,11 @@ class VLAPPOTrainer(VLATrainer):
         args.num_train_epochs = ppo_args.iterations
         if args.logging_strategy != "no":
             args.logging_strategy = IntervalStrategy.EPOCH
-        self.exploration = _exploration(model, ppo_args)
+        self.exploration = _exploration(model, ppo_args, args.seed)
+        if self.exploration.learned_std is not None and args.fp16:
+            raise ValueError(
+                "learned_std is set, and fp16, whose gradients are scaled for the policy's optimizer only: set bf16"
+            )
         if rates := switch_off_dropout(model):
             logger.warning(f"dropout ({rates}) is off while the policy learns by acting: probabilities would be noise")
         self._demonstrations = demonstrations
@@ -107,6 +112,11 @@ class VLAPPOTrainer(VLATrainer):
             critic = critic or Critic.for_policy(self._policy.model, ppo_args.critic_hidden_size)
             critic.to(args.device).load_state_dict(broadcast(critic.state_dict()))
             self.critic = CriticFitting(critic, ppo_args, self._sum)
+        self.std: StdFitting | None = None
+        if (learned := self.exploration.learned_std) is not None:
+            learned.to(args.device).load_state_dict(broadcast(learned.state_dict()))
+            only_last = (self.exploration.noisy_steps or "last") == "last"
+            self.std = StdFitting(learned, ppo_args.learned_std_learning_rate, self._mean, only_last)
         self._keep_states: bool | None = ppo_args.keep_states
         self._check_keep_states()
         self._batches = _Batches(self)
@@ -127,7 +137,7 @@ class VLAPPOTrainer(VLATrainer):
 
     @property
     def own_arguments(self) -> dict[str, Any]:
-        """What of the run's identity may change when it resumes, with a warning."""
+        """Return what of the run's identity may change when it resumes, with a warning."""
         return vars(self.ppo_args)
 
     def get_total_train_batch_size(self, args) -> int:
@@ -388,6 +398,8 @@ class VLAPPOTrainer(VLATrainer):
         """Count an iteration, and say how far the run is."""
         seconds = time.perf_counter() - self._iteration_began - self._seconds_collecting
         self._logged["seconds/update"] = seconds
+        if self.std is not None:
+            self._logged["actor/std"] = self.std.mean.item()
         self.progress["iteration"] = done
         self.progress["seconds"] += seconds
         left = self.progress["seconds"] / done * (self.ppo_args.iterations - done)
@@ -437,20 +449,24 @@ class VLAPPOTrainer(VLATrainer):
 
     def write_policy(self, folder: str) -> None:
         super().write_policy(folder)
-        if self.args.should_save and self.critic is not None:
-            self.critic.critic.save_pretrained(folder)
+        if self.args.should_save:
+            for beside in (self.critic and self.critic.critic, self.std):
+                if beside is not None:
+                    beside.save_pretrained(folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
             Path(output_dir, STATE_FILE).write_text(json.dumps(self.progress), encoding="utf-8")
-            if self.critic is not None:
-                self.critic.save_state(output_dir)
+            for beside in (self.critic, self.std):
+                if beside is not None:
+                    beside.save_state(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self.critic is not None:
-            self.critic.load(checkpoint)
+        for beside in (self.critic, self.std):
+            if checkpoint is not None and beside is not None:
+                beside.load(checkpoint)
 
     # ------------------------------------------------------------------------------------------------------------------ parts
 
@@ -459,6 +475,9 @@ class VLAPPOTrainer(VLATrainer):
 
     def _sum(self, x: torch.Tensor) -> torch.Tensor:
         return self.accelerator.reduce(x, reduction="sum")
+
+    def _mean(self, x: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(x, reduction="mean")
 
     def _check_keep_states(self) -> None:
         model = self._policy.model
@@ -481,7 +500,8 @@ class Starts(Sequence):
 
     def __init__(self, given: Sequence[Mapping[str, Any]], start_policy: str):
         self._given = given
-        self.identity = {**getattr(given, "identity", {}), "start_policy": start_policy}
+        own = given.identity if hasattr(given, "identity") else {"tasks": sorted({item["task"] for item in given})}
+        self.identity = {**own, "start_policy": start_policy}
         self.name = getattr(given, "name", "")
 
     def __len__(self) -> int:
@@ -517,6 +537,10 @@ class _Iterations(TrainerCallback):
 
     def __init__(self, trainer: VLAPPOTrainer):
         self._trainer = trainer
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if self._trainer.std is not None:
+            self._trainer.std.step()
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_log = False  # an iteration is logged when it is over
@@ -562,13 +586,19 @@ def _transitions(trace: Mapping[str, torch.Tensor]) -> int:
     return trace["before"].shape[1] if "before" in trace else 1
 
 
-def _exploration(model, args: PPOArguments) -> Exploration:
-    names = ("noisy_steps", "noise_level", "std", "temperature", "num_inference_steps")
+def _exploration(model, args: PPOArguments, seed: int) -> Exploration:
+    names = ("noisy_steps", "noise_level", "noise_correlation", "std", "temperature", "num_inference_steps")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if foreign := sorted(set(given) - model.exploration_settings):
+    learned = {"learned_std"} if args.learned_std else set()
+    if foreign := sorted((set(given) | learned) - model.exploration_settings):
         raise ValueError(
             f"{type(model).__name__} does not explore by {', '.join(foreign)}, only by {', '.join(sorted(model.exploration_settings))}"
         )
+    if learned:
+        steps = args.num_inference_steps
+        with torch.random.fork_rng(devices=[]):  # the Trainer seeds later
+            torch.manual_seed(seed)
+            given["learned_std"] = model.new_learned_std(**({} if steps is None else {"num_steps": steps}))
     if "executed_steps" in model.exploration_settings:
         given["executed_steps"] = args.execute_steps
     if args.execute_steps > model.config.action_horizon:

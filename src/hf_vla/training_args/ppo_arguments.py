@@ -24,6 +24,7 @@ _BOUNDS = {
     "target_kl": (False, 0, None, None),
     "reward_scale": (False, None, 0, None),
     "execute_steps": (True, 1, None, None),
+    "learned_std_learning_rate": (False, 0, None, None),
     "critic_learning_rate": (False, 0, None, None),
     "critic_epochs": (True, 1, None, None),
     "critic_minibatch_size": (True, 1, None, None),
@@ -60,9 +61,15 @@ class PPOArguments:
         dual_clip: limits the loss of chunks that have become likely though they were bad; 0 is off.
         target_kl: an iteration ends when its approximate KL divergence is above it; 0 is off.
         normalize_advantages: to mean 0 and standard deviation 1 over the iteration's chunks.
-        reward: "sparse", 1 when the task is solved; or "dense": also the simulator's own, times reward_scale.
-        reward_scale: factor of the simulator's own reward.
-        noisy_steps, noise_level, std, temperature, num_inference_steps: how the policy explores; see `hf_vla.Exploration`.
+        reward: "sparse", 1 when the task is solved; or "dense": also the simulator's own of each step, plus reward_offset, times
+            reward_scale. An episode ends when the task is solved: rewards above 0 make waiting worth more than solving, unless
+            reward_offset brings them below.
+        reward_offset, reward_scale: of the simulator's own reward; MetaWorld's is between 0 and 10.
+        noisy_steps, noise_level, noise_correlation, std, temperature, num_inference_steps: how the policy explores; see
+            `hf_vla.Exploration`.
+        learned_std: instead of noise_level or std: learn the standard deviations with the policy, between 0.08 and 0.16; for
+            policies that denoise or regress actions. They are saved beside the policy, which does not need them.
+        learned_std_learning_rate: of them.
         execute_steps: actions of a chunk that are executed, and whose probabilities count.
         critic_learning_rate, critic_epochs, critic_minibatch_size, critic_hidden_size: of the critic, for gae.
         critic_warmup_iterations: iterations at the start in which only the critic learns.
@@ -94,13 +101,19 @@ class PPOArguments:
     normalize_advantages: bool = field(default=True, metadata={"help": "to mean 0 and deviation 1 over an iteration"})
     reward: str = field(default="sparse", metadata={"help": "sparse (1 for success), or dense (also the simulator's)"})
     reward_scale: float = field(default=0.01, metadata={"help": "factor of the simulator's own reward, for dense"})
+    reward_offset: float = field(default=0.0, metadata={"help": "added to the simulator's own reward of each step"})
     noisy_steps: str | None = field(default=None, metadata={"help": f"flow policies: {', '.join(NOISY_STEPS)}"})
     noise_level: float | None = field(
         default=None, metadata={"help": "flow policies: level of the noise, default 0.5"}
     )
+    noise_correlation: float | None = field(
+        default=None, metadata={"help": "of the noise of neighbouring steps of a chunk, below 1; default 0"}
+    )
     std: float | None = field(default=None, metadata={"help": "OFT, Adapter: standard deviation, default 0.082"})
     temperature: float | None = field(default=None, metadata={"help": "FAST, discrete diffusion: temperature"})
     num_inference_steps: int | None = field(default=None, metadata={"help": "denoising steps while collecting"})
+    learned_std: bool = field(default=False, metadata={"help": "learn the noise instead: flow policies, OFT, Adapter"})
+    learned_std_learning_rate: float = field(default=3e-3, metadata={"help": "learning rate of the learned noise"})
     execute_steps: int = field(default=5, metadata={"help": "actions of a chunk that are executed"})
     critic_learning_rate: float = field(default=1e-3, metadata={"help": "learning rate of the critic"})
     critic_epochs: int = field(default=10, metadata={"help": "epochs of the critic in an iteration"})

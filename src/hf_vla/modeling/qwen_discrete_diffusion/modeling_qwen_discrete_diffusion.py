@@ -302,8 +302,8 @@ class QwenDiscreteDiffusionForActionPrediction(DenoisingPolicy):
         return head.decode(rounds[-1].remaining), log_prob, trace
 
     def log_prob_of(self, trace, exploration, *, state=None, **inputs) -> torch.Tensor:
-        conditioning = self.action_head.transformer.prepare(self.conditioning(**inputs))
-        hot = self._temperature(exploration)
+        # One call needs no prepared keys and values, which FSDP couldn't compute outside of the blocks.
+        conditioning, hot = self.conditioning(**inputs), self._temperature(exploration)
         return self.action_head.log_prob(trace, conditioning, hot, exploration.executed_steps, state=state)
 
     def _temperature(self, exploration: Exploration) -> float:
