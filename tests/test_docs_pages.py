@@ -155,6 +155,7 @@ def test_commands(only_parse, page, line):
             "chmod",
             "torchrun",
             "accelerate",
+            "jupyter",
         )
         assert program in others, f"unknown program in {page}: {line}"
 
