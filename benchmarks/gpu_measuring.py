@@ -25,11 +25,19 @@ def attempt(labels: dict, measure) -> dict:
         return labels | {"error": f"{type(error).__name__}: {str(error).strip()[:300]}"}
 
 
-def timed(call, a, repeats: int | None = None, warmup: int = 5) -> dict:
-    """Return the median and the 99th percentile of `call`'s wall-clock time."""
-    repeats = repeats or (3 if a.tiny else 50)
-    times = []
-    for index in range(-(1 if a.tiny else warmup), repeats):
+def timed(call, a, repeats: int | None = None, warmup: int = 3, seconds: float = 2.5) -> dict:
+    """Return the median and the 99th percentile of `call`'s wall-clock time.
+
+    Args:
+        repeats: timed calls; by default as many as fit into `seconds`, 20 to 200.
+    """
+    times, began = [], time.perf_counter()
+    most, least = (3, 3) if a.tiny else (repeats or 200, repeats or 20)
+    for index in range(-(1 if a.tiny else warmup), most):
+        if index == 0:
+            began = time.perf_counter()
+        if index >= least and time.perf_counter() - began > seconds:
+            break
         synchronize(DEVICE)
         start = time.perf_counter()
         call()
@@ -37,7 +45,7 @@ def timed(call, a, repeats: int | None = None, warmup: int = 5) -> dict:
         if index >= 0:
             times.append(1e3 * (time.perf_counter() - start))
     p50, p99 = np.percentile(times, [50, 99])
-    return {"p50_ms": round(float(p50), 2), "p99_ms": round(float(p99), 2)}
+    return {"p50_ms": round(float(p50), 2), "p99_ms": round(float(p99), 2), "calls": len(times)}
 
 
 def launches(call) -> dict:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from full_size import IMAGE_TOKEN, QWEN3_VL_4B, VISION_END, VISION_START, shrink
 from gpu_measuring import DEVICE
+from PIL import Image
 
 from hf_vla.processing.new_backbone import write_new_backbone
 from hf_vla.registry import class_of
@@ -53,12 +54,12 @@ def tiny_policy(framework: str, layers: int = 2, width: int = 64):
         )
 
 
-def samples(number: int) -> list[dict]:
-    """Make dataset items of the tiny policies' robot."""
-    rng = np.random.default_rng(0)
+def samples(number: int, views: int = 1, side: int | None = None) -> list[dict]:
+    """Make dataset items of the tiny policies' robot, with images of `side` x `side` pixels, or 96 x 64."""
+    rng, size = np.random.default_rng(0), (64, 96, 3) if side is None else (side, side, 3)
     return [
         {
-            "image": [rng.integers(0, 256, (64, 96, 3), dtype=np.uint8)],
+            "image": [Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)) for _ in range(views)],
             "lang": "open the drawer",
             "state": rng.uniform(2, 3, (1, 2)).astype(np.float32),
             "action": rng.uniform(2, 3, (3, 2)).astype(np.float32),
