@@ -32,7 +32,7 @@ def timed(call, a, repeats: int | None = None, warmup: int = 3, seconds: float =
         repeats: timed calls; by default as many as fit into `seconds`, 20 to 200.
     """
     times, began = [], time.perf_counter()
-    most, least = (3, 3) if a.tiny else (repeats or 200, repeats or 20)
+    most, least = (1, 1) if a.tiny else (repeats or 200, repeats or 20)
     for index in range(-(1 if a.tiny else warmup), most):
         if index == 0:
             began = time.perf_counter()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from reference_cases import base_vlm
 from tiny_vlms import write_tiny_vlm
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from hf_vla.modeling.backbone import TokenEmbeddings, build_backbone, layer_states
@@ -28,6 +29,28 @@ def text(samples: int = 2) -> dict[str, torch.Tensor]:
     mask = torch.ones_like(ids)
     mask[0, :2] = 0
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def test_patches_are_projected_by_a_product_on_gpus(vlm):
+    """The same numbers and gradients as the convolution's, which runs on CPUs; a device without numbers stands for the GPU."""
+    found = [module for name, module in vlm.named_modules() if name.endswith("patch_embed.proj")]
+    if not found:
+        assert not any(isinstance(module, torch.nn.Conv3d) for module in vlm.modules())
+        return
+    (projection,) = found
+    patches = torch.randn(6, projection.in_channels, *projection.kernel_size)
+    results = []
+    for project in (projection, projection.product):
+        projection.zero_grad()
+        output = project(patches)
+        output.square().sum().backward()
+        results.append((output.detach(), *(p.grad.clone() for p in projection.parameters())))
+    for ours, convolution in zip(*results, strict=True):
+        torch.testing.assert_close(ours, convolution, rtol=1e-4, atol=1e-4)
+    with FlopCounterMode(display=False) as counter:
+        on_device = copy.deepcopy(projection).to("meta")(patches.to("meta"))
+    (operator,) = counter.get_flop_counts()["Global"]
+    assert on_device.shape == results[0][0].shape and operator in (torch.ops.aten.addmm, torch.ops.aten.mm)
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import Qwen3VLConfig
 
 from hf_vla import Policy, QwenPIV3Config, QwenPIV3ForActionPrediction
+from hf_vla.modeling import compiled_sampling
 from hf_vla.modeling.backbone import layer_states
 from hf_vla.modeling.compiled_sampling import CompiledSampling
 from hf_vla.modeling.sampling import SamplingOptions
@@ -206,7 +207,8 @@ def test_one_graph_continues_every_previous_chunk(policy):
     policy.model.compile_for_inference(backend=graphs)
     for chunk, actions in zip(given, expected, strict=True):
         np.testing.assert_allclose(policy.infer(observation(), *chunk, seed=1), actions, atol=1e-5)
-    assert len(graphs.found) == 1
+    ((graph, example_inputs),) = graphs.found
+    without_numbers(graph, example_inputs)
 
 
 def test_several_draws_and_a_trace(policy):
@@ -251,9 +253,10 @@ def test_weights_that_change_are_those_that_predict(regressing):
     np.testing.assert_allclose(regressing.infer(observation(), seed=1), after, atol=1e-5)
 
 
-def test_where_nothing_can_be_compiled(regressing):
-    """Such as without a C++ compiler: calls run as before."""
-    expected, calls = regressing.infer(observation(), seed=1), []
+def test_where_nothing_can_be_compiled(regressing, monkeypatch):
+    """Such as without a C++ compiler: calls run as before, and it says why."""
+    expected, calls, said = regressing.infer(observation(), seed=1), [], []
+    monkeypatch.setattr(compiled_sampling.logger, "warning", said.append)
 
     def broken(graph, example_inputs):
         calls.append(1)
@@ -263,16 +266,19 @@ def test_where_nothing_can_be_compiled(regressing):
     for _ in range(2):
         np.testing.assert_allclose(regressing.infer(observation(), seed=1), expected, atol=1e-5)
     assert len(calls) == 1
+    assert len(said) == 1 and "can't be compiled, so this call runs as before" in said[0] and "no compiler" in said[0]
 
 
-def test_other_backbones_run_as_before(tmp_path, caplog):
-    policy = build("qwen_oft", write_tiny_vlm(tmp_path / "vlm"))
+def test_other_backbones_run_as_before(tmp_path, monkeypatch):
+    policy, said = build("qwen_oft", write_tiny_vlm(tmp_path / "vlm")), []
+    monkeypatch.setattr(compiled_sampling.logger, "warning_once", said.append)
     expected = policy.infer(observation())
     policy.model.compile_for_inference(backend="eager")
     try:
         np.testing.assert_array_equal(policy.infer(observation()), expected)
     finally:
         policy.model.compiled_sampling = None
+    assert len(said) == 1 and "does not run as one compiled graph: its model type is" in said[0]
 
 
 # -------------------------------------------------------------------------------------------------------- launches
@@ -328,7 +334,8 @@ def test_fast_writes_its_tokens_by_one_graph(family):
         assert torch.equal(policy.model.predict_action(**inputs), expected)
     finally:
         policy.model.decoding = {}
-    assert len(graphs.found) == 1
+    ((graph, example_inputs),) = graphs.found
+    without_numbers(graph, example_inputs)
 
 
 @pytest.mark.parametrize("convention", ["transformers-4.57", "transformers-5"])

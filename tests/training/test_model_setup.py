@@ -82,10 +82,11 @@ def test_gpus_compile_by_default(monkeypatch, given, compiled, said):
 
 def test_where_torch_can_not_compile_it_says_why(monkeypatch):
     def compile(function):
-        raise RuntimeError("no C++ compiler\nand more")
+        raise RuntimeError("backend='inductor' raised:\nInvalidCxxCompiler: no C++ compiler\n\nand more")
 
     monkeypatch.setattr(torch, "compile", compile)
-    assert engines.why_not_compiled(torch.device("cpu")) == "no C++ compiler"
+    reason = engines.why_not_compiled(torch.device("cpu"))
+    assert reason == "backend='inductor' raised: InvalidCxxCompiler: no C++ compiler"
 
 
 def test_quantised_backbones_are_not_compiled(monkeypatch):

@@ -5,6 +5,8 @@ import threading
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..processing.backbone_families import find_family
@@ -37,7 +39,27 @@ def build_backbone(vlm_config: PreTrainedConfig) -> PreTrainedModel:
         layer.register_forward_hook(_on_layer_output)
     decoder.norm.register_forward_pre_hook(_on_norm_input)
     vlm.get_input_embeddings().register_forward_hook(_on_embeddings)
+    for name, module in vlm.named_modules():
+        if name.endswith("patch_embed.proj") and type(module) is nn.Conv3d and module.kernel_size == module.stride:
+            module.__class__ = PatchProjection
     return vlm
+
+
+class PatchProjection(nn.Conv3d):
+    """A convolution of patches that are as large as its kernel, on GPUs by the matrix product that it is.
+
+    In bfloat16 cuDNN's 3D convolutions are slow (transformers #45750). On a CPU numbers stay as they were, bit for bit.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, channels, frames, side, side), the kernel's -> (N, width, 1, 1, 1)"""
+        if x.device.type == "cpu" or x.shape[2:] != self.kernel_size:
+            return super().forward(x)
+        return self.product(x)
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """As `forward`."""
+        return F.linear(x.flatten(1), self.weight.flatten(1), self.bias)[..., None, None, None]
 
 
 def run_backbone(vlm: PreTrainedModel, **inputs):

@@ -59,7 +59,7 @@ class CompiledSampling:
                     policy, options, inputs
                 ).clone()  # the next call of a CUDA graph overwrites what it returned
             except TorchDynamoException as error:
-                reason = next(iter(str(error).splitlines()), "")
+                reason = reason_of(error)
                 logger.warning(f"{type(policy).__name__} can't be compiled, so this call runs as before: {reason}")
                 self._graphs[key] = _sample
             return _sample(policy, options, inputs)
@@ -111,6 +111,11 @@ class CompiledSampling:
         return plan
 
 
+def reason_of(error: Exception) -> str:
+    """Return what an error of `torch.compile` says first, in one line; what follows is a stack and advice."""
+    return " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
+
+
 def _sample(policy, options: SamplingOptions, inputs: dict) -> torch.Tensor:
     return policy.sample_actions(options, **inputs).float()
 
@@ -151,4 +156,4 @@ def _shape(value):
     return (type(value), _shape(vars(value))) if hasattr(value, "__dict__") else value
 
 
-__all__ = ["PROMPT_MULTIPLE", "CompiledSampling"]
+__all__ = ["PROMPT_MULTIPLE", "CompiledSampling", "reason_of"]

@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from ..modeling.compiled_sampling import reason_of
 from ..training_args.arguments import VLATrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -51,11 +52,11 @@ def compile_by_default(args: VLATrainingArguments, model: nn.Module) -> None:
 
 
 def why_not_compiled(device: torch.device) -> str | None:
-    """Return the first line of the error of compiling a small function, None if there is none."""
+    """Return what the error of compiling a small function says, None if there is none."""
     try:
         torch.compile(torch.square)(torch.ones(8, device=device))
     except (ImportError, OSError, RuntimeError) as error:
-        return next(iter(str(error).splitlines()), type(error).__name__)
+        return reason_of(error)
     return None
 
 
