@@ -90,6 +90,8 @@ def test_success_over_training_steps(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "mine, step 2000 minus mine, step 1000: +40.0 points in 40 episodes" in printed
     assert "more than noise" in printed
+    pictures = [tmp_path / "out" / name for name in ("success_summary/success_plot.png", "success_summary.png")]
+    assert printed.splitlines()[-1] == f"pictures: {pictures[0]}, {pictures[1]}"
     with open(tmp_path / "out/success_summary/success_summary.csv", newline="") as file:
         assert list(csv.reader(file))[1:] == [["500", "0", "0"], ["1000", "0.5", "0.5"], ["2000", "0.9", "0.9"]]
     lines = (tmp_path / "out/raw_success.txt").read_text(encoding="utf-8").splitlines()

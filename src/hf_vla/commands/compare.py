@@ -10,6 +10,8 @@ and a figure are written; if the policies were saved at different steps of a tra
 the form of StarVLA's model cards.
 """
 
+from pathlib import Path
+
 from .command import command
 from .parser import ArgumentParser
 
@@ -45,3 +47,4 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.output is not None:
         write_comparison(policies, comparisons, arguments.output)
         print(f"comparison written to {arguments.output}")
+        print(f"pictures: {', '.join(map(str, sorted(Path(arguments.output).rglob('*.png'))))}")
