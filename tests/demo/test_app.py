@@ -143,11 +143,26 @@ def test_looking_inside(app, open_page, screenshot):
     assert page.locator("#attention img").get_attribute("src") != before
 
 
-def test_phone(app, open_page, screenshot):
+def compare(page, other) -> None:
+    """Name the other policy and compare, by keyboard alone."""
+    page.get_by_role("tab", name="Compare").focus()
+    page.keyboard.press("Enter")
+    page.locator("#compare-model input").focus()
+    page.keyboard.type(str(other))
+    page.keyboard.press("Enter")
+    page.locator("#compare").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#comparison table")
+
+
+def test_phone(app, models, open_page, screenshot):
     page = open_page(app, PHONE)
     predict(page)
     assert fits(page)
     screenshot(page, "predict-phone")
+    compare(page, models["oft"])
+    assert fits(page)
+    screenshot(page, "compare-phone")
     watch(page, limit=10)
     assert fits(page)
     screenshot(page, "watch-phone")
@@ -206,7 +221,7 @@ def test_bad_observations_get_a_message_and_the_app_goes_on(app, open_page, scre
     assert len(download(page)["actions"]) == 8
 
 
-def test_models_are_changed_and_bad_ones_refused(app, models, open_page):
+def test_models_are_changed_compared_and_bad_ones_refused(app, models, open_page, screenshot):
     page = open_page(app)
     page.click("#other-model button")
 
@@ -230,10 +245,24 @@ def test_models_are_changed_and_bad_ones_refused(app, models, open_page):
     assert np.shape(download(page)["actions"]) == (1, 4, 4)
     page.get_by_role("tab", name="Look inside").click()
     page.click("#look")
-    assert "doesn't denoise its actions" in message(page)
+    page.wait_for_selector("#attention :text('the mean of all layers of the backbone')")
+    page.wait_for_function("document.querySelectorAll('#maps img').length == 3")  # layers
+    assert not page.locator("#formation img").count()
+    # The other policy takes what it can of the same inputs: its own statistics, its own horizon.
+    compare(page, models["two_robots"])
+    assert page.locator("#comparison img").count() == 4
+    compared = page.inner_text("#comparison")
+    assert "Mean distance over 4 steps" in compared and "two_robots" in compared
+    screenshot(page, "compare-desktop")
+    page.locator("#released input").click()
+    page.get_by_role("option").filter(has_text="Qwen3-VL-OFT-LIBERO-4in1").first.click()
+    page.wait_for_function(
+        "document.querySelector('#model-id textarea, #model-id input').value.startsWith('StarVLA/')"
+    )
     load("untrained")
     page.wait_for_selector("#model :text('never trained')")
     look_inside(page)
+    page.wait_for_selector("#formation img")
 
 
 def test_without_a_model_and_without_a_display_the_rest_still_works(open_page, tmp_path):

@@ -1,18 +1,23 @@
 """The demo's parts without a browser: cancelling, the simulator's end, messages, limits, names of dimensions."""
 
+import re
 import shutil
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from toy import IdlePolicy, ToyEnvironment
 
 from hf_vla.demo import app, episodes, policies as policies_module
+from hf_vla.demo.compare_tab import comparison
 from hf_vla.demo.observation import MAX_PIXELS, MAX_SIDE, read_images
 from hf_vla.demo.plots import position_dimensions
-from hf_vla.demo.policies import UNTRAINED, Policies
+from hf_vla.demo.policies import UNTRAINED, Policies, released_choices
 from hf_vla.demo.worker import Cancelled, Worker, errors_as_messages
 
 
@@ -205,3 +210,28 @@ def test_few_policies_are_kept(models):
     policies.get(str(models["two_robots"]))
     assert policies.get(UNTRAINED) is first
     assert len(policies._loaded) == 2
+
+
+def test_released_checkpoints_are_those_of_the_documentation():
+    """Each with its framework and robot type, and the memory of its weights."""
+    rows = (Path(__file__).resolve().parents[2] / "docs" / "checkpoints.md").read_text()
+    choices = released_choices()
+    assert len(choices) >= 20
+    for shown, name in choices:
+        (row,) = (line for line in rows.splitlines() if line.startswith(f'| `"{name}"'))
+        framework, backbone = re.search(r": (\S+) on (\S+),", shown).groups()
+        assert f"{framework}" in row.split("|")[2] and backbone in row.split("|")[2] and shown.endswith(" GiB")
+
+
+def test_policies_of_other_actions_are_not_compared():
+    given = [SimpleNamespace(actions=np.zeros((1, 4, n)), action_names=list("abcd")[:n], seconds={}) for n in (2, 4)]
+    with pytest.raises(ValueError, match="have 2 and 4 dimensions"):
+        comparison(given, ["one", "other"])
+
+
+def test_libero_is_offered_where_it_is_installed(monkeypatch):
+    monkeypatch.setattr(episodes, "registered_environments", lambda: ["mine"])
+    for module, offered in ((None, ["metaworld", "mine"]), (object(), ["metaworld", "libero", "mine"])):
+        monkeypatch.setattr(episodes, "find_spec", lambda name, module=module: module)
+        assert episodes.simulators() == offered
+    assert episodes.first_seed("metaworld") == 10_000

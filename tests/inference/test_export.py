@@ -83,6 +83,8 @@ def test_observations_in_robot_units_out(exported, format):
     assert policy_identity(loaded)["fingerprint"] == policy.fingerprint
     with pytest.raises(ValueError, match="an exported policy has no weights that could be drawn anew"):
         loaded.untrained()
+    with pytest.raises(ValueError, match="an exported policy has no trace"):
+        loaded.predict(given, trace=True)
     text = (Path(__file__).resolve().parents[2] / "docs" / "inference.md").read_text()
     (block,) = (each for each in re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S) if "load_exported" in each)
     names = {"observation": given}

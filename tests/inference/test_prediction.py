@@ -113,13 +113,49 @@ def test_denoising_steps():
         ("qwen_pi_v3", {"num_inference_steps": 0}, "num_inference_steps is 0"),
         ("qwen_pi_v3", {"num_inference_steps": True}, "num_inference_steps is True"),
         ("qwen_pi_v3", {"seed": "one"}, "seed is 'one'; give a whole number"),
-        ("qwen_oft", {"trace": True}, "does not denoise .* leave out trace, or use .* QwenPI, QwenPI_v3, QwenGR00T"),
-        ("qwen_oft", {"num_samples": 2, "num_inference_steps": 3}, "leave out num_samples, num_inference_steps"),
+        (
+            "qwen_oft",
+            {"num_samples": 2, "num_inference_steps": 3},
+            "does not denoise .* leave out num_samples, num_inference_steps, or use .* QwenPI, QwenPI_v3, QwenGR00T",
+        ),
     ],
 )
 def test_bad_arguments(framework, given, message):
     with pytest.raises(ValueError, match=message):
         build(framework).predict(observation(), **given)
+
+
+@pytest.mark.parametrize("framework", ["qwen_oft", "qwen_adapter", "qwen_fast"])
+def test_a_trace_of_a_policy_that_does_not_denoise(framework):
+    """Where the backbone attends from the tokens that become actions: as its own attention weights say."""
+    policy = build(framework)
+    traced = policy.predict(observation(), trace=True)
+    np.testing.assert_allclose(traced.actions, policy.predict(observation()).actions, atol=1e-4)
+    config = policy.model.config
+    layers = getattr(config, "num_action_layers", config.vlm_num_layers)  # of the backbone that are run
+    assert traced.chunks is None and [maps.shape for maps in traced.attention] == [
+        (layers, 1, 2, 3),
+        (layers, 1, 3, 2),
+    ]
+    whole = sum(maps.sum(axis=(1, 2, 3)) for maps in traced.attention)
+    assert (whole > 0).all() and (whole < 1).all()  # the rest is text
+    assert policy.model.vlm.get_decoder().config._attn_implementation != "eager"
+    if framework != "qwen_oft":
+        return
+    given = observation()
+    inputs = policy.processor(images=[given["image"]], text=[given["lang"]], state=[given["state"]])
+    decoder = policy.model.vlm.get_decoder()
+    kept, decoder.config._attn_implementation = decoder.config._attn_implementation, "eager"
+    try:
+        with torch.no_grad():
+            weights = policy.model.vlm.model(**inputs, output_attentions=True).attentions
+    finally:
+        decoder.config._attn_implementation = kept
+    rows = inputs["input_ids"][0] == policy.model.config.action_token_id
+    (positions,) = policy.processor.image_token_positions([given["image"]], inputs["input_ids"], None)
+    for layer in range(layers):
+        expected = weights[layer][0][:, rows].mean(dim=(0, 1)).numpy()
+        np.testing.assert_allclose(traced.attention[0][layer, 0], expected[positions[0][..., 0]], atol=1e-6)
 
 
 def test_a_seed_of_infer_is_each_observations_own():

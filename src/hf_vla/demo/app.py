@@ -8,9 +8,9 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: n
 
 import gradio as gr
 
-from . import inside_tab, predict_tab, watch_tab
+from . import compare_tab, inside_tab, predict_tab, watch_tab
 from .parts import html_part
-from .policies import Policies, card
+from .policies import Policies, card, released_choices
 from .worker import Worker, errors_as_messages
 
 # Addresses that only this machine's own users can reach.
@@ -27,17 +27,28 @@ def build(wanted: str | None = None, folders: bool = True, lend_token: bool = Fa
         model = gr.State(first)
         html_part("title", "<h1>See a robot policy think and move</h1>")
         about = html_part("model", card(policies.get(first), first, trouble))
-        with gr.Accordion("Another model", open=False, elem_id="other-model"), gr.Row(equal_height=True):
-            other = gr.Textbox(
-                label="Folder or Hub repository" if folders else "Hub repository",
-                placeholder="user/policy, or untrained",
-                scale=4,
-                min_width=220,
-                elem_id="model-id",
+        choices = released_choices()
+        with gr.Accordion("Another model", open=False, elem_id="other-model"):
+            with gr.Row(equal_height=True):
+                other = gr.Textbox(
+                    label="Folder or Hub repository" if folders else "Hub repository",
+                    placeholder="user/policy, or untrained",
+                    scale=4,
+                    min_width=220,
+                    elem_id="model-id",
+                )
+                load = gr.Button("Load", scale=1, min_width=80, elem_id="load")
+            released = gr.Dropdown(
+                choices,
+                value=None,
+                label="Released checkpoints, with the memory of their weights in bfloat16",
+                elem_id="released",
             )
-            load = gr.Button("Load", scale=1, min_width=80, elem_id="load")
+            released.input(lambda name: name, released, other, show_progress="hidden")
         with gr.Tab("Predict", elem_id="tab-predict"):
             inputs = predict_tab.build(policies, worker, model, first)
+        with gr.Tab("Compare", elem_id="tab-compare"):
+            compare_tab.build(policies, worker, model, inputs, choices)
         with gr.Tab("Watch", elem_id="tab-watch"):
             watch_tab.build(policies, worker, model, inputs.key)
         with gr.Tab("Look inside", elem_id="tab-look"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 from PIL import Image
@@ -10,14 +11,17 @@ from ..evaluation.environments import environment_class, make_environment, regis
 from ..evaluation.rollout import RolloutPolicy, stream_episode
 
 SIMULATOR = "metaworld"
+# Others that the demo offers if they are installed: name -> the module that they need.
+_OTHERS = {"libero": "libero"}
 _FRAME_SIZE = 320
 #: Show every second step of MetaWorld, which makes 80 per second, and every step of slower ones.
 _STRIDE, _FAST = 2, 40
 
 
 def simulators() -> list[str]:
-    """Return the simulators that can be watched here: MetaWorld, and those that users registered."""
-    return [SIMULATOR, *registered_environments()]
+    """Return the simulators that can be watched here: MetaWorld, others that are installed, and those that users registered."""
+    installed = [name for name, module in _OTHERS.items() if find_spec(module) is not None]
+    return [SIMULATOR, *installed, *registered_environments()]
 
 
 def first_seed(simulator: str) -> int:

@@ -1,4 +1,4 @@
-"""The tab "Look inside": where a flow-matching policy attends, and how its chunk forms from noise."""
+"""The tab "Look inside": where a policy attends in the images, and how a chunk forms from noise if it is denoised."""
 
 from dataclasses import dataclass
 
@@ -21,14 +21,15 @@ class Trace:
 
     Attributes:
         images: V camera images.
-        attention: one array per image, (blocks, denoising steps, rows, columns).
-        chunks: (denoising steps + 1, 1, H, D), robot units; the first is the noise.
+        attention: one array per image, (blocks, denoising steps, rows, columns); of a policy that does not denoise, of the
+            backbone's layers and one step.
+        chunks: (denoising steps + 1, 1, H, D), robot units; the first is the noise. None if the policy does not denoise.
         names: of the D action dimensions.
     """
 
     images: list[Image.Image]
     attention: list[np.ndarray]
-    chunks: np.ndarray
+    chunks: np.ndarray | None
     names: list[str]
 
 
@@ -37,9 +38,13 @@ def attention_view(trace: Trace, camera: int, block: int, step: int) -> str:
     maps = trace.attention[camera - 1]
     chosen = maps[:, step - 1].mean(0) if block == 0 else maps[block - 1, step - 1]
     where = "the mean of all layers" if block == 0 else f"layer {block} of {len(maps)}"
+    if trace.chunks is None:
+        what = f"Where the tokens that become actions attend in {where} of the backbone."
+    else:
+        what = f"Where {where} of the action head attends at denoising step {step} of {maps.shape[1]}."
     return (
-        f'<div class="heat">{heat_map(trace.images[camera - 1], chosen, _LARGE_SIZE)}</div><p class="legend">Where {where} '
-        f"attends at denoising step {step} of {maps.shape[1]}. One patch gets {chosen.min():.2%} (dark) to {chosen.max():.2%} "
+        f'<div class="heat">{heat_map(trace.images[camera - 1], chosen, _LARGE_SIZE)}</div><p class="legend">{what} '
+        f"One patch gets {chosen.min():.2%} (dark) to {chosen.max():.2%} "
         f"(bright) of the attention, the whole image {chosen.sum():.0%}; the rest goes to other tokens.</p>"
     )
 
@@ -48,7 +53,8 @@ def attention_table(trace: Trace, camera: int) -> str:
     """Draw one camera's heat maps of all blocks (rows) and denoising steps (columns), on one scale."""
     maps = trace.attention[camera - 1]
     limits = float(maps.min()), float(maps.max())
-    head = "".join(f"<th>step {step}</th>" for step in range(1, maps.shape[1] + 1))
+    denoises = trace.chunks is not None
+    head = "".join(f"<th>step {step}</th>" for step in range(1, maps.shape[1] + 1)) if denoises else "<th></th>"
     rows = []
     for number, block in enumerate(maps, 1):
         cells = "".join(
@@ -56,13 +62,16 @@ def attention_table(trace: Trace, camera: int) -> str:
         )
         rows.append(f"<tr><th>layer {number}</th>{cells}</tr>")
     return (
-        '<h3>All layers and denoising steps, on one scale</h3><div class="wide"><table class="maps">'
+        f"<h3>All layers{' and denoising steps' if denoises else ''}, on one scale</h3>"
+        '<div class="wide"><table class="maps">'
         f"<tr><th></th>{head}</tr>{''.join(rows)}</table></div>"
     )
 
 
 def formation_view(trace: Trace, step: int) -> str:
-    """Plot the chunk at every denoising step, with step `step` (0 is the noise) highlighted."""
+    """Plot the chunk at every denoising step, with step `step` (0 is the noise) highlighted; empty if there are none."""
+    if trace.chunks is None:
+        return ""
     return f"<h3>How the chunk forms from noise</h3>{formation_plots(trace.chunks, trace.names, step)}"
 
 
@@ -71,9 +80,9 @@ def build(policies: Policies, worker: Worker, model: gr.State, inputs: Inputs) -
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             gr.Markdown(
-                "Traces one prediction for the images, instruction, state, seed and denoising steps of the tab “Predict”. "
-                "Flow-matching policies only: at every denoising step each layer of the action head attends to the tokens "
-                "of the backbone, and those of an image have a place in it."
+                "Where the policy looks: bright patches got more attention. One prediction is traced for the inputs of the tab "
+                "“Predict”. If the policy denoises, it is the action head's attention to the backbone's tokens, at every "
+                "denoising step; else the backbone's own, from the tokens that become actions."
             )
             with gr.Row():
                 go = gr.Button("Look inside", variant="primary", elem_id="look", min_width=120)
@@ -91,11 +100,6 @@ def build(policies: Policies, worker: Worker, model: gr.State, inputs: Inputs) -
 
     def work(name, values):
         policy = policies.get(name)
-        if not policy.denoises:
-            raise ValueError(
-                f"A {policy.model.config.model_type} policy doesn't denoise its actions, so there are no denoising steps to "
-                "look into. Load a flow-matching policy: qwen_pi_v3, qwen_pi, qwen_gr00t or qwen_dual."
-            )
         request = read(policy, *values)
         request.samples = 1
         prediction = predict(policy, request, trace=True)
@@ -108,7 +112,7 @@ def build(policies: Policies, worker: Worker, model: gr.State, inputs: Inputs) -
         return {
             traced: trace,
             block: gr.update(maximum=blocks, value=0, interactive=True),
-            step: gr.update(maximum=steps, value=steps, interactive=True),
+            step: gr.update(maximum=steps, value=steps, interactive=trace.chunks is not None),
             camera: gr.update(maximum=max(2, len(trace.images)), value=1, visible=len(trace.images) > 1),
             view: attention_view(trace, 1, 0, steps),
             formation: formation_view(trace, steps),

@@ -43,6 +43,22 @@ def chunk_plots(actions: np.ndarray, names: Sequence[str]) -> str:
     return _per_dimension(draw, names, steps, legend)
 
 
+def comparison_plots(chunks: Sequence[np.ndarray], labels: Sequence[str], names: Sequence[str]) -> str:
+    """Plot two policies' chunks (N, H, D), which may differ in N and H, on the same axes: the first blue, the second orange."""
+    colors = (_BLUE, _ORANGE)
+    steps = np.arange(1, max(chunk.shape[1] for chunk in chunks) + 1)
+
+    def draw(axes, dimension: int) -> None:
+        for chunk, color in zip(chunks, colors, strict=True):
+            values, own = chunk[:, :, dimension], steps[: chunk.shape[1]]
+            if len(values) > 1:
+                axes.fill_between(own, values.min(0), values.max(0), color=color, alpha=0.12, lw=0)
+            axes.plot(own, values.mean(0), color=color, lw=2, marker="o", ms=3)
+
+    legend = f"blue: {labels[0]}; orange: {labels[1]}; bands: range of the samples"
+    return _per_dimension(draw, names, steps, legend)
+
+
 def formation_plots(chunks: np.ndarray, names: Sequence[str], step: int) -> str:
     """Plot how the first sample forms from noise: chunks (S + 1, N, H, D) in robot units, gray to blue, step `step` orange."""
     steps = np.arange(1, chunks.shape[2] + 1)

@@ -140,6 +140,15 @@ def make_untrained(recipe: Path = RECIPE, seed: int = 0) -> Policy:
     return Policy(model, processor)
 
 
+def released_choices() -> list[tuple[str, str]]:
+    """Return the released checkpoints as (what is shown, repository): framework, backbone, robot, memory of the weights."""
+    entries = yaml.safe_load((HERE / "released.yaml").read_text(encoding="utf-8"))
+    return [
+        (f"{name.partition('/')[2]}: {one['framework']} on {one['backbone']}, {one['robot']}, {one['gib']} GiB", name)
+        for name, one in entries.items()
+    ]
+
+
 def statistics_keys(policy: Policy) -> list[str]:
     return sorted(policy.processor.statistics)
 

@@ -96,6 +96,9 @@ def as_json(name: str, policy: Policy, request: Request, prediction) -> str:
 
 def build(policies: Policies, worker: Worker, model: gr.State, first: str) -> Inputs:
     """Lay out the tab and connect it; `model` holds the name of the session's policy, at first `first`."""
+    gr.Markdown(
+        "What the policy would do next: from these inputs, a chunk of the next actions, one plot per dimension."
+    )
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             inputs = _build_inputs(policies.get(first))

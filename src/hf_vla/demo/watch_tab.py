@@ -87,6 +87,7 @@ def build(policies: Policies, worker: Worker, model: gr.State, key: gr.Dropdown)
     """Lay out the tab and connect it; `key` is the statistics key of the tab "Predict"."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
+            gr.Markdown("The policy drives the robot in a simulator: it looks, acts five steps, and looks again.")
             names = simulators()
             simulator = gr.Dropdown(
                 names, value=SIMULATOR, label="Simulator", visible=len(names) > 1, elem_id="simulator"
@@ -106,10 +107,11 @@ def build(policies: Policies, worker: Worker, model: gr.State, key: gr.Dropdown)
             with gr.Row():
                 go = gr.Button("Watch", variant="primary", elem_id="watch", min_width=120)
                 stop = gr.Button("Cancel", elem_id="watch-cancel", min_width=80)
+            about_libero = " LIBERO's seeds are the numbers of its official episodes." if "libero" in names else ""
             gr.Markdown(
                 "The frames show step, instruction and the last action in robot units. Objects are placed by the seed; the "
-                f"quickstart's demonstrations used seeds from 0, so that nothing here from {FIRST_EVALUATION_SEED:,} on was "
-                "ever seen in training. The policy acts five steps, then looks again."
+                f"quickstart's demonstrations used MetaWorld's seeds from 0, so that nothing from {FIRST_EVALUATION_SEED:,} on "
+                f"was ever seen in training.{about_libero}"
             )
         with gr.Column(scale=3, min_width=300):
             screen = html_part("screen", '<p class="empty">Press “Watch”: the policy drives the simulator here.</p>')

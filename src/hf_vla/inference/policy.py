@@ -1,5 +1,6 @@
 """`Policy`: model and processor in one object, for simulators, servers and demos; observations in, robot units out."""
 
+import contextlib
 import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from ..processing.prompt import ADVANTAGES
 from ..registry import class_of, frameworks
 from ..utils.episode_seeds import episode_seeds
 from ..utils.observations import number_array
+from .backbone_attention import BackboneRecorder
 from .fingerprint import fingerprint
 from .observations import read, states
 from .prediction import Prediction, Recorder, Stopwatch
@@ -26,7 +28,6 @@ from .trained_inputs import as_trained, in_camera_order
 _NEEDED_OPTION = {
     "num_samples": "noise",
     "num_inference_steps": "num_inference_steps",
-    "trace": "on_step",
     "previous_chunk": "real_time_chunking",
     "inference_delay": "real_time_chunking",
 }
@@ -356,17 +357,20 @@ class Policy:
             num_inference_steps: denoising steps; default: the policy's.
             seed: seed of the noise. The first sample is then what `infer` returns after `reset(seed)`, and the episode's own
                 noise does not advance; without a seed, the noise is the episode's next.
-            trace: record the denoising steps, and where in the images the action head attends. The head then computes its
-                attention weights explicitly, which may change the actions by rounding errors.
+            trace: record the denoising steps, and where in the images the action head attends; of a framework that does not
+                denoise, where the backbone attends from the tokens that become actions, and no other thread may use the model
+                meanwhile. Attention weights are then computed explicitly, which may change the actions by rounding errors.
 
         Raises:
-            ValueError: as in `infer`; or samples, steps or a trace are requested from a framework that does not denoise.
+            ValueError: as in `infer`; or samples or steps are requested from a framework that does not denoise.
         """
         batch = self.prepare([observation])
         state = states(batch)
         _check_counts(1, num_samples=num_samples, num_inference_steps=num_inference_steps)
         several = num_samples if num_samples > 1 else None
-        self._check_can_sample(num_samples=several, num_inference_steps=num_inference_steps, trace=trace)
+        self._check_can_sample(num_samples=several, num_inference_steps=num_inference_steps)
+        if trace and not isinstance(self.model, torch.nn.Module):
+            raise ValueError("an exported policy has no trace: leave trace out, or take the policy that was exported")
         if trace and self.guiding:
             raise ValueError("a guided prediction has no trace: leave trace out, or load the policy with guidance=1")
         generator = self._next_generator() if seed is None else self._seeded(seed)
@@ -382,9 +386,13 @@ class Policy:
             (positions,) = self.processor.image_token_positions(
                 [batch[0]["image"]], inputs["input_ids"], self.unnorm_key
             )
-            recorder = Recorder(positions)
-            sampling |= {"on_step": recorder, "output_attentions": True}
-        with watch.stage("model"), timed_by(watch.stage):
+            if self.denoises:
+                recorder = Recorder(positions)
+                sampling |= {"on_step": recorder, "output_attentions": True}
+            else:
+                recorder = BackboneRecorder(self.model, inputs["input_ids"], positions)
+        watching = recorder.watching() if isinstance(recorder, BackboneRecorder) else contextlib.nullcontext()
+        with watching, watch.stage("model"), timed_by(watch.stage):
             normalized = self.model.predict_action(**inputs, **sampling)
         if "backbone" in watch.seconds:
             watch.seconds["action head"] = watch.seconds["model"] - watch.seconds["backbone"]
@@ -392,7 +400,7 @@ class Policy:
             actions = self.processor.unnormalize_actions(normalized, key, state)
         self.seconds = watch.seconds
         chunks = None
-        if recorder is not None:
+        if isinstance(recorder, Recorder):
             chunks = np.stack([self.processor.unnormalize_actions(chunk, key, state) for chunk in recorder.chunks()])
         return Prediction(
             actions=actions,

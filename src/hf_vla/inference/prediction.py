@@ -22,12 +22,13 @@ class Prediction:
         input_ids: the prompt's tokens, integer (L,).
         seconds: seconds per stage: "processor", "model", "unnormalize"; if an action head follows the backbone, also the two
             parts of "model", "backbone" (all encoders of the observation) and "action head" (the rest).
-        chunks: with a trace, float32 (num_inference_steps + 1, num_samples, action_horizon, action_dim), robot units: the
-            noise, and the chunk after each denoising step. The noise is un-normalised like the actions.
+        chunks: with a trace of a framework that denoises, float32 (num_inference_steps + 1, num_samples, action_horizon,
+            action_dim), robot units: the noise, and the chunk after each denoising step. The noise is un-normalised like the actions.
         attention: with a trace, one float32 array (blocks, num_inference_steps, rows, columns) per image of the observation:
             the weight that a block puts on each cell of the image's token grid, averaged over samples, heads and queries.
             Blocks are those of the action head that attend to the backbone. A block's weights over the whole prompt sum to 1
-            (in QwenDual, together with those of DINO's patches, which the maps leave out).
+            (in QwenDual, together with those of DINO's patches, which the maps leave out). Of a framework that does not denoise,
+            blocks are the backbone's layers, and there is one step: from the tokens that become actions.
     """
 
     actions: np.ndarray
@@ -89,12 +90,20 @@ class Recorder:
     def attention(self) -> list[np.ndarray]:
         """Return one map (blocks, steps, rows, columns) per image; a token that covers several cells is split among them."""
         weights = torch.stack(self._weights, dim=1).cpu().numpy()  # (blocks, steps, keys)
-        maps = []
-        for positions in self._positions:
-            _, index, cells = np.unique(positions, return_inverse=True, return_counts=True)
-            share = cells[index.reshape(positions.shape)]
-            maps.append((weights[..., positions] / share).sum(axis=-1).astype(np.float32))
-        return maps
+        return maps_on_images(weights, self._positions)
 
 
-__all__ = ["Prediction", "Recorder", "Stopwatch"]
+def maps_on_images(weights: np.ndarray, positions: list[np.ndarray]) -> list[np.ndarray]:
+    """Return attention weights (blocks, steps, keys) as one map (blocks, steps, rows, columns) per image.
+
+    `positions` are as for [`Recorder`]. A token that covers several cells is split among them.
+    """
+    maps = []
+    for of_image in positions:
+        _, index, cells = np.unique(of_image, return_inverse=True, return_counts=True)
+        share = cells[index.reshape(of_image.shape)]
+        maps.append((weights[..., of_image] / share).sum(axis=-1).astype(np.float32))
+    return maps
+
+
+__all__ = ["Prediction", "Recorder", "Stopwatch", "maps_on_images"]
