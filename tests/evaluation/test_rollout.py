@@ -94,6 +94,8 @@ def test_wrong_instructions_are_those_of_the_scene_or_else_of_other_tasks():
     touch = functools.partial(Asking, "touch", num_episodes=2)
     for seeds in (range(3), [2, 0, 1]):
         assert told({"scene": Asking, "touch": touch}, seeds) == [f"touch {seed % 2}" for seed in seeds]
+    with pytest.raises(ValueError, match="there is no wrong instruction for scene"):
+        told({"scene": Asking, "again": Asking})
 
 
 @pytest.mark.parametrize(
