@@ -132,17 +132,13 @@ def test_evaluate_and_compare(lesson, capsys):
 
 @pytest.mark.slow
 def test_reinforcement_learning(lesson, recipe_in, capsys):
-    demonstrations = lesson / "demonstrations"
-    hf_vla_command(
-        ["record", "--env", "lesson", "--task", "reach", "--episodes", "2", "--output", str(demonstrations)]
-    )
     recipe = recipe_in(lesson)
     recipe.write_text(
         recipe.read_text().replace("action_horizon: 4", "action_horizon: 8")
     )  # as long as the quickstart's
     names = run(
-        "reinforcement_learning", DEMONSTRATIONS=str(demonstrations), RECIPE=str(recipe), STEPS=2,
-        ENV="lesson", TASK="reach", ITERATIONS=1, EPISODES=2, TEST_EPISODES=2, WORKERS=1,
+        "reinforcement_learning", RECIPE=str(recipe), STEPS=2,
+        ENV="lesson", SHOWN="reach", TASK="reach", ITERATIONS=1, EPISODES=2, TEST_EPISODES=2, WORKERS=1,
     )  # fmt: skip
     assert names["pair"].episodes == 2 and len(names["iterations"]) == 1
     out = capsys.readouterr().out
