@@ -110,12 +110,14 @@ CONTENTS = {"texture": textured_frames, "simulator": simulator_frames}
 
 
 def encode(path: Path, frames: Iterable[np.ndarray], codec: str) -> None:
+    scheduling = os.sched_getscheduler(0), os.sched_getparam(0)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(ENCODERS[codec], rate=FPS, options={"g": "2", "crf": "30"})
         stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, "yuv420p"
         for pixels in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
+    os.sched_setscheduler(0, *scheduling)  # SVT-AV1 makes root's thread a real-time one, which all else would wait for
 
 
 class OpeningReader:

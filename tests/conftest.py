@@ -20,6 +20,7 @@ from hf_vla.plugins import USER_CODE
 TEMPORARY = os.environ["HF_HOME"]
 RECIPE = Path(__file__).resolve().parents[1] / "src" / "hf_vla" / "recipes" / "quickstart.yaml"
 DATASETS = Path(__file__).resolve().parent / "reference" / "datasets"
+SCHEDULING = os.sched_getscheduler(0) if hasattr(os, "sched_getscheduler") else None
 
 
 def pytest_unconfigure() -> None:
@@ -34,6 +35,14 @@ def temporary_files(tmp_path_factory):
         patch.setenv("TMPDIR", TEMPORARY)
         patch.setattr(tempfile, "tempdir", TEMPORARY)
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_real_time_thread():
+    """Fail after a test that leaves a real-time thread behind, which starves what later tests start; see `kept_scheduling`."""
+    yield
+    if SCHEDULING is not None:
+        assert os.sched_getscheduler(0) == SCHEDULING, "encode AV1 within scheduling.kept_scheduling()"
 
 
 @pytest.fixture(autouse=True)

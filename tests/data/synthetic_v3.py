@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from scheduling import kept_scheduling
 
 os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder reports its settings to stderr for every file otherwise
 
@@ -188,7 +189,7 @@ def _png(image: np.ndarray) -> dict:
 def encode(path: Path, frames: np.ndarray, codec: str, fps: int, key_frame_interval: int = 2) -> float:
     """Write (N, H, W, 3) uint8 frames as an mp4; returns its duration in seconds."""
     options = {"g": str(key_frame_interval), "crf": "30" if codec == "libsvtav1" else "18"}
-    with av.open(str(path), "w") as container:
+    with kept_scheduling(), av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps, options=options)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
         for frame in frames:

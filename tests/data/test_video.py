@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import av
 import numpy as np
 import pytest
+from scheduling import kept_scheduling
 from synthetic_v3 import draw_frames
 
 from hf_vla.data.video import VideoReader, VideoReaderCache
@@ -38,7 +39,7 @@ def video(tmp_path_factory):
         if (name, content) not in made:
             path = tmp_path_factory.mktemp("video") / "video.mp4"
             codec, options = STREAMS[name]
-            with av.open(str(path), "w") as container:
+            with kept_scheduling(), av.open(str(path), "w") as container:
                 stream = container.add_stream(codec, rate=FPS, options=options)
                 stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
                 for frame in draw_frames(LENGTH, content, 0, (64, 96)):
