@@ -191,6 +191,16 @@ def attention_implementation(config) -> str | None:
     return _get(config, "_attn_implementation")
 
 
+def set_attention_implementation(config, name: str | None) -> None:
+    """Choose the attention implementation of a model of this configuration, which its modules read in each call.
+
+    `model.set_attn_implementation` checks the name for the whole model, and refuses what one of its parts can't. Until: it
+    takes a part.
+    """
+    _get(config, "_attn_implementation")
+    config._attn_implementation = name
+
+
 def compile_config(**options) -> Any:
     """Return transformers' `CompileConfig` with these options, by which `generate` compiles its step on every device.
 
@@ -286,6 +296,7 @@ __all__ = [
     "import_notice",
     "is_import_notice",
     "partial_optimizer_states",
+    "set_attention_implementation",
     "set_has_adapter",
     "unregister_processor",
 ]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..modeling.placeholders import last_placeholders
+from ..transformers_internals import attention_implementation, set_attention_implementation
 from .prediction import maps_on_images
 
 
@@ -45,15 +46,15 @@ class BackboneRecorder:
         layers = [layer.self_attn for layer in decoder.layers if hasattr(layer, "self_attn")]
         hooks = [layer.register_forward_hook(self._hook(index)) for index, layer in enumerate(layers)]
         config, compiled = decoder.config, self._model.compiled_sampling
-        before, decoding = config._attn_implementation, getattr(self._model, "decoding", None)
+        before, decoding = attention_implementation(config), getattr(self._model, "decoding", None)
         try:
-            config._attn_implementation = "eager"  # the kernels give no weights
+            set_attention_implementation(config, "eager")  # the kernels give no weights
             self._model.compiled_sampling = None
             if decoding:
                 self._model.decoding = {}
             yield
         finally:
-            config._attn_implementation = before
+            set_attention_implementation(config, before)
             self._model.compiled_sampling = compiled
             if decoding:
                 self._model.decoding = decoding

@@ -191,6 +191,8 @@ def _inner_optimizer(trainer: Trainer) -> torch.optim.Optimizer:
 
 def _skips_on_device(trainer: Trainer) -> bool:
     """Whether the optimizer can leave a step out by a number on the device: torch's fused ones, of whole weights on a GPU."""
+    if trainer.is_deepspeed_enabled:
+        return False
     optimizer = _inner_optimizer(trainer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return (
