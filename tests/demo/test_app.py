@@ -253,6 +253,7 @@ def test_models_are_changed_compared_and_bad_ones_refused(app, models, open_page
     assert page.locator("#comparison img").count() == 4
     compared = page.inner_text("#comparison")
     assert "Mean distance over 4 steps" in compared and "two_robots" in compared
+    assert "has no statistics" not in compared
     screenshot(page, "compare-desktop")
     page.locator("#released input").click()
     page.get_by_role("option").filter(has_text="Qwen3-VL-OFT-LIBERO-4in1").first.click()

@@ -14,10 +14,10 @@ from PIL import Image
 from toy import IdlePolicy, ToyEnvironment
 
 from hf_vla.demo import app, episodes, policies as policies_module
-from hf_vla.demo.compare_tab import comparison
+from hf_vla.demo.compare_tab import comparison, values_for
 from hf_vla.demo.observation import MAX_PIXELS, MAX_SIDE, read_images
 from hf_vla.demo.plots import position_dimensions
-from hf_vla.demo.policies import UNTRAINED, Policies, released_choices
+from hf_vla.demo.policies import UNTRAINED, Policies, make_untrained, released_choices
 from hf_vla.demo.worker import Cancelled, Worker, errors_as_messages
 
 
@@ -227,6 +227,20 @@ def test_policies_of_other_actions_are_not_compared():
     given = [SimpleNamespace(actions=np.zeros((1, 4, n)), action_names=list("abcd")[:n], seconds={}) for n in (2, 4)]
     with pytest.raises(ValueError, match="have 2 and 4 dimensions"):
         comparison(given, ["one", "other"])
+
+
+def test_what_the_other_policy_takes_instead_is_said():
+    policy = make_untrained()
+    (own,) = policy.processor.statistics
+    values = [[], "open the drawer", "1,2,3,4", "another_robot", 0, 1, 4]
+    taken, differences = values_for(policy, values)
+    assert taken == [*values[:3], own, *values[4:]]
+    assert differences == [f"it has no statistics of another_robot, and uses those of {own}"]
+    assert values_for(policy, [*values[:3], own, *values[4:]])[1] == []
+
+    policy.processor.statistics = {own: {"action": policy.processor.statistics[own]["action"]}}
+    taken, differences = values_for(policy, [*values[:3], own, *values[4:]])
+    assert taken[2] == "" and differences == ["it takes no state, and was given none"]
 
 
 def test_libero_is_offered_where_it_is_installed(monkeypatch):

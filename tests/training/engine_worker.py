@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import deepspeed
 import torch
+from cpu_processes import allow_fsdp2
 from torch.distributed.device_mesh import init_device_mesh
 
 import hf_vla  # noqa: F401 - registers the policies
@@ -27,18 +28,7 @@ def train(runs: list[list[str]]) -> None:
 
 
 def train_fsdp2(options: dict) -> None:
-    """accelerate has FSDP2 for processes of every accelerator but the CPU: these pass for such."""
-    from accelerate.state import DistributedType, PartialState
-
-    initialise = PartialState.__init__
-
-    def initialise_as_gpu(state, *args, **kwargs):
-        initialise(state, *args, **kwargs)
-        if state.distributed_type == DistributedType.MULTI_CPU:
-            state.distributed_type = DistributedType.MULTI_GPU
-
-    PartialState.__init__ = initialise_as_gpu
-    os.environ.update(options["environment"])
+    allow_fsdp2(options["environment"])
     train(options["runs"])
 
 

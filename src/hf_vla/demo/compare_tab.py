@@ -1,6 +1,7 @@
 """The tab "Compare": two policies on one observation, on the same axes. The inputs are those of the tab "Predict"."""
 
 import html
+from collections.abc import Sequence
 
 import gradio as gr
 import numpy as np
@@ -13,15 +14,21 @@ from .predict_tab import Inputs, predict, read
 from .worker import Worker, errors_as_messages
 
 
-def values_for(policy: Policy, values: list) -> list:
-    """Return the inputs' values as this policy can take them: its own statistics key, and no state if it takes none."""
+def values_for(policy: Policy, values: list) -> tuple[list, list[str]]:
+    """Return the inputs' values as this policy can take them, and what differs from those that were given."""
     images, instruction, state, key, *rest = values
-    key = key if key in policy.processor.statistics else statistics_keys(policy)[0]
-    return [images, instruction, state if state_dim(policy, key) is not None else "", key, *rest]
+    differences = []
+    if key and key not in policy.processor.statistics:
+        given, key = key, statistics_keys(policy)[0]
+        differences.append(f"it has no statistics of {given}, and uses those of {key}")
+    if (state or "").strip() and state_dim(policy, key or statistics_keys(policy)[0]) is None:
+        state = ""
+        differences.append("it takes no state, and was given none")
+    return [images, instruction, state, key, *rest], differences
 
 
-def comparison(predictions: list, labels: list[str]) -> str:
-    """Return the plots of both chunks, and a table of what differs.
+def comparison(predictions: list, labels: list[str], notes: Sequence[str] = ()) -> str:
+    """Return the plots of both chunks, and a table of what differs; `notes` come first.
 
     Raises:
         ValueError: the policies' actions are of different kinds.
@@ -31,10 +38,11 @@ def comparison(predictions: list, labels: list[str]) -> str:
     if first.actions.shape[2] != second.actions.shape[2]:
         sizes = " and ".join(str(prediction.actions.shape[2]) for prediction in predictions)
         raise ValueError(f"The policies' actions have {sizes} dimensions, so that they can't be compared.")
-    note = ""
+    notes = [*notes]
     if first.action_names != second.action_names:
-        others = html.escape(", ".join(second.action_names))
-        note = f'<p class="note">The other policy names its dimensions {others}; they are compared in their order.</p>'
+        others = ", ".join(second.action_names)
+        notes.append(f"The other policy names its dimensions {others}; they are compared in their order.")
+    told = "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes)
     steps = min(first.actions.shape[1], second.actions.shape[1])
     means = [prediction.actions.mean(axis=0)[:steps] for prediction in predictions]
     distance = np.abs(means[0] - means[1]).mean(axis=0)
@@ -47,7 +55,7 @@ def comparison(predictions: list, labels: list[str]) -> str:
         for label, p in zip(labels, predictions, strict=True)
     )
     return (
-        f"{note}{comparison_plots([p.actions for p in predictions], labels, names)}"
+        f"{told}{comparison_plots([p.actions for p in predictions], labels, names)}"
         f'<h3>Mean distance over {steps} steps, robot units</h3><table class="timing">{rows}</table>'
         f'<h3>Time</h3><table class="timing">{times}</table>'
     )
@@ -76,20 +84,22 @@ def build(policies: Policies, worker: Worker, model: gr.State, inputs: Inputs, c
             view = html_part("comparison", '<p class="empty">Press “Compare”: both chunks appear here.</p>')
 
     def work(names, values):
-        predictions = []
+        predictions, notes = [], []
         for name in names:  # one after the other: they need not fit into memory together
             policy = policies.get(name)
             try:
-                request = read(policy, *values_for(policy, values))
+                own_values, differences = values_for(policy, values)
+                request = read(policy, *own_values)
             except ValueError as error:
                 raise ValueError(f"{title(name)}: {error}") from None
             predictions.append(predict(policy, request))
-        return predictions
+            notes += request.notes + [f"{title(name)}: {difference}." for difference in differences]
+        return predictions, [*dict.fromkeys(notes)]
 
     @errors_as_messages
     def on_compare(client: gr.Request, name, other, *values):
         names = [name, (other or "").strip()]
-        predictions = worker.run(client.session_hash, work, names, list(values))
-        return comparison(predictions, [title(one) for one in names])
+        predictions, notes = worker.run(client.session_hash, work, names, list(values))
+        return comparison(predictions, [title(one) for one in names], notes)
 
     connect_work(go, stop, worker, status, on_compare, [model, other, *inputs.all], view, show_progress_on=view)

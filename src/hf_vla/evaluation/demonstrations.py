@@ -296,12 +296,12 @@ def write_frames(writer: Any, cameras: Sequence[str], frames: Iterable[Mapping[s
 
 
 def _write(writer: Any, cameras: Sequence[str], demonstration: Demonstration) -> None:
+    from hf_vla.data.outcomes import DEMONSTRATION
+
     views = zip(*demonstration.images, strict=True)
     rows = zip(views, demonstration.states, demonstration.actions, demonstration.success, strict=True)
     names = ("images", "state", "action", "success")
     write_frames(writer, cameras, (dict(zip(names, row, strict=True)) for row in rows))
-    from hf_vla.data.outcomes import DEMONSTRATION
-
     about = {"success": True, "source": DEMONSTRATION, "seed": demonstration.seed}
     writer.save_episode(demonstration.instruction, about)
 

@@ -14,7 +14,7 @@ _MAX_GRAD_NORM = 1.0
 
 
 class StdFitting:
-    """Learned standard deviations and their optimizer. They stay outside of the policy, which is not to need them after training.
+    """Learned standard deviations and their optimizer. They are not part of the policy, which does not need them after training.
 
     Args:
         learned: on the device of the policy.
