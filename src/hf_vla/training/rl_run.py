@@ -173,7 +173,7 @@ def _number_of_episodes(of_tasks: Mapping[str, int | None]) -> int | None:
     """Return how many episodes each task's simulator has, None if any seed makes one."""
     if len(set(of_tasks.values())) > 1:
         told = ", ".join(f"{task} {'any number' if number is None else number}" for task, number in of_tasks.items())
-        raise ValueError(f"the tasks have different numbers of episodes ({told}); learn those of one number in a run")
+        raise ValueError(f"the tasks have different numbers of episodes ({told}); learn them in separate runs")
     return next(iter(of_tasks.values()))
 
 
